@@ -1,0 +1,18 @@
+"""Attention-based attribution for any transformer, as Captum `Attribution` classes."""
+
+from captum_attn import errors, objectives
+from captum_attn.attr.generic_attention import GenericAttention
+from captum_attn.attr.raw_attention import RawAttention
+from captum_attn.attr.rollout import AttentionRollout
+from captum_attn.errors import AttnError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionRollout",
+    "AttnError",
+    "GenericAttention",
+    "RawAttention",
+    "errors",
+    "objectives",
+]

@@ -1,0 +1,354 @@
+"""What all attention attribution methods share: the entry points, and the way of the results."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from captum._utils.common import _format_output, _format_tensor_into_tuples
+from captum.attr import GradientAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_attn.attr._describe import Description, describe
+from captum_attn.attr._propagate import Rows, linear, maps_up, rows_down
+from captum_attn.attr._run import Explained, Inputs, Readout, Run, checked
+from captum_attn.errors import InputError, OptionError
+from captum_attn.objectives import Objective
+from captum_attn.observe.call import AttentionCall
+from captum_attn.observe.mapback import INTERPOLATIONS, input_order, to_input
+from captum_attn.observe.observation import Observation, observe
+from captum_attn.observe.scope import left_as_found, modules_of, root_of
+from captum_attn.observe.streams import Source, State, Updated
+from captum_attn.observe.wiring import Findings
+
+Layers = nn.Module | str | Sequence[nn.Module | str]
+
+
+class AttentionAttribution(GradientAttribution):
+    r"""Base of the attention methods: a subclass supplies what it makes of A, and its options.
+
+    Args:
+        forward_func (Module or callable): the model, or any callable that runs one, as in Captum.
+        layers (Module, str, or sequence of them, optional): modules, or patterns of their names
+            ("encoder.*"), to which the attention calls are confined; the others stay wired, with a
+            map of zeros. Default: all that run.
+
+    Class attributes:
+        options (dict): the method's own options and their defaults.
+        choices (dict): the values an option may have, where it is not a bool.
+        needs_gradient (bool): False for a class-agnostic method.
+    """
+
+    options: ClassVar[dict[str, Any]] = {}
+    choices: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    needs_gradient: ClassVar[bool] = True
+
+    def __init__(self, forward_func: Callable, layers: Layers | None = None) -> None:
+        if not callable(forward_func):
+            raise OptionError(
+                f"expected a model or a callable that runs one, got {type(forward_func).__name__}"
+            )
+        super().__init__(root_of(forward_func))
+        self.layers = layers
+        self._findings = Findings()
+
+    # ------------------------------------------------------------------------ a method's own
+    def weigh_heads(self, run: Run, update: Updated) -> Tensor:
+        """What the method makes of A, head by head: (B, F, H, q, k)."""
+        raise NotImplementedError
+
+    def weigh(self, run: Run, update: Updated) -> tuple[Tensor | float, Tensor] | None:
+        """(own, A-bar) of a linear rule, R = own * R_asks + A-bar R_reads; None for R = R_asks.
+
+        own is (B, F q) or a number, A-bar (B, F, q, k).
+        """
+        return 1.0, self.weigh_heads(run, update).mean(2)
+
+    def update(self, run: Run, state: Updated, maps: Mapping[State, Rows]) -> Rows:
+        """The matrix form of the rule: R of the query stream after the call."""
+        return linear(state, self.weigh(run, state), maps)
+
+    def relevance(self, run: Run) -> dict[Source, Tensor]:
+        """Relevance of every source's tokens, (B, n): row vectors, from the readout down."""
+        return rows_down(
+            run.weights, lambda u: self.weigh(run, u) if u.call.index in run.active else None
+        )
+
+    def maps(self, run: Run, last: Iterable[State]) -> dict[State, Rows]:
+        """R of the states in `last`: matrices, from the inputs up."""
+
+        def update(state: Updated, maps: Mapping[State, Rows]) -> Rows:
+            active = state.call.index in run.active
+            return self.update(run, state, maps) if active else maps[state.asks]
+
+        return maps_up(last, update, run.like)
+
+    # ------------------------------------------------------------------------ public
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        objective: Objective | None = None,
+        readout: Readout = "auto",
+        start_layer: int = 0,
+        interpolation: str = "bilinear",
+        **options: Any,
+    ) -> Any:
+        r"""Relevance of every element of the inputs for the explained output.
+
+        Args:
+            inputs (Tensor, tuple of Tensor, or Mapping of str to Tensor): the model's inputs, the
+                batch axis first: images, token ids, embeddings, or a processor's or tokenizer's
+                output as it is.
+            target (int, tuple, Tensor or list, optional): what is explained, in every form that
+                Captum takes; None where the output is one scalar per example, and for
+                class-agnostic methods.
+            additional_forward_args (any, optional): further positional arguments of the model,
+                which get no attribution.
+            objective (callable, optional): (output, target) -> (B,), see
+                `captum_attn.objectives`. Default: the output that the target selects.
+            readout ("auto", int, LongTensor (B,) or Tensor (B, n)): which final tokens are read.
+                Default: "auto", as observed.
+            start_layer (int): attention calls of a stream before this one count as if they moved
+                nothing. Default: 0.
+            interpolation (str): "bilinear" smooths images between patches, "nearest" is exact per
+                patch. Default: "bilinear".
+            **options: the method's own, see the class.
+
+        Returns:
+            *Tensor*, *tuple of Tensor* or *dict* of **attributions**: in the container of the
+            inputs, each of its input's shape, in float32 (float64 for float64 models). Token ids
+            get their token's relevance; of images and embeddings, `attr.sum(1)` and
+            `attr.sum(-1)` are the map. Entries of a Mapping that feed no token stream have none.
+
+        Raises:
+            AttnError: one of its subclasses, for whatever cannot be explained as it is.
+
+        Examples::
+
+            >>> attributions = GenericAttention(model).attribute(images, target=3)
+            >>> attributions = GenericAttention(model).attribute(tokenizer(texts, ...), target=1)
+        """
+        if interpolation not in INTERPOLATIONS:
+            raise OptionError(
+                f"interpolation: expected one of {INTERPOLATIONS}, got {interpolation!r}"
+            )
+        explained = Explained(target, additional_forward_args, objective, readout, start_layer)
+        with self._run(inputs, explained, options) as run:
+            relevance = self.relevance(run)
+            found = {name: _laid_on(run, name, relevance, interpolation) for name in run.seen.names}
+        if all(laid is None for laid in found.values()):
+            raise InputError(
+                f"none of the inputs {list(found)} enters a token stream: expected at least one "
+                "whose embedding or patches the attention reads"
+            )
+        if isinstance(inputs, Mapping):
+            return {name: laid for name, laid in found.items() if laid is not None}
+        laid = tuple(
+            torch.zeros(x.shape, dtype=run.like.dtype, device=x.device) if r is None else r
+            for x, r in zip(_format_tensor_into_tuples(inputs), found.values(), strict=True)
+        )
+        return _format_output(isinstance(inputs, tuple), laid)
+
+    def attribute_tokens(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        objective: Objective | None = None,
+        readout: Readout = "auto",
+        start_layer: int = 0,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        """Relevance of every token, special tokens included, in the order of the inputs.
+
+        Args:
+            inputs, target, ...: as for `attribute`.
+
+        Returns:
+            dict: stream name -> (B, n).
+        """
+        explained = Explained(target, additional_forward_args, objective, readout, start_layer)
+        with self._run(inputs, explained, options) as run:
+            relevance = self.relevance(run)
+            tokens = {}
+            for source in run.seen.wiring.sources:
+                order = input_order(source, run.seen.batch)
+                tokens[source.name] = _in_order(run.rows_of(relevance, source), order)
+            return tokens
+
+    def relevance_maps(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        objective: Objective | None = None,
+        start_layer: int = 0,
+        **options: Any,
+    ) -> dict[tuple[str, str], Tensor]:
+        """The final relevance matrices, every token's for every token.
+
+        Args:
+            inputs, target, ...: as for `attribute`.
+
+        Returns:
+            dict: (row stream, source stream) -> (B, n_row, n_source).
+        """
+        explained = Explained(target, additional_forward_args, objective, None, start_layer)
+        with self._run(inputs, explained, options) as run:
+            last = run.seen.wiring.final_states()
+            found = self.maps(run, last.values())
+            orders = {s.name: input_order(s, run.seen.batch) for s in run.seen.wiring.sources}
+            return {
+                (stream, source.name): _in_order(
+                    _in_order(block, orders[source.name]).mT, orders.get(stream)
+                ).mT
+                for stream, state in last.items()
+                for source, block in found[state].items()
+            }
+
+    def layer_maps(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        objective: Objective | None = None,
+        start_layer: int = 0,
+        **options: Any,
+    ) -> list[tuple[AttentionCall, Tensor]]:
+        """What the method makes of every attention call's map, head by head.
+
+        Args:
+            inputs, target, ...: as for `attribute`.
+
+        Returns:
+            list of (AttentionCall, Tensor): (B, H, q, k) each, (B F, H, q, k) where F sequences
+            (windows, channels) are folded beside each other; `call.module` names the module.
+        """
+        explained = Explained(target, additional_forward_args, objective, None, start_layer)
+        with self._run(inputs, explained, options) as run:
+            return [
+                (update.call, self.weigh_heads(run, update).flatten(0, 1))
+                for update in run.seen.wiring.updates
+                if update.call.index in run.active
+            ]
+
+    def describe(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        objective: Objective | None = None,
+        readout: Readout = "auto",
+        start_layer: int = 0,
+        **options: Any,
+    ) -> Description:
+        """What was observed, as a table that can be checked by eye.
+
+        Args:
+            inputs, target, ...: as for `attribute`.
+
+        Returns:
+            Description: `str()` of it is the table: per attention call its module, the stream and
+            version that asked and that answered and the maps of their positions; then the rows
+            that the output reads, with their weights.
+
+        Examples::
+
+            >>> print(GenericAttention(model).describe(images, target=3))
+        """
+        explained = Explained(target, additional_forward_args, objective, readout, start_layer)
+        with self._run(inputs, explained, options) as run:
+            return describe(run.seen.wiring, run.reads, run.weights, run.active)
+
+    # ------------------------------------------------------------------------ one run
+    @contextmanager
+    def _run(self, inputs: Inputs, explained: Explained, options: dict[str, Any]) -> Iterator[Run]:
+        settled = self._settled(options)
+        additional = explained.additional_forward_args
+        values = checked(inputs, additional)
+        roots = modules_of(self.forward_func)
+        with left_as_found(roots):
+            seen = observe(self.forward_func, values, additional, roots, self._findings)
+            run = Run(seen, self._active(seen, roots, explained.start_layer), settled)
+            run.explain(explained, self.needs_gradient)
+            with torch.no_grad():
+                yield run
+
+    def _settled(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The method's options with their defaults; unknown names and values are refused."""
+        for name, value in options.items():
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise OptionError(f"unknown option {name!r}; {self.get_name()} has: {known}")
+            is_flag = isinstance(self.options[name], bool)
+            allowed = (True, False) if is_flag else self.choices.get(name)
+            if allowed and (value not in allowed or isinstance(value, bool) != is_flag):
+                raise OptionError(f"{name}: expected one of {allowed}, got {value!r}")
+        return {**self.options, **options}
+
+    def _active(self, seen: Observation, roots: list[nn.Module], start_layer: Any) -> set[int]:
+        """Calls that count: those of `layers`, from `start_layer` on in their query stream."""
+        if isinstance(start_layer, bool) or not isinstance(start_layer, int) or start_layer < 0:
+            raise OptionError(f"start_layer: expected an int >= 0, got {start_layer!r}")
+        updates = seen.wiring.updates
+        chosen = [u for u in updates if matches(u.call.module, self.layers, roots)]
+        if not chosen:
+            names = sorted({u.call.module for u in updates})
+            raise OptionError(
+                f"layers={self.layers!r} matches none of the attention calls: {names}"
+            )
+        active = {u.call.index for u in chosen if u.number >= start_layer}
+        if not active:
+            raise OptionError(
+                f"start_layer: expected less than {max(u.number for u in updates) + 1}, the number "
+                f"of attention calls of the longest stream; got {start_layer}"
+            )
+        return active
+
+
+def matches(module: str, layers: Layers | None, roots: list[nn.Module]) -> bool:
+    """Whether an attention call in `module` belongs to `layers` (modules or name patterns)."""
+    if layers is None:
+        return True
+    for layer in [layers] if isinstance(layers, (str, nn.Module)) else layers:
+        names = [layer]
+        if isinstance(layer, nn.Module):
+            names = [name for root in roots for name, m in root.named_modules() if m is layer]
+        for name in names:
+            if name in ("", module) or module.startswith(f"{name}."):
+                return True
+            if fnmatch.fnmatchcase(module, name):  # type: ignore[arg-type]
+                return True
+    return False
+
+
+def _laid_on(
+    run: Run, name: str, relevance: Mapping[Source, Tensor], interpolation: str
+) -> Tensor | None:
+    """Attribution of the input `name`; None if it enters no token stream."""
+    total = None
+    for source in run.seen.wiring.sources:
+        for entry in source.entries:
+            if entry.leaf.name == name and entry.of_input:
+                laid = to_input(entry, run.rows_of(relevance, source), interpolation)
+                total = laid if total is None else total + laid
+    return total
+
+
+def _in_order(rows: Tensor, order: Tensor | None) -> Tensor:
+    """(B, ..., n) with the last axis in the order (B, n)."""
+    if order is None or order.shape[-1] != rows.shape[-1]:
+        return rows
+    return rows.gather(-1, order.view(order.shape[0], *[1] * (rows.ndim - 2), -1).expand_as(rows))

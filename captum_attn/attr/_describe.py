@@ -1,0 +1,149 @@
+"""`describe`: what was observed of a model, in a table that a person can check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from captum_attn.observe.readout import Read
+from captum_attn.observe.streams import (
+    Born,
+    Constant,
+    Gathered,
+    Merged,
+    State,
+    Updated,
+    streams_of,
+)
+from captum_attn.observe.wiring import Wiring
+
+_SHOWN = 4  # rows of the readout that are listed one by one
+
+
+@dataclass(frozen=True)
+class CallRow:
+    """One attention call: `query_stream` at `query_version` asked, `key_streams` answered."""
+
+    index: int
+    module: str
+    query_stream: str
+    query_version: str
+    key_streams: tuple[str, ...]
+    key_version: str
+    queries: int
+    keys: int
+    heads: int
+    lanes: int
+    query_map: str
+    key_map: str
+    active: bool
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """A stream that the output reads: (row, weight) of every row of the first example."""
+
+    stream: str
+    version: str
+    rows: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What was observed; `str()` is the printable table.
+
+    Args:
+        calls (tuple of CallRow): in the order of execution.
+        readout (tuple of ReadRow): the streams that the output reads.
+        streams (tuple of (str, int)): the sources of relevance and their numbers of tokens.
+    """
+
+    calls: tuple[CallRow, ...]
+    readout: tuple[ReadRow, ...]
+    streams: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        head = ("call", "module", "asks", "answers", "size", "heads", "positions")
+        table = [head]
+        for c in self.calls:
+            lanes = f"{c.lanes} x " if c.lanes > 1 else ""
+            keys = "+".join(c.key_streams) or "(learned keys)"
+            table.append(
+                (
+                    f"{c.index}" + ("" if c.active else " (left out)"),
+                    c.module,
+                    f"{c.query_stream}@{c.query_version}",
+                    f"{keys}@{c.key_version}",
+                    f"{lanes}{c.queries} x {c.keys}",
+                    str(c.heads),
+                    f"{c.query_map}, {c.key_map}",
+                )
+            )
+        widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+        lines = ["  ".join(f"{t:<{w}}" for t, w in zip(r, widths, strict=True)) for r in table]
+        lines.insert(1, "  ".join("-" * w for w in widths))
+        for r in self.readout:
+            shown = ", ".join(f"{row}: {weight:.3g}" for row, weight in r.rows[:_SHOWN])
+            more = f", ... {len(r.rows)} rows in all" if len(r.rows) > _SHOWN else ""
+            lines.append(f"readout of {r.stream}@{r.version}: {shown}{more}")
+        lines.append("tokens: " + ", ".join(f"{name} {n}" for name, n in self.streams))
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def describe(
+    wiring: Wiring, reads: list[Read], weights: dict[State, Tensor], active: set[int]
+) -> Description:
+    """Puts the wiring of a run into words."""
+    calls = []
+    for update in wiring.updates:
+        call = update.call
+        calls.append(
+            CallRow(
+                index=call.index,
+                module=call.module,
+                query_stream=update.stream,
+                query_version=version(update.asks),
+                key_streams=streams_of(update.reads),
+                key_version=version(update.reads),
+                queries=call.n_q,
+                keys=call.n_k,
+                heads=call.heads,
+                lanes=call.lanes,
+                query_map=_map(update.asks),
+                key_map=_map(update.reads),
+                active=call.index in active,
+            )
+        )
+    readout = []
+    for read in reads:
+        rows = weights[read.state][0].tolist() if read.state in weights else []
+        kept = tuple((i, weight) for i, weight in enumerate(rows) if weight)
+        readout.append(ReadRow(read.state.stream, version(read.state), kept))
+    return Description(
+        tuple(calls), tuple(readout), tuple((s.name, s.n) for s in wiring.sources)
+    )
+
+
+def version(state: State) -> str:
+    """A version's name: 0 at birth, then the index of the call that made it."""
+    if isinstance(state, Updated):
+        return f"call {state.call.index}"
+    if isinstance(state, Merged):
+        return "calls " + "+".join(str(s.call.index) for s in state.branches if _made(s))  # type: ignore[attr-defined]
+    if isinstance(state, Gathered):
+        return "+".join(dict.fromkeys(version(part.state) for part in state.parts))
+    return "-" if isinstance(state, Constant) else "input"
+
+
+def _made(state: State) -> bool:
+    return isinstance(state, Updated)
+
+
+def _map(state: State) -> str:
+    if isinstance(state, Gathered):
+        return " + ".join(
+            f"{'all' if part.to is None else int((part.to[0] >= 0).sum())} of {part.state.stream}"
+            for part in state.parts
+        )
+    return "-" if isinstance(state, Constant) else "as born" if isinstance(state, Born) else "same"

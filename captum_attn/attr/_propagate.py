@@ -1,0 +1,221 @@
+"""Relevance along the wired graph: from the readout down as row vectors, or up as matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_attn.observe.streams import (
+    Born,
+    Constant,
+    Gathered,
+    Merged,
+    Part,
+    Source,
+    State,
+    Updated,
+    ancestry,
+)
+
+# R of one state: its rows' relevance for the tokens of every source, source -> (B, n, n_source).
+Rows = dict[Source, Tensor]
+# A rule that is linear in R: (update, (own, A-bar)), R = own * R_asks + A-bar R_reads,
+# own (B, q) and A-bar (B, q, k); None leaves the state as it was.
+Weigh = Callable[[Updated], "tuple[Tensor | float, Tensor] | None"]
+
+
+def rows_down(weights: Mapping[State, Tensor], weigh: Weigh) -> dict[Source, Tensor]:
+    """Row-vector form of a linear rule: O(L n^2), and no n x n matrix outlives its call.
+
+    Args:
+        weights (dict): state that is read -> weights of its rows, (B, n).
+
+    Returns:
+        dict: source -> relevance of its tokens, (B, n_source).
+    """
+    arriving: dict[State, Tensor] = dict(weights)
+    relevance: dict[Source, Tensor] = {}
+
+    for state in reversed(list(ancestry(list(weights)))):
+        rows = arriving.pop(state, None)
+        if rows is None or isinstance(state, Constant):
+            continue
+        if isinstance(state, Born):
+            add(relevance, state.source, rows)
+        elif isinstance(state, Gathered):
+            for part in state.parts:
+                add(arriving, part.state, _taken(rows, part.to))
+        elif isinstance(state, Merged):
+            add(arriving, state.base, rows * (1 - len(state.branches)))
+            for branch in state.branches:
+                add(arriving, branch, rows)
+        elif isinstance(state, Updated):
+            weighed = weigh(state)
+            if weighed is None:
+                add(arriving, state.asks, rows)
+                continue
+            own, read = weighed
+            add(arriving, state.asks, rows * own)
+            add(arriving, state.reads, _by_lane(rows, read))
+    return relevance
+
+
+@dataclass
+class Answer:
+    """What one stream answers to an attention call.
+
+    Args:
+        stream (str): the stream that is read.
+        read (Tensor): A-bar's columns on its tokens, (B, n_q, n).
+        rows (dict): R of the version that is read, source -> (B, n, n_source).
+    """
+
+    stream: str
+    read: Tensor
+    rows: Rows
+
+
+def answers(update: Updated, read: Tensor, maps: Mapping[State, Rows]) -> list[Answer]:
+    """Splits A-bar, (B, F, q, k), by the streams that its columns belong to."""
+    read = dense(read)
+    parts = _read_parts(update)
+    return [Answer(p.state.stream, _columns(read, p.to), maps[p.state]) for p in parts]
+
+
+def linear(
+    update: Updated, weighed: tuple[Tensor | float, Tensor] | None, maps: Mapping[State, Rows]
+) -> Rows:
+    """R after a call by a rule that is linear in R: own * R_asks + A-bar R_reads."""
+    if weighed is None:
+        return maps[update.asks]
+    own, read = weighed
+    scale = own[..., None] if isinstance(own, Tensor) else own
+    rows = {source: block * scale for source, block in maps[update.asks].items()}
+    for answer in answers(update, read, maps):
+        for source, block in answer.rows.items():
+            add(rows, source, answer.read @ block)
+    return rows
+
+
+def crosses(update: Updated) -> bool:
+    """Whether a call reads other streams than the one it updates, and only such."""
+    streams = {p.state.stream for p in _read_parts(update) if not isinstance(p.state, Constant)}
+    return bool(streams) and update.stream not in streams
+
+
+def within(update: Updated) -> bool:
+    """Whether a call reads the stream that it updates, and no other."""
+    streams = {p.state.stream for p in _read_parts(update) if not isinstance(p.state, Constant)}
+    return streams <= {update.stream}
+
+
+def maps_up(
+    last: Iterable[State], update: Callable[[Updated, Mapping[State, Rows]], Rows], like: Tensor
+) -> dict[State, Rows]:
+    """Matrix form: every state's block row, from the inputs up.
+
+    Args:
+        last (iterable of State): the states whose R is wanted.
+        update (callable): (update, R of the earlier states) -> R after the call.
+        like (Tensor): (B, ...), for the batch size, the dtype and the device.
+
+    Returns:
+        dict: state -> R, for each state in `last`.
+    """
+    last = list(dict.fromkeys(last))
+    order = list(ancestry(last))
+    uses: dict[State, int] = dict.fromkeys(last, 1)
+    for state in order:
+        for earlier in _needed(state):
+            uses[earlier] = uses.get(earlier, 0) + 1
+    maps: dict[State, Rows] = {}
+    for state in order:
+        maps[state] = (
+            update(state, maps) if isinstance(state, Updated) else _raised(state, maps, like)
+        )
+        for earlier in _needed(state):
+            uses[earlier] -= 1
+            if not uses[earlier]:
+                del maps[earlier]
+    return {state: maps[state] for state in last}
+
+
+def _needed(state: State) -> list[State]:
+    if isinstance(state, Updated):
+        return [state.asks, *(part.state for part in _read_parts(state)), state.reads]
+    return list(state.before)
+
+
+def _read_parts(update: Updated) -> tuple[Part, ...]:
+    reads = update.reads
+    if isinstance(reads, Gathered) and reads.stream != update.stream:
+        return reads.parts
+    return (Part(reads, None),)
+
+
+def _raised(state: State, maps: Mapping[State, Rows], like: Tensor) -> Rows:
+    if isinstance(state, Born):
+        eye = torch.eye(state.n, dtype=like.dtype, device=like.device)
+        return {state.source: eye.expand(like.shape[0], -1, -1)}
+    rows: Rows = {}
+    if isinstance(state, Gathered):
+        for part in state.parts:
+            for source, block in maps[part.state].items():
+                add(rows, source, _moved(block, part.to, state.n))
+    elif isinstance(state, Merged):
+        base = maps[state.base]
+        rows = dict(base)
+        for branch in state.branches:
+            for source, block in maps[branch].items():
+                add(rows, source, block - base[source] if source in base else block)
+    return rows
+
+
+def add(store: dict[Any, Tensor], key: Any, rows: Tensor) -> None:
+    """store[key] += rows, out of place."""
+    store[key] = store[key] + rows if key in store else rows
+
+
+def dense(read: Tensor) -> Tensor:
+    """(B, F, q, k) -> (B, F q, F k): the lanes do not see each other."""
+    batch, lanes, queries, keys = read.shape
+    if lanes == 1:
+        return read[:, 0]
+    apart = read.new_zeros(batch, lanes, queries, lanes, keys)
+    lane = torch.arange(lanes, device=read.device)
+    apart[:, lane, :, lane] = read.transpose(0, 1)
+    return apart.view(batch, lanes * queries, lanes * keys)
+
+
+def _columns(read: Tensor, to: Tensor | None) -> Tensor:
+    if to is None:
+        return read
+    index = to.expand(read.shape[0], -1)[:, None].expand(-1, read.shape[1], -1)
+    return read.gather(2, index.clamp_min(0)) * (index >= 0)
+
+
+def _by_lane(rows: Tensor, read: Tensor) -> Tensor:
+    """rows A-bar: (B, F q) and (B, F, q, k) -> (B, F k)."""
+    batch, lanes, queries, _ = read.shape
+    return (rows.view(batch, lanes, 1, queries) @ read).view(batch, -1)
+
+
+def _taken(rows: Tensor, to: Tensor | None) -> Tensor:
+    if to is None:
+        return rows
+    to = to.expand(rows.shape[0], -1)
+    return rows.gather(1, to.clamp_min(0)) * (to >= 0)
+
+
+def _moved(block: Tensor, to: Tensor | None, n: int) -> Tensor:
+    """Rows of a block, each moved to its new position; rows that meet are added."""
+    if to is None:
+        return block
+    to = to.expand(block.shape[0], -1)
+    moved = block.new_zeros(block.shape[0], n + 1, block.shape[2])
+    index = torch.where(to < 0, n, to)[..., None].expand(-1, -1, block.shape[2])
+    return moved.scatter_add_(1, index, block.expand(block.shape[0], -1, -1))[:, :n]

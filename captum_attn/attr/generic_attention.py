@@ -1,0 +1,150 @@
+"""GenericAttention: Chefer, Gur & Wolf, "Generic Attention-model Explainability for Interpreting
+Bi-Modal and Encoder-Decoder Transformers", ICCV 2021 (GAE)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from captum_attn.attr._base import AttentionAttribution
+from captum_attn.attr._propagate import Answer, Rows, add, answers, crosses, within
+from captum_attn.errors import WiringError
+from captum_attn.observe.streams import Source, State, Updated
+
+
+def positive_heads(attention: Tensor, gradient: Tensor) -> Tensor:
+    """(∇A ⊙ A)^+, whose mean over heads is Eq. 5; any shape."""
+    return (gradient * attention).clamp_min(0)
+
+
+def normalized(relevance: Tensor) -> Tensor:
+    """Eq. 8, 9: R̄ = R̂ / rowsum(R̂) + I with R̂ = R − I; (..., n, n).
+
+    A row of R̂ that sums to 0 stays 0, where the reference divides 0 by 0 and gets NaN throughout.
+    """
+    eye = torch.eye(relevance.shape[-1], dtype=relevance.dtype, device=relevance.device)
+    change = relevance - eye
+    total = change.sum(-1, keepdim=True)
+    return torch.where(total == 0, 0, change / torch.where(total == 0, 1, total)) + eye
+
+
+def across(own: Tensor, read: Tensor, other: Tensor) -> Tensor:
+    """Eq. 10: R̄[s,s]^T · Ā · R̄[q,q], both R̄ from before the call; (..., n_s, n_q)."""
+    return own.mT @ (read @ other)
+
+
+class GenericAttention(AttentionAttribution):
+    r"""Generic Attention explainability (GAE), Chefer, Gur & Wolf, ICCV 2021.
+
+    For every attention call, with Ā = E_h((∇A ⊙ A)^+) (Eq. 5; ∇A the gradient of the explained
+    logit, the clamp before the mean over heads as in the authors' code):
+
+    - within a stream: R[s,x] += Ā R[s,x] for every source x (Eq. 6, 7);
+    - across (s asks, q answers): R[s,q] += R̄[s,s]^T Ā R̄[q,q] (Eq. 10) and R[s,x] += Ā R[q,x] for
+      the other sources x (Eq. 11), R̄ as in `normalized` (Eq. 8, 9).
+
+    One deliberate difference to the authors' code: a token that nothing has flowed into yet (a row
+    of R̂ that sums to 0) keeps just its identity in R̄, where the code divides 0 by 0 and gets NaN
+    for the whole matrix.
+
+    Args:
+        forward_func, layers: as for every method, see `AttentionAttribution`.
+
+    Options of `attribute` and its companions:
+        normalize (bool): False leaves out Eq. 8, 9 (the paper's ablation). Default: True.
+        self_in_rule_10 (bool): False: R[s,q] += Ā (the paper's ablation). Default: True.
+        aggregate (bool): False: every update replaces R instead of being added. Default: True.
+        discard_self (bool): True sets the relevance of the token that is read out for itself to
+            0, as the authors' code does before display. Default: False.
+
+    Examples::
+
+        >>> gae = GenericAttention(model)
+        >>> attributions = gae.attribute(images, target=3)   # (B, 3, H, W)
+        >>> heat = attributions.sum(1)                       # (B, H, W)
+        >>> gae.relevance_maps(images, target=3)             # {("x", "x"): (B, n, n)}
+    """
+
+    options = {
+        "normalize": True,
+        "self_in_rule_10": True,
+        "aggregate": True,
+        "discard_self": False,
+    }
+
+    @classmethod
+    def get_name(cls) -> str:
+        return "Generic Attention (GAE)"
+
+    def weigh_heads(self, run: Run, update: Updated) -> Tensor:
+        attention = update.call.attention()  # (B, F, H, q, k)
+        gradient = run.attention_gradient(update.call)
+        return torch.zeros_like(attention) if gradient is None else positive_heads(attention, gradient)
+
+    def weigh(self, run: Run, update: Updated) -> tuple[Tensor | float, Tensor] | None:
+        if run.attention_gradient(update.call) is None and run.options["aggregate"]:
+            return None
+        return float(run.options["aggregate"]), self.weigh_heads(run, update).mean(2)
+
+    def update(self, run: Run, state: Updated, maps: Mapping[State, Rows]) -> Rows:
+        asks, added = maps[state.asks], {}  # type: Rows, Rows
+        own = next((block for x, block in asks.items() if x.name == state.stream), None)
+        for answer in answers(state, self.weigh_heads(run, state).mean(2), maps):
+            for source, block in answer.rows.items():
+                if answer.stream != state.stream and source.name == answer.stream:
+                    change = self._across(run, state, own, answer, block)  # Eq. 10
+                else:
+                    change = answer.read @ block  # Eq. 6, 7, 11
+                add(added, source, change)
+        if not run.options["aggregate"]:  # what the other stream will hold is still 0 here
+            later = {x: torch.zeros_like(b) for x, b in asks.items() if self._taken(run, state, x)}
+            return {**asks, **later, **added}
+        for source, block in asks.items():
+            add(added, source, block)
+        return added
+
+    def _taken(self, run: Run, state: Updated, source: Source) -> bool:
+        """Whether the stream that answers ever reads the stream of `source`."""
+        reading = [u for u in run.seen.wiring.updates if u.stream == state.reads.stream]
+        return crosses(state) and any(u.reads.stream == source.name for u in reading)
+
+    def _across(
+        self, run: Run, state: Updated, own: Tensor | None, answer: Answer, other: Tensor
+    ) -> Tensor:
+        if not run.options["self_in_rule_10"]:
+            return answer.read
+        for name, block in ((state.stream, own), (answer.stream, other)):
+            if block is None or block.shape[-1] != block.shape[-2]:
+                got = "none" if block is None else f"{tuple(block.shape[-2:])}"
+                raise WiringError(
+                    f"{state.call.module!r} asks from {state.stream!r} across to "
+                    f"{answer.stream!r}: Eq. 10 needs the relevance of {name!r} for its own tokens "
+                    f"as a square block, got {got}; set self_in_rule_10=False, or confine the "
+                    "method with `layers=`"
+                )
+        if run.options["normalize"]:
+            return across(normalized(own), answer.read, normalized(other))  # type: ignore[arg-type]
+        return across(own, answer.read, other)  # type: ignore[arg-type]
+
+    def relevance(self, run: Run) -> dict[Source, Tensor]:
+        discard = run.options["discard_self"]
+        one_row = all(bool(((w != 0).sum(1) == 1).all()) for w in run.weights.values())
+        if all(map(within, run.updates())) and (one_row or not discard):
+            relevance = super().relevance(run)  # linear in the rows of R
+            for state, weights in run.weights.items() if discard else ():
+                for source, rows in relevance.items():
+                    if source.name == state.stream:
+                        relevance[source] = rows * (weights == 0)
+            return relevance
+        relevance = {}
+        maps = self.maps(run, run.weights)
+        for state, weights in run.weights.items():
+            for source, block in maps[state].items():
+                if discard and source.name == state.stream:
+                    block = block - torch.diag_embed(torch.diagonal(block, dim1=-2, dim2=-1))
+                add(relevance, source, (weights[:, None] @ block)[:, 0])
+        return relevance

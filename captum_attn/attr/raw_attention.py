@@ -1,0 +1,88 @@
+"""RawAttention: the attention map itself, the baseline of every paper in the field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from captum_attn.attr._base import AttentionAttribution, matches
+from captum_attn.attr._propagate import Rows, Weigh, add, crosses, linear, maps_up, rows_down
+from captum_attn.attr._run import Run
+from captum_attn.errors import OptionError
+from captum_attn.observe.scope import modules_of
+from captum_attn.observe.streams import Source, State, Updated
+
+
+class RawAttention(AttentionAttribution):
+    r"""E_h A of the last attention call in the stream that the output reads.
+
+    Class-agnostic: `target` only serves to find the rows that the output reads. The other streams
+    get the last cross-attention map to each of them.
+
+    Args:
+        forward_func, layers: as for every method, see `AttentionAttribution`.
+
+    Options of `attribute` and its companions:
+        layer (int, str or Module): another call: its place among the stream's calls (-1: the
+            last), or the module or pattern of module names that it runs in. Default: -1.
+
+    Examples::
+
+        >>> RawAttention(model).attribute(images, layer=0).sum(1)   # (B, H, W)
+    """
+
+    options = {"layer": -1}
+    needs_gradient = False
+
+    @classmethod
+    def get_name(cls) -> str:
+        return "Raw Attention"
+
+    def weigh_heads(self, run: Run, update: Updated) -> Tensor:
+        return update.call.attention()
+
+    def relevance(self, run: Run) -> dict[Source, Tensor]:
+        relevance: dict[Source, Tensor] = {}
+        for state, weights in run.weights.items():
+            for call in self._chosen(run, state):
+                found = rows_down({state: weights}, self._through(run, call))
+                for source, rows in found.items():
+                    add(relevance, source, rows)
+        return relevance
+
+    def maps(self, run: Run, last: Iterable[State]) -> dict[State, Rows]:
+        found: dict[State, Rows] = {state: {} for state in last}
+        for state, rows in found.items():
+            for call in self._chosen(run, state):
+                weigh = self._through(run, call)
+                blocks = maps_up([state], lambda u, m, weigh=weigh: linear(u, weigh(u), m), run.like)
+                for source, block in blocks[state].items():
+                    add(rows, source, block)
+        return found
+
+    def _through(self, run: Run, call: Updated) -> Weigh:
+        """Tokens stay where they are below and above the call, and pass through it by A."""
+        read = self.weigh_heads(run, call).mean(2)
+        return lambda update: (0.0, read) if update is call else None
+
+    def _chosen(self, run: Run, state: State) -> list[Updated]:
+        """The last call within the stream, and the last one to every other stream."""
+        calls = [u for u in run.updates([state]) if u.stream == state.stream]
+        layer = run.options["layer"]
+        if isinstance(layer, (str, nn.Module)):
+            calls = [u for u in calls if matches(u.call.module, layer, modules_of(self.forward_func))]
+            if not calls:
+                raise OptionError(f"layer={layer!r} matches no attention call of {state.stream!r}")
+            return calls[-1:]
+        if isinstance(layer, bool) or not isinstance(layer, int) or not calls:
+            raise OptionError(f"layer: expected an int, a module or a name pattern, got {layer!r}")
+        if layer == -1:
+            return list({_answering(u): u for u in calls}.values())
+        if not -len(calls) <= layer < len(calls):
+            raise OptionError(f"layer: expected an int in [-{len(calls)}, {len(calls)}), got {layer}")
+        return [calls[layer]]
+
+
+def _answering(update: Updated) -> str:
+    return update.reads.stream if crosses(update) else update.stream

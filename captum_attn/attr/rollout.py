@@ -1,0 +1,96 @@
+"""AttentionRollout: Abnar & Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, with
+the extension to several streams of Chefer, Gur & Wolf, ICCV 2021 (Eq. 12)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+
+from captum_attn.attr._base import AttentionAttribution
+from captum_attn.attr._propagate import Rows, add, crosses, dense
+from captum_attn.attr._run import Run
+from captum_attn.observe.streams import Source, State, Updated
+
+FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda heads: heads.mean(2),
+    "max": lambda heads: heads.amax(2),
+    "min": lambda heads: heads.amin(2),
+}
+
+
+def residual(attention: Tensor) -> tuple[Tensor, Tensor]:
+    """Â = rownorm(A + I), as the shares of I and of A; (..., q, k) -> (..., q), (..., q, k)."""
+    own = 1 / (attention.sum(-1) + 1)
+    return own, attention * own[..., None]
+
+
+class AttentionRollout(AttentionAttribution):
+    r"""Attention rollout, Abnar & Zuidema, ACL 2020: the product of Â = rownorm(E_h A + I).
+
+    Class-agnostic: `target` only serves to find the rows that the output reads. Across streams the
+    rolled-out blocks are joined by the last cross-attention map, R[s,q] = R[s,s]^T · A · R[q,q]
+    (Chefer, Gur & Wolf, ICCV 2021, Eq. 12).
+
+    Args:
+        forward_func, layers: as for every method, see `AttentionAttribution`.
+
+    Options of `attribute` and its companions:
+        head_fusion (str): "mean", "max" or "min" over the heads. Default: "mean".
+
+    Examples::
+
+        >>> AttentionRollout(model).attribute(images).sum(1)   # (B, H, W)
+    """
+
+    options = {"head_fusion": "mean"}
+    choices = {"head_fusion": tuple(FUSIONS)}
+    needs_gradient = False
+
+    @classmethod
+    def get_name(cls) -> str:
+        return "Attention Rollout"
+
+    def weigh_heads(self, run: Run, update: Updated) -> Tensor:
+        return update.call.attention()
+
+    def fused(self, run: Run, update: Updated) -> Tensor:
+        return FUSIONS[run.options["head_fusion"]](self.weigh_heads(run, update))
+
+    def weigh(self, run: Run, update: Updated) -> tuple[Tensor | float, Tensor] | None:
+        if crosses(update):  # of these only the last one counts, in Eq. 12
+            return None
+        own, read = residual(self.fused(run, update))
+        return own.flatten(1), read
+
+    def relevance(self, run: Run) -> dict[Source, Tensor]:
+        if not any(map(crosses, run.updates())):
+            return super().relevance(run)
+        relevance: dict[Source, Tensor] = {}
+        maps = self.maps(run, run.weights)
+        for state, weights in run.weights.items():
+            for source, block in maps[state].items():
+                add(relevance, source, (weights[:, None] @ block)[:, 0])
+        return relevance
+
+    def maps(self, run: Run, last: Iterable[State]) -> dict[State, Rows]:
+        last = list(last)
+        joins = {
+            (state, u.reads.stream): u  # the last one to every stream
+            for state in last
+            for u in run.updates([state])
+            if crosses(u) and u.stream == state.stream
+        }
+        before = [state for u in joins.values() for state in (u.asks, u.reads)]
+        blocks = super().maps(run, [*last, *before])
+        joined = {state: dict(blocks[state]) for state in last}
+        for (state, stream), u in joins.items():  # Eq. 12, of the versions before the call
+            _, own = _own(blocks[u.asks], state.stream)
+            source, other = _own(blocks[u.reads], stream)
+            joined[state][source] = own.mT @ dense(self.fused(run, u)) @ other
+        return joined
+
+
+def _own(rows: Rows, stream: str) -> tuple[Source, Tensor]:
+    """R[s,s] of a stream."""
+    return next((source, block) for source, block in rows.items() if source.name == stream)

@@ -1,0 +1,39 @@
+"""What can go wrong, each as an error that says what was expected, what was found and what to do."""
+
+__all__ = [
+    "AttnError",
+    "InputError",
+    "NoAttentionFoundError",
+    "OptionError",
+    "ReadoutError",
+    "TargetError",
+    "WiringError",
+]
+
+
+class AttnError(ValueError):
+    """Base class of every error that captum_attn raises on purpose."""
+
+
+class InputError(AttnError):
+    """The inputs cannot be explained as they are: type, shape, batch size, NaN, cached keys."""
+
+
+class TargetError(AttnError):
+    """The target or the objective does not select one scalar per example."""
+
+
+class OptionError(AttnError):
+    """An option has a value that the method does not know, or that does not fit the model."""
+
+
+class NoAttentionFoundError(AttnError):
+    """No softmax(QK^T)V was seen while the model ran."""
+
+
+class WiringError(AttnError):
+    """Which token stream an attention call asks or reads could not be observed."""
+
+
+class ReadoutError(AttnError):
+    """Which tokens the explained output reads could not be observed; `readout=` settles it."""

@@ -1,0 +1,137 @@
+"""How the elements of an input (pixels, samples, rows, words) enter the tokens of its stream."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from captum_attn.errors import WiringError
+from captum_attn.observe.graph import Graph, shape_of
+from captum_attn.observe.streams import Entry
+from captum_attn.observe.tap import Leaf
+from captum_attn.observe.tokenmap import Prober, TokenMap, Upstream
+
+_DRAWS = 8
+
+
+def enter(
+    leaf: Leaf,
+    token_map: TokenMap,
+    rows: Tensor,
+    graph: Graph,
+    prober: Prober,
+    kept: dict[Any, Any],
+    key: Any,
+) -> Entry:
+    """The entry of one input into tokens whose rows are `rows`, (B, P, features).
+
+    Elements that enter one token each are mapped exactly. Overlapping inputs (convolutional stems,
+    audio front ends) fall back to the grid of the feature map whose cells do.
+
+    Args:
+        token_map (TokenMap): where the leaf's elements enter, as probed.
+        kept (dict), key: where the grid found in an earlier run is remembered.
+    """
+    shape = tuple(leaf.tensor.shape[1:-1] if leaf.ids is not None else leaf.tensor.shape[1:])
+    if not token_map.mixed:
+        return Entry(leaf, token_map.to, shape)
+    if key in kept:
+        return Entry(leaf, *kept[key])
+    grid = _feature_grid(leaf, rows, graph, prober)
+    if grid is not None:
+        kept[key] = grid
+        return Entry(leaf, *grid)
+    if shape[:1] == rows.shape[1:2]:  # tokens mixed before the first attention
+        warnings.warn(
+            f"the tokens of {leaf.name!r} are mixed by something else than attention before the "
+            "first attention call; this is passed over",
+            stacklevel=2,
+        )
+        to = torch.arange(shape[0]).view(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
+        return Entry(leaf, to.reshape(1, -1).to(rows.device), shape)
+    raise WiringError(
+        f"how {leaf.name!r} of shape {tuple(leaf.tensor.shape)} becomes {rows.shape[1]} tokens "
+        "could not be observed: its elements enter several tokens and no feature map on the way "
+        "has one cell for each; explain the embeddings instead (pass them as a (B, n, D) input)"
+    )
+
+
+def _feature_grid(
+    leaf: Leaf, rows: Tensor, graph: Graph, prober: Prober
+) -> tuple[Tensor, tuple[int, ...], tuple[int, ...] | None] | None:
+    """The feature map on the way with one cell for each token, the nearest to the input."""
+    batch = rows.shape[0]
+    path = graph.between(rows.grad_fn, graph.bit[leaf])
+    nodes = [n for n in path if len(shape_of(n)) >= 3 and shape_of(n)[0] == batch]
+    upstreams = [Upstream.elements(GradientEdge(node, 0)) for node in nodes]
+    best: tuple[Tensor, tuple[int, ...]] | None = None
+    most = 0
+    for node, token_map in zip(nodes, prober.maps(rows, upstreams), strict=True):
+        if token_map.mixed or token_map.to is None or bool((token_map.to < 0).all()):
+            continue
+        shape = shape_of(node)[1:]
+        if shape == tuple(leaf.tensor.shape[1:]):
+            return token_map.to, shape, None
+        cells = token_map.to.view(token_map.to.shape[0], *shape)
+        vary = [axis for axis in range(len(shape)) if varies(cells, axis + 1)]
+        if most < len(vary) < leaf.tensor.ndim:
+            channels = [axis + 1 for axis in range(len(shape)) if axis not in vary]
+            cells = cells.amax(channels) if channels else cells
+            best, most = (cells.flatten(1), tuple(cells.shape[1:])), len(vary)
+    if best is None:
+        return None
+    to, grid = best
+    return to, grid, _axes(leaf, to.view(to.shape[0], *grid), rows, prober)
+
+
+def varies(cells: Tensor, axis: int) -> bool:
+    """Whether the token changes along an axis: along a channel axis it does not.
+
+    Elements that enter nowhere (-1: padding, dead units) say nothing.
+    """
+    largest = cells.amax(axis)
+    smallest = cells.masked_fill(cells < 0, torch.iinfo(cells.dtype).max).amin(axis)
+    return bool(((largest >= 0) & (largest != smallest)).any())
+
+
+def _axes(leaf: Leaf, cells: Tensor, rows: Tensor, prober: Prober) -> tuple[int, ...]:
+    """Which axis of the input each axis of the feature map runs along.
+
+    With independent random r_p the squared gradient of Σ_p a_p <t_p, r_p> is, on average,
+    Σ_p a_p² |∂t_p|²: with a_p² the coordinate of p, an average coordinate for every element. The
+    input's axes along which these averages rise most are the ones; of near ties the one that keeps
+    the order of the axes.
+    """
+    places, batch = rows.shape[1], rows.shape[0]
+    index = cells.expand(batch, *cells.shape[1:]).flatten(1)
+    rises = []
+    for axis, length in enumerate(cells.shape[1:]):
+        coordinate = torch.arange(1.0, length + 1, device=cells.device) / length
+        coordinate = coordinate.view([-1 if a == axis else 1 for a in range(cells.ndim - 1)])
+        coordinate = coordinate.expand(cells.shape[1:]).flatten().expand(index.shape)
+        squared = torch.zeros(batch, places + 1, device=cells.device)
+        squared.scatter_(1, index.remainder(places + 1), coordinate.contiguous())
+        profile = prober.mean_square(rows, squared[:, :-1], leaf.tensor, _DRAWS)
+        rises.append([_rise(profile, a + 1) for a in range(leaf.tensor.ndim - 1)])
+
+    def fit(axes: tuple[int, ...]) -> float:
+        in_order = 1.25 if list(axes) == sorted(axes) else 1.0
+        return in_order * sum(rises[axis][a] for axis, a in enumerate(axes))
+
+    return max(permutations(range(leaf.tensor.ndim - 1), len(rises)), key=fit)
+
+
+def _rise(profile: tuple[Tensor, Tensor], axis: int) -> float:
+    """How steadily the average coordinate changes along an axis of the input."""
+    weighted, total = profile
+    others = [a for a in range(weighted.ndim) if a != axis]
+    mean = weighted.sum(others) / total.sum(others).clamp_min(torch.finfo(total.dtype).tiny)
+    steps = torch.arange(len(mean), dtype=mean.dtype, device=mean.device)
+    mean, steps = mean - mean.mean(), steps - steps.mean()
+    scale = mean.norm() * steps.norm()
+    return float((mean @ steps).abs() / scale * mean.std()) if scale > 0 else 0.0

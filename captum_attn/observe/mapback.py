@@ -1,0 +1,148 @@
+"""From tokens back to the inputs' own shapes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_attn.observe.entries import varies
+from captum_attn.observe.streams import Entry, Source
+
+INTERPOLATIONS = ("bilinear", "nearest")
+
+
+def to_input(entry: Entry, relevance: Tensor, interpolation: str) -> Tensor:
+    """Relevance of a source's tokens, laid on an input that enters them.
+
+    Along axes on which the token changes every element gets its token's relevance; along channel
+    axes, on which it does not, the relevance is divided, so that their sum is the map.
+
+    Args:
+        entry (Entry): how the input's elements enter the tokens.
+        relevance (Tensor): (B, n).
+        interpolation (str): "bilinear" smooths images and feature maps between token centres;
+            "nearest" is exact per patch.
+
+    Returns:
+        Tensor: of the shape of the leaf, for an embedding of the shape of its ids.
+    """
+    if entry.axes is not None:
+        return _from_grid(entry, relevance, interpolation)
+    batch = relevance.shape[0]
+    shape = entry.shape
+    if entry.leaf.ids is not None:
+        return _gather(relevance, entry.to).view(batch, *shape)
+    if entry.to is None:
+        return relevance.view(batch, *shape)
+    channels = _channel_axes(entry.to.view(-1, *shape))
+    divided = relevance / math.prod(shape[a] for a in channels)
+    if interpolation == "bilinear" and len(shape) in (3, 4):
+        smooth = _smooth_patches(entry.to.view(-1, *shape), divided, channels)
+        if smooth is not None:
+            return smooth
+    return _gather(divided, entry.to).view(batch, *shape)
+
+
+def input_order(source: Source, batch: int) -> Tensor | None:
+    """For each place in the order of the inputs, the token that stands there; (B, n) or None.
+
+    A model may permute its patches (ViLT does so at random); the tokens of an input are listed in
+    the order of its elements, at the places that they occupy together.
+    """
+    order: Tensor | None = None
+    for entry in source.entries:
+        if entry.to is None:
+            continue
+        to = entry.to.expand(batch, -1)
+        first = torch.full((batch, source.n + 1), to.shape[1], device=to.device)
+        steps = torch.arange(to.shape[1], device=to.device).expand_as(to)
+        first.scatter_reduce_(1, torch.where(to < 0, source.n, to), steps, "amin")
+        first = first[:, : source.n]
+        for b in range(batch):
+            tokens = (first[b] < to.shape[1]).nonzero()[:, 0]
+            moved = tokens[first[b, tokens].argsort()]
+            if not torch.equal(tokens, moved):
+                if order is None:
+                    order = torch.arange(source.n, device=to.device).repeat(batch, 1)
+                order[b, tokens] = moved
+    return order
+
+
+def _gather(relevance: Tensor, to: Tensor | None) -> Tensor:
+    if to is None:
+        return relevance
+    to = to.expand(relevance.shape[0], -1)
+    return relevance.gather(1, to.clamp_min(0)) * (to >= 0)
+
+
+def _channel_axes(to: Tensor) -> list[int]:
+    """The axes of an input (without the batch axis) along which the token is the same.
+
+    An image has one, also where it is a single patch high or wide.
+    """
+    shape = to.shape[1:]
+    constant = [a for a in range(len(shape)) if not varies(to, a + 1)]
+    if len(shape) >= 3 and len(constant) > 1:
+        return constant[:1]
+    return constant
+
+
+def _smooth_patches(to: Tensor, relevance: Tensor, channels: list[int]) -> Tensor | None:
+    """Bilinear over the two last token axes where the patches form a regular grid, else None."""
+    axes = [a for a in range(to.ndim - 1) if a not in channels][-2:]
+    if len(axes) < 2:
+        return None
+    lead = [a for a in range(to.ndim - 1) if a not in axes]
+    cells = to.permute(0, *(a + 1 for a in lead), *(a + 1 for a in axes))  # (B, ..., H, W)
+    inside = (cells >= 0).flatten(0, -3).any(0)
+    height, width = int(inside.any(1).sum()), int(inside.any(0).sum())
+    if not bool(inside[:height, :width].all()):
+        return None
+    covered = cells[..., :height, :width]
+    rows, columns = _starts(covered, -2), _starts(covered, -1)
+    if rows is None or columns is None:
+        return None
+    grid = covered[..., rows[:, None], columns]
+    back = grid.repeat_interleave(height // len(rows), -2)
+    if not torch.equal(back.repeat_interleave(width // len(columns), -1), covered):
+        return None
+    batch = relevance.shape[0]
+    grid = grid.expand(batch, *grid.shape[1:])
+    values = _gather(relevance, grid.flatten(1)).view(batch, -1, len(rows), len(columns))
+    smooth = F.interpolate(values, (height, width), mode="bilinear", align_corners=False)
+    full = smooth.new_zeros(batch, smooth.shape[1], *cells.shape[-2:])
+    full[..., :height, :width] = smooth
+    full = full.view(batch, *cells.shape[1:])
+    order = [lead.index(a) if a in lead else len(lead) + axes.index(a) for a in range(to.ndim - 1)]
+    return full.permute(0, *(o + 1 for o in order))
+
+
+def _starts(cells: Tensor, axis: int) -> Tensor | None:
+    """Where a new patch begins along an axis; None if the patches differ in size."""
+    moved = cells.movedim(axis, -1).flatten(0, -2)
+    changes = (moved[:, 1:] != moved[:, :-1]).any(0).nonzero()[:, 0] + 1
+    starts = torch.cat([changes.new_zeros(1), changes])
+    size, rest = divmod(moved.shape[1], len(starts))
+    regular = torch.arange(len(starts), device=cells.device) * size
+    return starts if not rest and torch.equal(starts, regular) else None
+
+
+def _from_grid(entry: Entry, relevance: Tensor, interpolation: str) -> Tensor:
+    """A coarse feature map's relevance, stretched over the input's axes that it runs along."""
+    batch, shape = relevance.shape[0], entry.leaf.tensor.shape[1:]
+    axes = list(entry.axes or ())
+    values = _gather(relevance, entry.to).view(batch, *entry.shape)
+    order = sorted(range(len(axes)), key=axes.__getitem__)
+    values = values.permute(0, *(o + 1 for o in order))  # grid axes in the input's order
+    size = [shape[a] for a in sorted(axes)]
+    mode = interpolation if len(axes) == 2 else "nearest"
+    options = {"align_corners": False} if mode == "bilinear" else {}
+    stretched = F.interpolate(values[:, None], size, mode=mode, **options)[:, 0]  # type: ignore[arg-type]
+    for axis in range(len(shape)):
+        if axis not in axes:
+            stretched = stretched.unsqueeze(axis + 1)
+    stretched = stretched.expand(batch, *shape)
+    return stretched / math.prod(n for a, n in enumerate(shape) if a not in axes)

@@ -1,0 +1,178 @@
+"""One observed run of the user's model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from captum._utils.common import _format_additional_forward_args, _run_forward
+from captum._utils.gradient import apply_gradient_requirements
+from torch import Tensor, nn
+
+from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
+from captum_attn.observe.graph import Graph
+from captum_attn.observe.readout import Read, find_reads
+from captum_attn.observe.tap import Leaf, Tap
+from captum_attn.observe.tokenmap import Prober
+from captum_attn.observe.wiring import Findings, Wiring
+
+
+@dataclass
+class Observation:
+    """What one run showed.
+
+    Args:
+        output (Tensor): the model's output, the tensor that targets select from.
+        batch (int): number of examples.
+        tap, graph, wiring: what was seen, and how it hangs together.
+        names (list of str): names of the inputs, in the order of the user's container.
+    """
+
+    output: Tensor
+    batch: int
+    tap: Tap
+    graph: Graph
+    wiring: Wiring
+    names: list[str]
+
+    def reads(self) -> list[Read]:
+        return find_reads(self.output, self.wiring, self.graph)
+
+    def leaves_of(self, name: str) -> list[Leaf]:
+        return [leaf for leaf in self.tap.leaves if leaf.name == name]
+
+
+def observe(
+    forward_func: Callable,
+    inputs: tuple[Tensor, ...] | Mapping[str, Any],
+    additional_forward_args: Any,
+    roots: list[nn.Module],
+    findings: Findings,
+) -> Observation:
+    """Runs the model once on `inputs` and reads off how its attention is wired.
+
+    To be called inside `left_as_found`. Inputs and additional tensors enter as leaves of their own;
+    the user's tensors are not touched.
+    """
+    tap = Tap(roots[0] if len(roots) == 1 else None)
+    batch = _batch(inputs)
+    if isinstance(inputs, Mapping):
+        names = list(inputs)
+        entered: Any = {
+            name: _entered(tap, name, value)
+            for name, value in sorted(inputs.items(), key=_by_signature(forward_func))
+        }
+
+        def forward() -> Any:
+            return forward_func(**entered)
+    else:
+        extra = _format_additional_forward_args(additional_forward_args) or ()
+        values = (*inputs, *extra)
+        names = _positional_names(forward_func, len(values))
+        entered = [
+            _entered(tap, n, v, given=i < len(inputs)) for i, (n, v) in enumerate(zip(names, values, strict=True))
+        ]
+        names = names[: len(inputs)]
+        first, rest = tuple(entered[: len(inputs)]), tuple(entered[len(inputs) :])
+
+        def forward() -> Any:
+            plain = lambda *args: tensor_of(forward_func(*args))  # noqa: E731
+            return _run_forward(plain, first, None, rest or None)
+
+    try:
+        with tap:
+            output = tensor_of(forward())
+    except AttnError:
+        raise
+    except NotImplementedError as error:
+        raise NoAttentionFoundError(f"the model could not be run as it is: {error}") from error
+    _check_output(output, tap)
+    graph = Graph(tap.calls, tap.leaves)
+    wiring = Wiring(tap, graph, batch, Prober(graph.cuts), findings)
+    return Observation(output, batch, tap, graph, wiring, names)
+
+
+def tensor_of(output: Any) -> Tensor:
+    """The tensor that targets select from: `.logits` if there is one, else the first tensor."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, torch.futures.Future):
+        return tensor_of(output.value())
+    logits = output.get("logits") if isinstance(output, Mapping) else None
+    logits = getattr(output, "logits", None) if logits is None else logits
+    if isinstance(logits, Tensor):
+        return logits
+    values = output.values() if isinstance(output, Mapping) else output
+    if isinstance(values, (tuple, list)) or isinstance(output, Mapping):
+        for value in values:
+            if isinstance(value, Tensor):
+                return value
+    raise InputError(
+        f"expected a model whose output is a tensor, or holds one; got {type(output).__name__}: "
+        "pass a callable that returns the tensor, e.g. lambda x: model(x).scores"
+    )
+
+
+def _entered(tap: Tap, name: str, value: Any, given: bool = False) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    if value.is_inference():
+        value = value.clone()
+    if value.is_floating_point():
+        if "mask" in name and not given:
+            return value  # it selects tokens, it is none
+        apply_gradient_requirements((value,), warn=False)
+    return tap.enter(name, value)
+
+
+def _batch(inputs: tuple[Tensor, ...] | Mapping[str, Any]) -> int:
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return next(v.shape[0] for v in values if isinstance(v, Tensor))
+
+
+def _parameters(forward_func: Callable) -> list[inspect.Parameter]:
+    function = forward_func.forward if isinstance(forward_func, nn.Module) else forward_func
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def _positional_names(forward_func: Callable, count: int) -> list[str]:
+    """Names of the first `count` positional parameters of a forward function."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in _parameters(forward_func) if p.kind in kinds]
+    return (names + [f"input_{i}" for i in range(len(names), count)])[:count]
+
+
+def _by_signature(forward_func: Callable) -> Callable[[tuple[str, Any]], int]:
+    names = [p.name for p in _parameters(forward_func)]
+    return lambda item: names.index(item[0]) if item[0] in names else len(names)
+
+
+def _check_output(output: Tensor, tap: Tap) -> None:
+    if not bool(torch.isfinite(output).all()):
+        raise InputError(
+            "the model's output has NaN or inf: expected finite weights and inputs; check the "
+            "weights (`torch.isfinite(p).all()` for each parameter) and the inputs' range"
+        )
+    if tap.calls:
+        return
+    if tap.blind:
+        raise NoAttentionFoundError(
+            f"the attention of {tap.blind[0].module!r} ran without gradients (under `no_grad`, "
+            "`inference_mode` or reentrant gradient checkpointing), so that nothing can be traced "
+            "through it; remove that from the model's forward"
+        )
+    raise NoAttentionFoundError(
+        "no softmax(QK^T)V was seen while the model ran: looked for "
+        "`scaled_dot_product_attention`, `nn.MultiheadAttention`, and a softmax of a product of "
+        "two activations that is multiplied with values (`matmul`, `@`, `bmm`, `baddbmm`, "
+        "`einsum`); convolutional, recurrent, state-space, linear and deformable attention models "
+        "have none, raw flash kernels, `flex_attention` and traced or scripted modules hide it: "
+        "choose an `sdpa` or `eager` implementation"
+    )

@@ -1,0 +1,265 @@
+"""The readout: which final tokens the explained output reads, and how strongly.
+
+A stream is read where its version is reached from the output without another attention call in
+between. On those paths, the gradient of the explained output at the point where tokens are selected
+or pooled (the last place that still has the token axis) says which rows are read: one row for [CLS],
+the last token or query j of a detector, equal rows for mean pooling.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from captum_attn.errors import ReadoutError
+from captum_attn.observe.call import AttentionCall, working_dtype
+from captum_attn.observe.graph import Graph, Node, depends_on_content, shape_of
+from captum_attn.observe.streams import State
+from captum_attn.observe.tokenmap import Downstream, TokenMap, Upstream
+from captum_attn.observe.wiring import Wiring, is_call
+
+# Operations that move, mask or weight tokens without mixing channels: looked through, so that a
+# masked mean gives padding no weight and a weighted one its weights.
+_MOVES = frozenset(
+    "Mul Div Permute Transpose View UnsafeView Reshape ReshapeAlias Clone ToCopy Slice Select "
+    "Squeeze Unsqueeze Expand MaskedFill Where T Alias Cat Split Index AsStrided".split()
+)
+
+
+@dataclass
+class Place:
+    """A point of the graph that still has the token axis.
+
+    Args:
+        edge (GradientEdge): the point.
+        order (tuple of int): permutation that brings the tokens' axes behind the batch axis.
+        shape (tuple of int): the permuted shape.
+        n (int): number of tokens.
+        to (TokenMap or None): where the stream's tokens are along its token axis; None: in order.
+    """
+
+    edge: GradientEdge
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+    n: int
+    to: TokenMap | None = None
+
+    def rows(self, gradient: Tensor) -> Tensor:
+        """The gradient there -> (B, n, features), in the order of the stream's tokens."""
+        rows = gradient.permute(self.order).reshape(self.shape[0], self.n, -1)
+        if self.to is None or self.to.to is None:
+            return rows
+        index = self.to.to.expand(rows.shape[0], -1)
+        taken = rows.gather(1, index.clamp_min(0)[..., None].expand(-1, -1, rows.shape[-1]))
+        return taken * (index >= 0)[..., None]
+
+    def downstream(self, like: Tensor) -> Downstream:
+        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+        features = math.prod(self.shape) // (self.shape[0] * self.n)
+        return Downstream(
+            self.edge,
+            (self.shape[0], self.n, features),
+            lambda v: v.reshape(self.shape).permute(inverse),
+            like,
+        )
+
+
+@dataclass
+class Read:
+    """A state that the output reads.
+
+    Args:
+        state (State): the version of a stream.
+        calls (list of AttentionCall): the calls it was last updated by.
+        places (list of Place): where its tokens are selected or pooled.
+        read_on (bool): whether later attention calls read the state, too.
+    """
+
+    state: State
+    calls: list[AttentionCall]
+    places: list[Place]
+    read_on: bool
+
+    @property
+    def edges(self) -> list[GradientEdge]:
+        """Where `weights` wants the gradient of the explained output."""
+        return [*(place.edge for place in self.places), *(call.edge for call in self.calls)]
+
+    def weights(self, found: list[Tensor | None]) -> Tensor | None:
+        """Weights of the rows, (B, n), that sum to 1; None where the gradient has vanished.
+
+        Args:
+            found (list of Tensor): gradients at `edges`.
+        """
+        at_calls = [
+            call.output_rows(g).transpose(2, 3).flatten(3).flatten(1, 2)
+            for call, g in zip(self.calls, found[len(self.places) :], strict=True)
+            if g is not None
+        ]
+        at_places = [p.rows(g) for p, g in zip(self.places, found, strict=False) if g is not None]
+        reached = _norms(at_calls)
+        if reached is None:
+            return None
+        norms = _norms(at_places)
+        if norms is None:
+            if bool(((reached > 0).sum(1) > 1).any()):
+                raise ReadoutError(
+                    f"the output reads several tokens of the stream {self.state.stream!r} "
+                    f"({self.state.n} tokens), but where they are pooled could not be observed; "
+                    "give `readout=`: a row, a LongTensor (B,) of rows, or weights (B, n)"
+                )
+            norms = reached
+        totals = norms.sum(1, keepdim=True)
+        if not bool((totals > 0).all() and torch.isfinite(totals).all()):
+            return None
+        return norms / totals
+
+
+def find_reads(output: Tensor, wiring: Wiring, graph: Graph) -> list[Read]:
+    """The states that the model's output reads.
+
+    Args:
+        output (Tensor): the raw output, before the target is selected.
+    """
+    wiring.refuse_severed(wiring.tap.severed(output), (output,), "the output reads")
+    latest = graph.latest(graph.reach(output))
+    calls = [m for m in graph.members(latest) if is_call(m)]
+    if not calls:
+        raise ReadoutError(
+            "the output does not depend on any attention call that ran: expected a model whose "
+            "output reads attended tokens; explain another output with a callable around the model"
+        )
+    grouped: dict[str, list[AttentionCall]] = {}
+    for call in calls:
+        grouped.setdefault(wiring.after(call).stream, []).append(call)  # type: ignore[arg-type]
+    reads = []
+    for group in grouped.values():
+        state = wiring.version(group)
+        goal = sum(graph.bit[call] for call in group)
+        places = _places(output, goal, state, wiring, graph)
+        read_on = any(state in (u.asks, u.reads, *u.reads.before) for u in wiring.updates)
+        reads.append(Read(state, group, places, read_on))
+    return reads
+
+
+def _places(
+    output: Tensor, goal: int, state: State, wiring: Wiring, graph: Graph
+) -> list[Place]:
+    """Where the tokens of `state` are selected or pooled on the way to the output."""
+    all_calls = sum(graph.bit[call] for call in wiring.tap.calls)
+
+    def bears(node: Node, output_nr: int = 0) -> Place | None:
+        reached = graph.reach(node)
+        if graph.latest(reached) & all_calls != goal:
+            return None
+        arranged = _arranged(shape_of(node, output_nr), wiring.batch, state.n)
+        return None if arranged is None else Place(GradientEdge(node, output_nr), *arranged)
+
+    root = get_gradient_edge(output)
+    found: dict[Node, Place] = {}
+    seen, queue = {root.node}, [(root.node, root.output_nr)]
+    for node, output_nr in queue:
+        before = [
+            (n, nr)
+            for n, nr in node.next_functions
+            if n is not None and not graph.is_stop(n) and graph.reach(n) & goal
+        ]
+        place = bears(node, output_nr)
+        passes = len(before) == 1 and _moves(node) and (_moves(before[0][0]) or bears(*before[0]))
+        if place is not None and not passes:
+            place.to = _order(place, len(found), goal, wiring, graph, output)
+            if not place.to.mixed:
+                found[node] = place
+                continue
+        queue += [(n, nr) for n, nr in before if n not in seen]
+        seen.update(n for n, _ in before)
+    # What flows on into another such place is counted there.
+    return [
+        place
+        for node, place in found.items()
+        if not any(n in found for n in graph.between(node, goal)[1:])
+    ]
+
+
+def _order(
+    place: Place, number: int, goal: int, wiring: Wiring, graph: Graph, output: Tensor
+) -> TokenMap:
+    """Where the tokens of the last call are along the token axis of a place."""
+    calls = [m for m in graph.members(goal) if is_call(m)]
+
+    def find() -> TokenMap:
+        upstream = Upstream.call(calls[0])  # type: ignore[arg-type]
+        (token_map,) = wiring.prober.maps(place.downstream(output.detach()), [upstream])
+        return token_map
+
+    if depends_on_content(graph.between(place.edge.node, goal)):
+        return find()
+    return wiring.keep(("place", goal, number, place.shape, place.edge.node.name()), find)
+
+
+def _moves(node: Node) -> bool:
+    return node.name().rstrip("0123456789").removesuffix("Backward") in _MOVES
+
+
+def _arranged(
+    shape: tuple[int, ...], batch: int, n: int
+) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
+    """How to bring a shape to (B, n, features); None if it has no token axis."""
+    axes = tuple(range(len(shape)))
+    if len(shape) < 3:
+        return None
+    if shape[1] == batch != shape[0] == n:  # (n, B, D)
+        order = (1, 0, *axes[2:])
+        return order, tuple(shape[a] for a in order), n
+    if shape[0] != batch:
+        if shape[0] % batch == 0 and shape[0] // batch * shape[1] == n:  # lanes in the batch
+            return axes, (batch, shape[0] // batch, *shape[1:]), n
+        return None
+    for end in range(2, len(shape)):  # (B, n, D), (B, h, w, D)
+        if math.prod(shape[1:end]) == n:
+            return axes, shape, n
+    if math.prod(shape[2:]) == n:  # (B, D, n), (B, D, h, w)
+        order = (0, *axes[2:], 1)
+        return order, tuple(shape[a] for a in order), n
+    return None
+
+
+def _norms(rows: list[Tensor]) -> Tensor | None:
+    """Norm of each row over the features of all `rows`, (B, n)."""
+    squares: Any = None
+    for row in rows:
+        square = row.to(working_dtype(row.dtype)).square().sum(-1)
+        squares = square if squares is None else squares + square
+    return None if squares is None else squares.sqrt()
+
+
+def given_weights(readout: Any, read: Read, batch: int, like: Tensor) -> Tensor:
+    """Row weights (B, n) from the user's `readout`: a row, rows (B,), or weights (B, n)."""
+    n = read.state.n
+    expected = (
+        f"expected 'auto', an int in [-{n}, {n}), a LongTensor of shape ({batch},) of such, or "
+        f"weights of shape ({batch}, {n}) for the stream {read.state.stream!r}"
+    )
+    if isinstance(readout, bool) or not isinstance(readout, (int, Tensor)):
+        raise ReadoutError(f"{expected}; got {readout!r}")
+    if isinstance(readout, int):
+        readout = torch.full((batch,), readout)
+    if readout.ndim in (1, 2) and readout.shape[0] != batch and batch % max(len(readout), 1) == 0:
+        readout = readout.repeat_interleave(batch // max(len(readout), 1), 0)  # NoiseTunnel
+    dtype = working_dtype(like.dtype)
+    if readout.ndim == 2 and readout.shape == (batch, n):
+        weights = readout.to(like.device, dtype)
+        if not bool(torch.isfinite(weights).all()) or bool((weights == 0).all(1).any()):
+            raise ReadoutError(f"{expected}; got weights that are not finite or all zero")
+        return weights
+    if readout.ndim != 1 or len(readout) != batch or readout.is_floating_point():
+        raise ReadoutError(f"{expected}; got {tuple(readout.shape)} of {readout.dtype}")
+    if bool(((readout < -n) | (readout >= n)).any()):
+        raise ReadoutError(f"{expected}; got {readout.tolist()}")
+    weights = torch.zeros(batch, n, dtype=dtype, device=like.device)
+    return weights.scatter_(1, (readout.to(like.device) % n)[:, None], 1.0)

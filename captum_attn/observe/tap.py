@@ -1,0 +1,380 @@
+"""The tap: sees every softmax(QK^T)V while the user's own model runs, and changes nothing.
+
+A `TorchFunctionMode` is active around the forward run. The fused kernel is seen as such; the inline
+form is followed from the product QK^T over scaling, masks and casts to a softmax, and from there
+over dropout, casts, views, slices, sinks and head mixing to the product with V.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from captum_attn.errors import InputError
+from captum_attn.observe.call import AttentionCall, attention_map
+from captum_attn.observe.contraction import PRODUCTS, Contraction, align, contraction
+from captum_attn.observe.trail import Notes, Past, Scores, axes_after, tensors
+
+SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
+DETACH = frozenset({torch.detach, Tensor.detach, Tensor.data.__get__})  # type: ignore[attr-defined]
+# A parameter that one of these turns into tokens (queries, latents, [CLS]) becomes a leaf.
+TOKEN_MAKERS = frozenset(
+    {Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to, Tensor.__getitem__}
+    | {Tensor.repeat, torch.tile, Tensor.tile, torch.repeat_interleave, Tensor.repeat_interleave}
+    | {torch.unsqueeze, Tensor.unsqueeze, torch.cat, torch.concat, torch.stack}
+)
+# Operations that mix tokens without attention: named when a model's tokens pass through them.
+TOKEN_MIXERS = frozenset("conv1d conv2d conv3d cumsum lstm gru rnn_tanh rnn_relu".split())
+
+
+@dataclass(eq=False)
+class Leaf:
+    """Where an input enters the model's graph: a float input, an embedding, learned tokens.
+
+    Args:
+        name (str): the input's name; "" for a parameter.
+        tensor (Tensor): the leaf that requires grad.
+        order (int): position of the input in the forward signature.
+        ids (Tensor): for an embedding the indices that were looked up; None otherwise.
+        verbatim (bool): whether these are the input's own ids, not shifted or cut ones.
+    """
+
+    name: str
+    tensor: Tensor
+    order: int = sys.maxsize
+    ids: Tensor | None = None
+    verbatim: bool = True
+
+    @property
+    def learned(self) -> bool:
+        return not self.name
+
+
+@dataclass(frozen=True)
+class Blind:
+    """An attention call that ran without grad: nothing can be traced through it."""
+
+    module: str
+
+
+class Tap(TorchFunctionMode):
+    """Records the attention calls and the leaves of one forward run.
+
+    Args:
+        root (Module or None): the model, for the modules' names; None: the outermost that runs.
+
+    Attributes:
+        calls (list of AttentionCall): in the order of execution.
+        leaves (list of Leaf): in the order in which they entered.
+        blind (list of Blind): calls that ran without grad.
+        mixers (dict): graph node of another token mixer's output -> its module's name.
+    """
+
+    def __init__(self, root: nn.Module | None = None) -> None:
+        super().__init__()
+        self.root = root
+        self.calls: list[AttentionCall] = []
+        self.leaves: list[Leaf] = []
+        self.blind: list[Blind] = []
+        self.mixers: dict[Any, str] = {}
+        self._scores, self._past = Notes(), Notes()
+        self._order: dict[str, int] = {}
+        self._given: dict[str, Tensor] = {}
+        self._learned: dict[int, tuple[Tensor, Tensor]] = {}
+        self._names: dict[int, str] | None = None
+
+    def enter(self, name: str, tensor: Tensor) -> Tensor:
+        """Makes an input a leaf (floats) or remembers where it goes (integers)."""
+        order = self._order.setdefault(name, len(self._order))
+        if not tensor.is_floating_point():
+            tensor = tensor.view_as(tensor)  # the note is on an alias, not on the user's tensor
+            self._past[tensor] = Past(frozenset([name]))
+            self._given[name] = tensor
+            return tensor
+        self.leaves.append(Leaf(name, tensor, order))
+        return tensor.clone()  # the model may write into its input, but not into a leaf
+
+    def severed(self, tensor: Tensor) -> tuple[Any, ...]:
+        """Blind calls, and graph nodes, that `tensor` stems from without a gradient to them."""
+        past = self._past.get(tensor)
+        return past.severed if past is not None else ()
+
+    # ------------------------------------------------------------------------ the mode
+    def __torch_function__(
+        self, func: Callable, types_: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._fused(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            with self:  # a mode is off inside its own handler
+                return _without_override_check(func)(*args, **kwargs)
+        if func is F.embedding:
+            return self._embedding(func, args, kwargs)
+        if func in PRODUCTS:
+            return self._product(func, args, kwargs)
+        if func in TOKEN_MAKERS and torch.is_grad_enabled():
+            args = _mapped(self._learned_leaf, args)
+        out = func(*args, **kwargs)
+        self._follow(func, args, kwargs, out)
+        return out
+
+    def _fused(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        options: dict[str, Any] = {"is_causal": is_causal, "scale": scale}
+        if enable_gqa:
+            options["enable_gqa"] = True
+        if not torch.is_grad_enabled():
+            return self._unseen(
+                F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, **options)
+            )
+        severed = sum((self.severed(t) for t in (query, key, value)), ())
+        if not any(t.requires_grad for t in (query, key, value)):
+            query = self._born(query)
+        weights = None
+        if dropout_p:  # a map that lost entries cannot be recomputed: form it, drop, keep it
+            weights = attention_map(query, key, attn_mask, is_causal, scale)
+            weights = F.dropout(weights, dropout_p)
+            out = weights @ _repeat_heads(value, weights)
+            weights = weights.detach()
+        else:
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
+        call = AttentionCall(
+            index=len(self.calls),
+            module=self._module(),
+            q=query,
+            k=key,
+            v=_repeat_heads(value, query),
+            lead=tuple(out.shape[:-2]),
+            edge=get_gradient_edge(out),
+            weights=weights,
+            mask=attn_mask,
+            is_causal=is_causal,
+            scale=scale,
+            severed=severed,
+        )
+        self.calls.append(call)
+        return out
+
+    def _product(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        product = contraction(func, args, kwargs)
+        for side in (0, 1) if product is not None else ():
+            scores = self._scores.get(product.operand(side))
+            if scores is not None and scores.softmaxed and _contracts_keys(product, side, scores):
+                return self._inline(func, args, kwargs, product, side, scores)
+        out = func(*args, **kwargs)
+        self._follow(func, args, kwargs, out)
+        if product is not None and not any(map(_is_parameter, (product.lhs, product.rhs))):
+            rows = product.free(0)[-1:], product.free(1)[-1:]
+            if all(rows):  # it may be QK^T
+                lead, severed = product.lead(), self.severed(product.lhs)
+                self._scores[out] = Scores(
+                    operands=tuple(  # type: ignore[arg-type]
+                        align(
+                            product.operand(side),
+                            product.axes(side),
+                            lead + rows[side] + product.contracted,
+                        ).flatten(len(lead) + 1)
+                        for side in (0, 1)
+                    ),
+                    severed=severed + self.severed(product.rhs),
+                    axes=tuple(product.out.index(row) - len(product.out) for row in rows),  # type: ignore[arg-type]
+                )
+        return out
+
+    def _inline(
+        self,
+        func: Callable,
+        args: tuple,
+        kwargs: dict,
+        product: Contraction,
+        side: int,
+        scores: Scores,
+    ) -> Any:
+        weights, value = product.operand(side), product.operand(1 - side)
+        if not torch.is_grad_enabled():
+            return self._unseen(func(*args, **kwargs))
+        if not (weights.requires_grad or value.requires_grad):
+            leaf = self._born(weights)
+            args = _mapped(lambda tensor: leaf if tensor is weights else tensor, args)
+            kwargs = {n: leaf if v is weights else v for n, v in kwargs.items()}
+        out = func(*args, **kwargs)
+        lead, key = product.lead(), product.contracted
+        query, channel = product.free(side)[-1], product.free(1 - side)[-1]
+        weights_ = align(weights.detach(), product.axes(side), lead + query + key)
+        value_ = align(value, product.axes(1 - side), lead + key + channel)
+        sizes = torch.broadcast_shapes(weights_.shape[:-2], value_.shape[:-2])
+        # Of the two factors of QK^T the keys are the one whose rows are contracted with V.
+        position = product.axes(side).index(key) - len(product.axes(side))
+        keys = scores.axes.index(position) if position in scores.axes else 1
+        call = AttentionCall(
+            index=len(self.calls),
+            module=self._module(),
+            q=_with_lead(scores.operands[1 - keys], sizes, weights_.shape[-2]),
+            k=_with_lead(scores.operands[keys], sizes, weights_.shape[-1]),
+            v=value_,
+            lead=tuple(sizes),
+            edge=get_gradient_edge(out),
+            weights=weights_,
+            out_permutation=tuple(product.out.index(c) for c in lead + query + channel),
+            severed=scores.severed + self.severed(value),
+        )
+        self.calls.append(call)
+        return out
+
+    def _unseen(self, out: Tensor) -> Tensor:
+        self.blind.append(Blind(self._module()))
+        self._past[out] = Past(severed=(self.blind[-1],))
+        return out
+
+    # ------------------------------------------------------------------------ leaves
+    def _embedding(self, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+        ids = args[0] if args else kwargs["input"]
+        if ids.is_floating_point():
+            raise InputError(
+                "expected integer token ids, got floats: a tool that perturbs its inputs "
+                "(NoiseTunnel, sensitivity_max) cannot perturb ids; let it perturb "
+                "`inputs_embeds`, the embedding layer's output, instead"
+            )
+        out = func(*args, **kwargs)
+        past = self._past.get(ids)
+        if past is None or not past.inputs:
+            return out
+        name = min(past.inputs, key=self._order.__getitem__)
+        with torch.enable_grad():
+            leaf = out.detach().requires_grad_()
+            given = self._given[name]
+            verbatim = ids.shape == given.shape and bool((ids == given).all())
+            self.leaves.append(Leaf(name, leaf, self._order[name], ids, verbatim))
+            return leaf.clone()
+
+    def _born(self, tensor: Tensor) -> Tensor:
+        """A leaf in place of a tensor that nothing but parameters and constants went into."""
+        leaf = tensor.detach().requires_grad_()
+        self.leaves.append(Leaf("", leaf))
+        return leaf
+
+    def _learned_leaf(self, value: Any) -> Any:
+        """The leaf of a parameter that becomes tokens, the same one at every use."""
+        if not isinstance(value, nn.Parameter) or not value.is_floating_point():
+            return value
+        if id(value) not in self._learned:
+            self._learned[id(value)] = (value, self._born(value))
+        return self._learned[id(value)][1]
+
+    # ------------------------------------------------------------------------ following
+    def _follow(self, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:
+        """Carries the notes of the arguments over to what was made of them."""
+        inputs: frozenset[str] = frozenset()
+        severed: tuple[Any, ...] = ()
+        scored: tuple[Tensor, Scores] | None = None
+        cut = func in DETACH or not torch.is_grad_enabled()
+        for tensor in tensors((*args, *kwargs.values())):
+            past, scores = self._past.get(tensor), self._scores.get(tensor)
+            if past is not None:
+                inputs, severed = inputs | past.inputs, severed + past.severed
+            if cut and tensor.grad_fn is not None:
+                severed += (tensor.grad_fn,)
+            if scores is not None and (scored is None or scores.softmaxed):
+                scored = tensor, scores
+        if func is Tensor.__setitem__:  # writes into its first argument
+            out = args[0]
+        made_tensors = out if isinstance(out, (tuple, list)) else (out,)
+        for made in made_tensors:
+            if not isinstance(made, Tensor):
+                continue
+            if made.is_floating_point() and severed:
+                self._past[made] = Past(severed=tuple(dict.fromkeys(severed)))
+            elif not made.is_floating_point() and inputs:
+                self._past[made] = Past(inputs)
+            if scored is not None:
+                before, scores = scored
+                axes = axes_after(func, args, kwargs, before, made, scores.axes)
+                if axes is not None:
+                    passed = scores.softmaxed or func in SOFTMAX
+                    self._scores[made] = replace(scores, axes=axes, softmaxed=passed)
+            if getattr(func, "__name__", "") in TOKEN_MIXERS and made.grad_fn is not None:
+                self.mixers[made.grad_fn] = self._module()
+
+    # ------------------------------------------------------------------------ names
+    def _module(self) -> str:
+        """Qualified name of the innermost module that is running, read off the Python stack.
+
+        So the model needs no hooks, and two threads may run the same model.
+        """
+        running: list[nn.Module] = []
+        frame: types.FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_varnames[:1] == ("self",):
+                owner = frame.f_locals.get("self")
+                if isinstance(owner, nn.Module):
+                    running.append(owner)
+            frame = frame.f_back
+        if self._names is None and (self.root is not None or running):
+            root = self.root if self.root is not None else running[-1]
+            self._names = {id(module): name for name, module in root.named_modules()}
+        known = [self._names[id(m)] for m in running if id(m) in (self._names or {})]
+        return known[0] if known and known[0] else type(running[0]).__name__ if running else "-"
+
+
+def _without_override_check(func: Any) -> Callable:
+    """`func` with the check switched off that would send it back to the active mode."""
+    namespace = {**func.__globals__, "has_torch_function": lambda _: False}
+    plain = types.FunctionType(
+        func.__code__, namespace, func.__name__, func.__defaults__, func.__closure__
+    )
+    plain.__kwdefaults__ = func.__kwdefaults__
+    return plain
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    if type(value) in (tuple, list):
+        return type(value)(_mapped(change, item) for item in value)
+    return change(value)
+
+
+def _is_parameter(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
+
+
+def _contracts_keys(product: Contraction, side: int, scores: Scores) -> bool:
+    """Whether this is A V: one token axis of A is summed over, and the other one stays."""
+    if len(product.contracted) != 1 or not product.free(side) or not product.free(1 - side):
+        return False
+    axes = product.axes(side)
+    return axes.index(product.contracted) - len(axes) in scores.axes
+
+
+def _repeat_heads(tensor: Tensor, like: Tensor) -> Tensor:
+    """Grouped keys or values, one head for several queries' heads -> one for each."""
+    if tensor.ndim < 3 or like.ndim < 3 or tensor.shape[-3] in (1, like.shape[-3]):
+        return tensor
+    return tensor.repeat_interleave(like.shape[-3] // tensor.shape[-3], -3)
+
+
+def _with_lead(operand: Tensor, lead: torch.Size, rows: int) -> Tensor:
+    """A factor of QK^T with its leading axes split or merged as those of A are."""
+    if operand.ndim - 2 == len(lead) and operand.shape[-2] == rows:
+        return operand
+    if operand.numel() % (math.prod(lead) * rows) == 0:
+        return operand.reshape(*lead, rows, -1)
+    return operand

@@ -1,0 +1,316 @@
+"""Token maps: at which position does each upstream token, pixel, word or region enter?
+
+Autograd answers. Let s_p = <t_p, r> for the rows t_p of a tensor and a random r. The gradients of
+Σ_p s_p and of Σ_p ±s_p at an upstream element have the ratio ±1 if the element enters one position
+only, and with the sign given by bit k of p that ratio is bit k of the position. About log2(n)
+backward passes through a norm and a projection read the whole map, whatever the model does on the
+way; two of them check that it is the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_attn.observe.call import BATCH, HEAD, LANE, AttentionCall, working_dtype
+from captum_attn.observe.graph import edge_of, gradients
+
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
+
+
+@dataclass
+class Upstream:
+    """Where a map starts.
+
+    Args:
+        edge: the tensor or graph edge whose gradient is taken.
+        rows (callable): that gradient -> (B, E, features): E elements whose place is asked.
+        batched (bool): False for a parameter, whose gradient is the sum over the examples (B = 1).
+    """
+
+    edge: Any
+    rows: Callable[[Tensor], Tensor]
+    batched: bool = True
+
+    @staticmethod
+    def call(call: AttentionCall) -> Upstream:
+        """The query positions of an earlier attention call, all lanes in a row."""
+
+        def rows(gradient: Tensor) -> Tensor:
+            folded = call.output_rows(gradient).transpose(2, 3)  # (B, F, q, H, d)
+            return folded.flatten(3).flatten(1, 2)
+
+        return Upstream(edge_of(call), rows)
+
+    @staticmethod
+    def tokens(leaf: Tensor) -> Upstream:
+        """The rows of an embedding, (B, n, D)."""
+        return Upstream(leaf, lambda g: g.reshape(g.shape[0], -1, g.shape[-1]))
+
+    @staticmethod
+    def elements(leaf: Any, batched: bool = True) -> Upstream:
+        """Every single element of a tensor."""
+
+        def rows(gradient: Tensor) -> Tensor:
+            return gradient.reshape(gradient.shape[0] if batched else 1, -1, 1)
+
+        return Upstream(leaf, rows, batched)
+
+
+@dataclass
+class Downstream:
+    """Where a map ends, (B, P, features), for a tensor or an edge of the graph.
+
+    Args:
+        edge: the tensor or graph edge that the vectors are put in at.
+        shape (tuple of int): (B, P, features).
+        placed (callable): a vector of that shape -> one of the edge's own.
+        like (Tensor): for the dtype and the device.
+    """
+
+    edge: Any
+    shape: tuple[int, int, int]
+    placed: Callable[[Tensor], Tensor]
+    like: Tensor
+
+    @staticmethod
+    def rows(rows: Tensor) -> Downstream:
+        return Downstream(rows, tuple(rows.shape), lambda v: v, rows)  # type: ignore[arg-type]
+
+
+@dataclass
+class TokenMap:
+    """Where each of E upstream elements enters.
+
+    Args:
+        to (Tensor or None): (B, E) position, -1 where an element enters nowhere; None: identity.
+        mixed (bool): elements enter several positions at once, so that there is no map.
+    """
+
+    to: Tensor | None = None
+    mixed: bool = False
+
+    def same(self, other: TokenMap) -> bool:
+        if self.to is None or other.to is None:
+            return self.to is other.to and self.mixed == other.mixed
+        return self.to.shape == other.to.shape and bool((self.to == other.to).all())
+
+
+IDENTITY = TokenMap()
+
+
+class Prober:
+    """Asks autograd for token maps, with random numbers of its own.
+
+    Args:
+        cuts (sequence of graph nodes): the outputs of attention calls, which no map leads through.
+    """
+
+    def __init__(self, cuts: Sequence[Any] = (), seed: int = 0) -> None:
+        self._cuts = cuts
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def _random(self, like: Tensor, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._generator).to(like)
+
+    def _signs(self, like: Tensor, *shape: int) -> Tensor:
+        signs = torch.randint(2, shape, generator=self._generator) * 2 - 1
+        signs.view(-1)[:2] = torch.tensor([1, -1])[: signs.numel()]  # both signs occur
+        return signs.to(like)
+
+    def maps(self, down: Downstream | Tensor, upstreams: Sequence[Upstream]) -> list[TokenMap]:
+        """Maps the elements of each upstream to the positions P of `down`, (B, P, features)."""
+        if isinstance(down, Tensor):
+            down = Downstream.rows(down)
+        first = self._maps(down, upstreams)
+        if not any(m.to is not None and (m.to < 0).any() for m in first):
+            return first
+        second = self._maps(down, upstreams)  # entering nowhere is believed the second time
+        for one, two in zip(first, second, strict=True):
+            if one.to is not None and two.to is not None:
+                one.to = torch.where(one.to < 0, two.to, one.to)
+        return first
+
+    def _maps(self, down: Downstream, upstreams: Sequence[Upstream]) -> list[TokenMap]:
+        batch, places, features = down.shape
+        rows = down.like
+        ray = self._random(rows, 1, 1, features).expand(down.shape)
+        edges = [upstream.edge for upstream in upstreams]
+
+        def seen(code: Tensor) -> list[Tensor | None]:  # code: (B or 1, P)
+            vector = down.placed(ray * code[..., None])
+            found = gradients([(down.edge, vector)], edges, self._cuts)
+            return [
+                None if g is None else u.rows(g) for u, g in zip(upstreams, found, strict=True)
+            ]
+
+        plain = seen(rows.new_ones(1, places))
+        signs = self._signs(rows, batch, places)
+        if batch > 1 and not all(u.batched for u in upstreams):
+            signs = signs[:1]
+        coded = seen(signs)
+        if all(
+            p is not None and c is not None and _is_identity(p, c, signs)
+            for p, c in zip(plain, coded, strict=True)
+        ):
+            return [IDENTITY for _ in upstreams]
+        if all(u.batched for u in upstreams):
+            index = torch.arange(batch * places, device=rows.device).view(batch, places)
+        else:
+            index = torch.arange(places, device=rows.device)[None]
+        total = int(index.max()) + 1
+        codes = [
+            seen((index >> k & 1).to(rows) * 2 - 1) for k in range(max(1, (total - 1).bit_length()))
+        ]
+        return [
+            _decode(p, [code[i] for code in codes], places, u.batched)
+            for i, (p, u) in enumerate(zip(plain, upstreams, strict=True))
+        ]
+
+    def mean_square(
+        self, rows: Tensor, squared: Tensor, leaf: Tensor, draws: int
+    ) -> tuple[Tensor, Tensor]:
+        """Squared gradients at `leaf` of Σ_p a_p <t_p, r_p>, summed over draws of r_p.
+
+        Args:
+            squared (Tensor): (B, P), a_p squared.
+
+        Returns:
+            With these a, and with a_p = 1 wherever a_p > 0; both of the leaf's shape.
+        """
+        weighted, total = torch.zeros_like(leaf), torch.zeros_like(leaf)
+        for _ in range(draws):
+            ray = self._random(rows, *rows.shape)
+            for sink, code in ((weighted, squared.sqrt()), (total, squared > 0)):
+                vector = ray * code[..., None].to(rows)
+                (found,) = gradients([(rows, vector)], [leaf], self._cuts)
+                if found is not None:
+                    sink += found.square()
+        return weighted, total
+
+    def roles(
+        self, call: AttentionCall, operand: Tensor, batch: int, upstreams: Sequence[Upstream]
+    ) -> tuple[tuple[str, int], ...] | None:
+        """What the axes that lead an operand are: examples, lanes or heads; None if unsettled.
+
+        An upstream token enters every head of its example, but one lane only.
+        """
+        upstreams = [u for u in upstreams if u.batched]
+        operand = operand.expand(*call.lead, *operand.shape[-2:])
+        for split in _splits(call.lead, batch):
+            sizes = [size for _, size in split]
+            rows = operand.reshape(*sizes, *operand.shape[-2:])
+            axis = [name for name, _ in split].index(BATCH)
+            if batch > 1 and upstreams and not self._follows(rows, axis, upstreams, by_example=True):
+                continue
+            return tuple(
+                (name, size)
+                if name == BATCH
+                else (LANE, size)
+                if size > 1 and upstreams and self._follows(rows, i, upstreams)
+                else (HEAD, size)
+                for i, (name, size) in enumerate(split)
+            )
+        return None
+
+    def _follows(
+        self, rows: Tensor, axis: int, upstreams: Sequence[Upstream], by_example: bool = False
+    ) -> bool:
+        """Whether every upstream token enters one index of `axis` only (its own example's)."""
+        edges = [upstream.edge for upstream in upstreams]
+        ray = self._random(rows, *rows.shape[:-2], 1, rows.shape[-1]).expand_as(rows)
+        code = self._signs(rows, rows.shape[axis])
+        shape = [1] * rows.ndim
+        shape[axis] = -1
+        plain = gradients([(rows, ray)], edges, self._cuts)
+        coded = gradients([(rows, ray * code.view(shape))], edges, self._cuts)
+        entered = False
+        for upstream, p, c in zip(upstreams, plain, coded, strict=True):
+            if p is None or c is None:
+                continue
+            p, c = upstream.rows(p), upstream.rows(c)
+            ratio, single = _ratio(p, c)
+            zero = _vanishes(p)
+            if not bool((single | zero).all()):
+                return False
+            if by_example and not bool(((ratio * code[:, None] > 0) | zero).all()):
+                return False
+            entered = entered or not bool(zero.all())
+        return entered
+
+
+def _splits(lead: tuple[int, ...], batch: int) -> list[list[tuple[str, int]]]:
+    """Ways in which the leading axes may hold the examples, the likeliest first."""
+    splits = []
+    for i, size in enumerate(lead):
+        before, after = [("", s) for s in lead[:i]], [("", s) for s in lead[i + 1 :]]
+        if size == batch:
+            splits.append([*before, (BATCH, batch), *after])
+        elif size % batch == 0:
+            rest = [("", size // batch)]
+            splits.append([*before, (BATCH, batch), *rest, *after])
+            splits.append([*before, *rest, (BATCH, batch), *after])
+    if not lead and batch == 1:
+        splits.append([(BATCH, 1)])
+    return splits
+
+
+def _tolerance(tensor: Tensor) -> float:
+    return _TOLERANCE.get(tensor.dtype, 1e-3)
+
+
+def _norms(tensor: Tensor) -> Tensor:
+    return tensor.to(working_dtype(tensor.dtype)).norm(dim=-1)
+
+
+def _vanishes(plain: Tensor) -> Tensor:
+    norms = _norms(plain)
+    return norms <= norms.max() * torch.finfo(plain.dtype).eps * 1e-2
+
+
+def _ratio(plain: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
+    """coded / plain for each element, and whether the element enters one position only."""
+    dtype = working_dtype(plain.dtype)
+    p, c = plain.to(dtype), coded.to(dtype)
+    norms = p.norm(dim=-1)
+    ratio = (p * c).sum(-1) / norms.square().clamp_min(torch.finfo(dtype).tiny)
+    rest = torch.minimum((c - p).norm(dim=-1), (c + p).norm(dim=-1))
+    return ratio, rest <= _tolerance(plain) * norms
+
+
+def _is_identity(plain: Tensor, coded: Tensor, signs: Tensor) -> bool:
+    if plain.shape[1] != signs.shape[1] or bool(_vanishes(plain).any()):
+        return False
+    wanted = plain * signs[..., None]
+    return bool((_norms(coded - wanted) <= _tolerance(plain) * _norms(plain)).all())
+
+
+def _decode(
+    plain: Tensor | None, codes: Sequence[Tensor | None], places: int, batched: bool
+) -> TokenMap:
+    if plain is None:
+        return TokenMap(torch.full((1, 1), -1))
+    zero = _vanishes(plain)
+    position = torch.zeros_like(zero, dtype=torch.long)
+    mixed = torch.zeros_like(zero)
+    for k, code in enumerate(codes):
+        if code is None:
+            code = torch.zeros_like(plain)
+        ratio, single = _ratio(plain, code)
+        position += (ratio > 0).long() << k
+        mixed |= ~single & ~zero
+    if batched:
+        example = torch.arange(plain.shape[0], device=plain.device)[:, None]
+        mixed |= (position // places != example) & ~zero
+        position = position % places
+    if bool(mixed.any()):
+        return TokenMap(mixed=True)
+    position = position.masked_fill(zero, -1)
+    if position.shape[1] == places:
+        if bool((position == torch.arange(places, device=position.device)).all()):
+            return IDENTITY
+    return TokenMap(position)

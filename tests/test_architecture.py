@@ -1,0 +1,98 @@
+"""The shape of the house: who imports whom, and how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "captum_attn"
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+MAX_LINES = 320
+
+# Part -> the parts of the package that it may import, itself aside.
+MAY_IMPORT = {
+    "errors": set(),
+    "objectives": {"errors"},
+    "observe": {"errors"},
+    "attr": {"observe", "errors", "objectives"},
+    "metrics": {"errors"},
+    "visualization": {"errors"},
+}
+MODEL_LIBRARIES = {"transformers", "timm"}
+
+
+def part(module: str) -> str:
+    """``attr/rollout.py`` -> ``attr``, ``errors.py`` -> ``errors``."""
+    return module.split("/")[0].removesuffix(".py")
+
+
+def names_imported_by(path: Path, package: str = "captum_attn") -> set[str]:
+    """Every imported module as a dotted name, also inside functions; relative ones resolved."""
+    found: set[str] = set()
+    where = [package, *path.relative_to(PACKAGE).parent.parts] if PACKAGE in path.parents else []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = where[: len(where) + 1 - node.level] if node.level else []
+            stem = ".".join([*base, *filter(None, [node.module])])
+            found.update(f"{stem}.{alias.name}" for alias in node.names)
+    return found
+
+
+def parts_imported_by(module: str) -> set[str]:
+    names = names_imported_by(PACKAGE / module)
+    inside = {name.split(".")[1] for name in names if name.startswith("captum_attn.")}
+    return inside - {part(module)}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if part(m) in MAY_IMPORT])
+def test_imports_run_one_way(module):
+    assert parts_imported_by(module) <= MAY_IMPORT[part(module)]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if part(m) in ("observe", "attr")])
+def test_the_engine_knows_no_model_library(module):
+    tops = {name.split(".")[0] for name in names_imported_by(PACKAGE / module)}
+    assert not tops & MODEL_LIBRARIES
+
+
+def method_files() -> list[str]:
+    """Files of ``attr`` that hold a method; shared ones begin with an underscore."""
+    return [m for m in MODULES if part(m) == "attr" and not Path(m).name.startswith("_")]
+
+
+def test_methods_do_not_import_each_other():
+    stems = {Path(module).stem for module in method_files()}
+    for module in method_files():
+        names = names_imported_by(PACKAGE / module)
+        others = {name.split(".")[2] for name in names if name.startswith("captum_attn.attr.")}
+        assert not others & (stems - {Path(module).stem}), module
+
+
+def test_only_the_demo_needs_its_extra():
+    extras = {"typer", "tqdm", "matplotlib", "PIL", "sklearn", "safetensors", "torchvision"}
+    for module in MODULES:
+        if part(module) in ("errors", "objectives", "observe", "attr"):
+            tops = {name.split(".")[0] for name in names_imported_by(PACKAGE / module)}
+            assert not tops & extras, module
+
+
+@pytest.mark.parametrize(
+    "path", sorted(p.relative_to(ROOT).as_posix() for p in PACKAGE.rglob("*.py"))
+)
+def test_files_stay_small(path):
+    assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+def test_relative_imports_are_resolved():
+    """The checks above would pass on anything if they could not read imports."""
+    names = names_imported_by(PACKAGE / "demo" / "cli.py")
+    assert {"captum_attn.errors.AttnError", "captum_attn.demo.report.write_report"} <= names
+    assert "typer" in names
+    digit_vit = names_imported_by(PACKAGE / "demo" / "digit_vit.py")
+    assert "captum_attn.demo.scenes.IMAGE_SIZE" in digit_vit
+    assert len(MODULES) > 10

@@ -1,0 +1,157 @@
+"""What the documents show is what the package does: their code runs, their commands exist."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import captum_attn
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def code_blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", document, re.M | re.S)
+
+
+PYTHON = code_blocks(README, "python")
+
+
+@pytest.fixture
+def small_models(monkeypatch):
+    """Tiny random models in the place of those that the examples download."""
+    timm = pytest.importorskip("timm")
+    transformers = pytest.importorskip("transformers")
+    from captum_attn.demo.topics import load_topic_classifier
+
+    tokenizer = load_topic_classifier().tokenizer
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes["intermediate_size"] = 64
+    bert = transformers.BertConfig(**sizes, vocab_size=len(tokenizer))
+    llama = transformers.LlamaConfig(**sizes, vocab_size=len(tokenizer), num_key_value_heads=2)
+    vit = transformers.ViTConfig(**sizes, num_labels=10)
+    torch.manual_seed(0)
+    create = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, pretrained: create("vit_tiny_patch16_224", depth=2)
+    )
+    stand_ins = {
+        "AutoTokenizer": tokenizer,
+        "AutoImageProcessor": transformers.ViTImageProcessor(),
+        "AutoModelForSequenceClassification": transformers.BertForSequenceClassification(bert),
+        "AutoModelForImageClassification": transformers.ViTForImageClassification(vit),
+        "AutoModelForCausalLM": transformers.LlamaForCausalLM(llama),
+    }
+    for auto, stand_in in stand_ins.items():
+        loader = getattr(transformers, auto)
+        monkeypatch.setattr(loader, "from_pretrained", lambda name, it=stand_in: it)
+
+
+def test_readme_examples_run(small_models, capsys):
+    vision, text, image, llm = (run_block(block, {}) for block in PYTHON[:4])
+    assert vision["attributions"].shape == (1, 3, 224, 224)
+    assert vision["heat"].shape == (1, 224, 224)
+    assert text["attributions"]["input_ids"].shape == text["inputs"]["input_ids"].shape
+    assert "gorgeous" in capsys.readouterr().out
+    assert image["why"].shape == image["flow"].shape == (1, 224, 224)
+    assert llm["attributions"]["input_ids"].shape == llm["logits"].shape[:2]
+    beside = run_block(PYTHON[4], vision)  # it says that it goes on from the first
+    assert [a.shape for a in [*beside["maps"], beside["smooth"]]] == [(1, 3, 224, 224)] * 3
+
+
+def run_block(block: str, names: dict) -> dict:
+    names = dict(names)
+    exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
+def test_readme_has_its_five_examples_of_about_ten_lines():
+    assert len(PYTHON) == 5
+    for block in PYTHON:
+        lines = [
+            line for line in block.splitlines() if line and not line.startswith(("from", "imp"))
+        ]
+        assert len(lines) <= 10
+
+
+def test_the_two_commands_come_first():
+    first, second = code_blocks(README, "bash")[:2]
+    assert "captum-attn demo" in first and "pytest" in second
+    assert README.index(second) < README.index("![")
+
+
+def test_ci_runs_the_command_of_the_readme():
+    marked = re.search(r"<!-- test command -->\n```bash\n(.*?)```", README, re.S)
+    assert marked and marked[1] == code_blocks(README, "bash")[1]
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "<!-- test command -->" in script and "pytest" not in script
+
+
+def test_pictures_and_links_of_the_documents_exist():
+    for document in (README, CONTRIBUTING):
+        for target in re.findall(r"\]\(([^)#]+)\)", document):
+            if not target.startswith("https://"):
+                assert (ROOT / target).is_file(), target
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"^\| `(\w+)`", README, re.M))))
+def test_every_method_of_the_table_is_public(name):
+    method = getattr(captum_attn, name)
+    assert name in captum_attn.__all__
+    for call in ("attribute", "attribute_tokens", "relevance_maps", "layer_maps", "describe"):
+        assert callable(getattr(method, call)) and f"`{call}`" in README
+
+
+def test_options_of_the_commands_exist():
+    commands = re.findall(r"python -m (tests\.benchmarks\.\w+)(.*)", README)
+    assert {module for module, _ in commands} == {
+        "tests.benchmarks.benchmark",
+        "tests.benchmarks.digit_share",
+    }
+    for module, options in commands:
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        assert all(f'"{option}"' in source for option in re.findall(r"--[\w-]+", options))
+
+
+def test_the_method_of_contributing_runs():
+    marked = re.search(
+        r"<!-- method example: begin -->\s*```python\n(.*?)```\s*<!-- method example: end -->",
+        CONTRIBUTING,
+        re.S,
+    )
+    assert marked, "CONTRIBUTING.md has no method example between its two marks"
+    block = marked[1]
+    assert len(block.splitlines()) <= 32
+    names: dict = {"__name__": "contributing"}
+    exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    timm = pytest.importorskip("timm")
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    model = timm.models.vision_transformer.VisionTransformer(num_classes=5, **options).eval()
+    (method,) = (v for v in names.values() if getattr(v, "__module__", "") == "contributing")
+    images = torch.randn(2, 3, 32, 32)
+    attributions = method(model).attribute(images, target=torch.tensor([1, 4]))
+    assert attributions.shape == images.shape and attributions.abs().sum() > 0
+
+
+def test_the_documents_name_no_missing_extra():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = set(setup["options.extras_require"])
+    for document in (README, CONTRIBUTING):
+        assert set(re.findall(r"pip install [^\n]*\.\[(\w+)\]", document)) <= extras
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "captum_attn").rglob("*.py")), ids=lambda p: p.name)
+def test_public_docstrings_keep_captums_order(path):
+    """Args, then Returns, then Examples, wherever a docstring has them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
+            found = re.findall(r"^\s*(Args|Returns|Examples):", ast.get_docstring(node) or "", re.M)
+            assert found == sorted(found, key=["Args", "Returns", "Examples"].index), node
