@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from captum_attn import AttentionRollout, GenericAttention, RawAttention
+from tests import plain
 from tests.plain import close
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -159,24 +160,36 @@ def test_detr(detr, case, target, name):
         close(R["pixel_values", "pixel_values"][0], expected[f"{prefix}.R_i_i"])
 
 
+# Here a query's row of R - I is 0 before a cross-attention: the reference divides 0 by 0 and drops
+# the whole addition of Eq. 10, the library keeps that row's identity.
+ZERO_ROWS = {("in1", 1), ("in1", 4)}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_detr_every_query(detr, case):
     """One image, each query's own class: the readout finds the query."""
     expected, image = stored("detr_dec2", "expected"), detr_image(case)
     targets = [(query, int(expected[f"{case}.q{query}.target"])) for query in range(5)]
-    tokens = GenericAttention(detr).attribute_tokens(image.expand(5, -1, -1, -1), targets)
+    method, images = GenericAttention(detr), image.expand(5, -1, -1, -1)
+    tokens = method.attribute_tokens(images, targets)
+    maps = [m.mean(1) for _, m in method.layer_maps(images, targets)]
     for query in range(5):
-        name = f"{case}.q{query}.ours.lrp0_norm1_self101.R_q_i"
-        close(tokens["pixel_values"][query], expected[name])
+        golden = expected[f"{case}.q{query}.ours.lrp0_norm1_self101.R_q_i"]
+        if (case, query) in ZERO_ROWS:
+            encoder, decoder = [m[query] for m in maps[:2]], [m[query] for m in maps[2:]]
+            assert any((m.sum(1) == 0).any() for m in decoder[::2])
+            golden = plain_detr(encoder, decoder)[query]
+        close(tokens["pixel_values"][query], golden)
 
 
-def test_detr_laid_on_the_image(detr):
-    """A convolutional stem: the feature map's grid (3 x 4 cells of 8 x 8 pixels)."""
-    expected, image = stored("detr_dec2", "expected"), detr_image("in0")
-    target = tuple(int(expected[f"in0.t1.{key}"]) for key in ("query", "target"))
-    attributions = GenericAttention(detr).attribute(image, target, interpolation="nearest")
-    grid = expected["in0.t1.ours.lrp0_norm1_self101.R_q_i"].reshape(1, 3, 4)
-    close(attributions.sum(1), grid.repeat_interleave(8, 1).repeat_interleave(8, 2))
+def plain_detr(encoder, decoder):
+    """R[queries, pixel_values] of plain Eq. 5-11, from the maps of every layer."""
+    R = plain.identity_blocks({"q": 5, "i": len(encoder[0])})
+    for bar in encoder:
+        R = plain.gae_within(R, "i", bar)
+    for i, bar in enumerate(decoder):
+        R = plain.gae_across(R, "q", "i", bar) if i % 2 else plain.gae_within(R, "q", bar)
+    return R["q", "i"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -79,7 +79,7 @@ class Run:
         """One backward pass: the gradients at the attention calls, and the readout's weights."""
         seen, readout = self.seen, explained.readout
         if isinstance(readout, str) and readout != "auto":
-            raise ReadoutError(f"expected readout='auto', an int or a tensor; got {readout!r}")
+            raise ReadoutError(f"readout: expected 'auto', an int or a tensor; got {readout!r}")
         auto = isinstance(readout, str)
         value, stand_in = _explained_output(seen.output, explained, with_gradient, seen.batch)
         self.reads = [] if readout is None else seen.reads()
@@ -128,6 +128,11 @@ def _explained_output(
     if not isinstance(value, Tensor) or value.shape != (batch,):
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TargetError(f"objective: expected a tensor of shape ({batch},), got {got}")
+    if not value.requires_grad:
+        raise TargetError(
+            "objective: expected a tensor that depends on the output with a gradient, got a "
+            "constant or detached one"
+        )
     return value, stand_in
 
 

@@ -39,7 +39,7 @@ def enter(
     """
     shape = tuple(leaf.tensor.shape[1:-1] if leaf.ids is not None else leaf.tensor.shape[1:])
     if not token_map.mixed:
-        return Entry(leaf, token_map.to, shape)
+        return Entry(leaf, token_map.to, shape, moving=token_map.moving)
     if key in kept:
         return Entry(leaf, *kept[key])
     grid = _feature_grid(leaf, rows, graph, prober)

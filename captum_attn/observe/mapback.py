@@ -54,7 +54,7 @@ def input_order(source: Source, batch: int) -> Tensor | None:
     """
     order: Tensor | None = None
     for entry in source.entries:
-        if entry.to is None:
+        if entry.to is None or not entry.moving:
             continue
         to = entry.to.expand(batch, -1)
         first = torch.full((batch, source.n + 1), to.shape[1], device=to.device)

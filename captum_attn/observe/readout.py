@@ -39,19 +39,20 @@ class Place:
         edge (GradientEdge): the point.
         order (tuple of int): permutation that brings the tokens' axes behind the batch axis.
         shape (tuple of int): the permuted shape.
-        n (int): number of tokens.
+        batch, n (int): numbers of examples and of tokens.
         to (TokenMap or None): where the stream's tokens are along its token axis; None: in order.
     """
 
     edge: GradientEdge
     order: tuple[int, ...]
     shape: tuple[int, ...]
+    batch: int
     n: int
     to: TokenMap | None = None
 
     def rows(self, gradient: Tensor) -> Tensor:
         """The gradient there -> (B, n, features), in the order of the stream's tokens."""
-        rows = gradient.permute(self.order).reshape(self.shape[0], self.n, -1)
+        rows = gradient.permute(self.order).reshape(self.batch, self.n, -1)
         if self.to is None or self.to.to is None:
             return rows
         index = self.to.to.expand(rows.shape[0], -1)
@@ -60,10 +61,10 @@ class Place:
 
     def downstream(self, like: Tensor) -> Downstream:
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
-        features = math.prod(self.shape) // (self.shape[0] * self.n)
+        features = math.prod(self.shape) // (self.batch * self.n)
         return Downstream(
             self.edge,
-            (self.shape[0], self.n, features),
+            (self.batch, self.n, features),
             lambda v: v.reshape(self.shape).permute(inverse),
             like,
         )
@@ -157,8 +158,12 @@ def _places(
         reached = graph.reach(node)
         if graph.latest(reached) & all_calls != goal:
             return None
-        arranged = _arranged(shape_of(node, output_nr), wiring.batch, state.n)
-        return None if arranged is None else Place(GradientEdge(node, output_nr), *arranged)
+        shape = shape_of(node, output_nr)
+        order = _token_order(shape, wiring.batch, state.n)
+        if order is None:
+            return None
+        permuted = tuple(shape[axis] for axis in order)
+        return Place(GradientEdge(node, output_nr), order, permuted, wiring.batch, state.n)
 
     root = get_gradient_edge(output)
     found: dict[Node, Place] = {}
@@ -206,26 +211,20 @@ def _moves(node: Node) -> bool:
     return node.name().rstrip("0123456789").removesuffix("Backward") in _MOVES
 
 
-def _arranged(
-    shape: tuple[int, ...], batch: int, n: int
-) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
-    """How to bring a shape to (B, n, features); None if it has no token axis."""
+def _token_order(shape: tuple[int, ...], batch: int, n: int) -> tuple[int, ...] | None:
+    """The order of axes with the examples first, then the tokens; None without a token axis."""
     axes = tuple(range(len(shape)))
     if len(shape) < 3:
         return None
     if shape[1] == batch != shape[0] == n:  # (n, B, D)
-        order = (1, 0, *axes[2:])
-        return order, tuple(shape[a] for a in order), n
+        return (1, 0, *axes[2:])
     if shape[0] != batch:
-        if shape[0] % batch == 0 and shape[0] // batch * shape[1] == n:  # lanes in the batch
-            return axes, (batch, shape[0] // batch, *shape[1:]), n
-        return None
-    for end in range(2, len(shape)):  # (B, n, D), (B, h, w, D)
-        if math.prod(shape[1:end]) == n:
-            return axes, shape, n
+        lanes_in_batch = shape[0] % batch == 0 and shape[0] // batch * shape[1] == n
+        return axes if lanes_in_batch else None
+    if any(math.prod(shape[1:end]) == n for end in axes[2:]):  # (B, n, D), (B, h, w, D)
+        return axes
     if math.prod(shape[2:]) == n:  # (B, D, n), (B, D, h, w)
-        order = (0, *axes[2:], 1)
-        return order, tuple(shape[a] for a in order), n
+        return (0, *axes[2:], 1)
     return None
 
 
@@ -242,7 +241,7 @@ def given_weights(readout: Any, read: Read, batch: int, like: Tensor) -> Tensor:
     """Row weights (B, n) from the user's `readout`: a row, rows (B,), or weights (B, n)."""
     n = read.state.n
     expected = (
-        f"expected 'auto', an int in [-{n}, {n}), a LongTensor of shape ({batch},) of such, or "
+        f"readout: expected 'auto', an int in [-{n}, {n}), a LongTensor of shape ({batch},) of such, or "
         f"weights of shape ({batch}, {n}) for the stream {read.state.stream!r}"
     )
     if isinstance(readout, bool) or not isinstance(readout, (int, Tensor)):

@@ -27,12 +27,14 @@ class Entry:
         shape (tuple of int): the E elements' own axes, (n,) for the rows of an embedding.
         axes (tuple of int or None): where the elements are those of a coarser feature map, the
             input's axis (0: the first behind the batch) that each of `shape`'s axes runs along.
+        moving (bool): the places depend on the content of the inputs.
     """
 
     leaf: Leaf
     to: Tensor | None
     shape: tuple[int, ...]
     axes: tuple[int, ...] | None = None
+    moving: bool = False
 
     @property
     def of_input(self) -> bool:

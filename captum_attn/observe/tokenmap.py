@@ -89,10 +89,12 @@ class TokenMap:
     Args:
         to (Tensor or None): (B, E) position, -1 where an element enters nowhere; None: identity.
         mixed (bool): elements enter several positions at once, so that there is no map.
+        moving (bool): the map depends on the content of the inputs.
     """
 
     to: Tensor | None = None
     mixed: bool = False
+    moving: bool = False
 
     def same(self, other: TokenMap) -> bool:
         if self.to is None or other.to is None:
@@ -201,11 +203,13 @@ class Prober:
         """
         upstreams = [u for u in upstreams if u.batched]
         operand = operand.expand(*call.lead, *operand.shape[-2:])
-        for split in _splits(call.lead, batch):
+        splits = _splits(call.lead, batch)
+        for split in splits:
             sizes = [size for _, size in split]
             rows = operand.reshape(*sizes, *operand.shape[-2:])
             axis = [name for name, _ in split].index(BATCH)
-            if batch > 1 and upstreams and not self._follows(rows, axis, upstreams, by_example=True):
+            settled = batch == 1 or not upstreams or len(splits) == 1
+            if not settled and not self._follows(rows, axis, upstreams, by_example=True):
                 continue
             return tuple(
                 (name, size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -256,8 +256,9 @@ class Wiring:
                 if maps[i].mixed:
                     maps[i] = self._pass_over(call, member, rows, operand, named)  # type: ignore[arg-type]
                 maps[i] = _with_residual(maps, i, rows.shape[1])
-        ids = any(not is_call(m) and m.ids is not None for m in found)  # type: ignore[union-attr]
-        if not ids and not depends_on_content(self.graph.between(operand.grad_fn, named)):
+        if depends_on_content(self.graph.between(operand.grad_fn, named)):
+            return [replace(token_map, moving=True) for token_map in maps]
+        if all(is_call(m) or m.ids is None for m in found):  # type: ignore[union-attr]
             self.findings.kept[key] = maps
         return maps
 

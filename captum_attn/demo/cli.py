@@ -1,0 +1,164 @@
+"""The command line: ``captum-attn demo``.
+
+What the user got wrong is one line that says what to do, and exit code 2.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from captum_attn.errors import AttnError, InputError, OptionError
+
+if TYPE_CHECKING:
+    from captum_attn.demo.explanation import Case
+
+# The base of every error in the command line itself; typer carries its own copy of click since
+# 0.26, so that importing click would give another class.
+_CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
+SCENES = 3
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Attention attribution for any transformer, beside Captum's methods.",
+)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments (list of str, optional): the arguments. Default: those of the process.
+
+    Returns:
+        int: the exit code: 0, or 2 where the user has to change something.
+
+    Examples::
+
+        >>> run(["demo", "--no-text", "--out", "maps"])
+        0
+    """
+    try:
+        # Without arguments the help, and code 0.
+        shown = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+        code = app(shown, prog_name="captum-attn", standalone_mode=False)
+    except typer.Abort:
+        print("captum-attn: stopped", file=sys.stderr)
+        return 130
+    except (AttnError, _CommandLineError) as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        hint = "" if isinstance(error, AttnError) else "; see captum-attn demo --help"
+        print(f"captum-attn: {' '.join(message.split()).rstrip('.')}{hint}", file=sys.stderr)
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+@app.callback()
+def _commands() -> None:
+    # A callback keeps `demo` a command of its own while it is the only one.
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Directory for the pictures and the page.")
+    ] = Path("captum-attn-demo"),
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="Your own text instead of the examples; may be repeated."
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help='Your own topics, such as "football, opera, chess".'),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Your own picture of digits instead of the scenes; may be repeated.",
+        ),
+    ] = None,
+    no_text: Annotated[bool, typer.Option("--no-text", help="Leave out the texts.")] = False,
+    no_images: Annotated[bool, typer.Option("--no-images", help="Leave out the images.")] = False,
+) -> None:
+    """Explain a real text model and a small image model, and write the maps as PNG and HTML.
+
+    Texts: all-MiniLM-L6-v2 as a zero-shot topic classifier. Images: a vision transformer that
+    names the two digits of a scene. Nothing is downloaded; it takes about a minute.
+    """
+    if no_text and (text or labels):
+        raise OptionError("--text and --labels explain a text; leave out --no-text")
+    if no_images and image:
+        raise OptionError("--image explains a picture; leave out --no-images")
+    if no_text and no_images:
+        raise OptionError("nothing to do; leave out --no-text or --no-images")
+    _make_directory(out)
+    print("Loading the models ...", flush=True)
+    # Imported here, so that --help and a mistyped option do not wait for them.
+    from captum_attn.demo.report import text_table, write_report
+
+    topics = None if labels is None else labels.split(",")
+    by_part = _explain(text, topics, image, not no_text, not no_images)
+    files = write_report(out, *by_part)
+    for title, cases in zip(("Text", "Images"), by_part, strict=True):
+        if cases:
+            print(text_table(title, cases), end="\n\n")
+    print(f"Open {files[0].resolve().as_uri()}")
+    print(f"Pictures in {out.resolve()}: {', '.join(file.name for file in files[1:])}")
+
+
+def _make_directory(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+    except OSError as problem:
+        raise InputError(
+            f"cannot write to '{out}' ({problem.strerror}); give --out a directory of yours"
+        ) from problem
+
+
+def _explain(
+    texts: list[str] | None,
+    labels: list[str] | None,
+    images: list[Path] | None,
+    with_text: bool,
+    with_images: bool,
+) -> tuple[list[Case], list[Case]]:
+    """Explains what was asked for, with a progress bar; refuses what cannot be before that."""
+    from tqdm import tqdm
+
+    from captum_attn.demo.digit_vit import load_digit_vit
+    from captum_attn.demo.image import explain_pictures, explain_scenes
+    from captum_attn.demo.text import explain_texts
+    from captum_attn.demo.topics import LABELS, TEXTS, load_topic_classifier
+
+    text_cases: Iterable[Case] = ()
+    image_cases: Iterable[Case] = ()
+    total = 0
+    if with_images:
+        model = load_digit_vit()
+        image_cases = explain_pictures(model, images) if images else explain_scenes(model, SCENES)
+        total += len(images or range(SCENES))
+    if with_text:
+        text_cases = explain_texts(load_topic_classifier(labels or LABELS), texts or TEXTS)
+        total += len(texts or TEXTS)
+    with tqdm(total=total, desc="explaining", unit="input", file=sys.stderr) as bar:
+
+        def watched(cases: Iterable[Case]) -> Iterator[Case]:
+            for case in cases:
+                bar.update()
+                yield case
+
+        return list(watched(text_cases)), list(watched(image_cases))

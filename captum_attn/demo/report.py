@@ -1,0 +1,185 @@
+"""The demo's report: PNG files, one HTML page that needs nothing beside it, and the table."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from statistics import fmean
+
+from captum_attn.demo.explanation import Case, Explanation
+from captum_attn.demo.pictures import save_image_case, save_text_case, scaled, tint
+
+NOTE = (
+    "Orange speaks for the target, purple against it. RawAttention and AttentionRollout are "
+    "class-agnostic: they answer every question alike. On texts, GenericAttention leaves out each "
+    "token’s relevance to itself (discard_self=True). Deletion score: area under the "
+    "probability of the target while patches (or word pieces) are removed, the most relevant "
+    "first; lower is better. “random order” is the mean of ten random orders. Seconds: one "
+    "attribute call after a first one, in which the model is observed."
+)
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+       max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; } h3 { margin-bottom: .3rem; }
+p.note { color: #555; }
+img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; }
+th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+tr + tr td { border-top: 1px solid #ddd; }
+.word { border-radius: 3px; padding: 0 1px; color: #000; }
+"""
+
+Row = tuple[str, float | None, float]  # method, seconds, deletion score
+
+
+def summary(cases: Sequence[Case]) -> list[Row]:
+    """Mean seconds and deletion score of every method over the questions of some cases.
+
+    Args:
+        cases (sequence of Case): cases of one kind.
+
+    Returns:
+        list of tuple: method, seconds, deletion score; random orders come last.
+
+    Examples::
+
+        >>> summary([])
+        []
+    """
+    questions = [question for case in cases for question in case.questions]
+    if not questions:
+        return []
+    rows: list[Row] = []
+    for answers in zip(*(question.explanations for question in questions), strict=True):
+        seconds = fmean(answer.seconds for answer in answers)
+        rows.append((answers[0].method, seconds, fmean(answer.deletion for answer in answers)))
+    rows.append(("random order", None, fmean(q.random_deletion for q in questions)))
+    return rows
+
+
+def text_table(title: str, cases: Sequence[Case]) -> str:
+    """The summary as plain text, for a terminal.
+
+    Args:
+        title (str): what the cases are.
+        cases (sequence of Case): cases of one kind.
+
+    Returns:
+        str: several lines.
+
+    Examples::
+
+        >>> print(text_table("Text", cases))
+        Text (7 questions)      seconds  deletion
+        ...
+    """
+    count = sum(len(case.questions) for case in cases)
+    lines = [f"{f'{title} ({_questions(count)})':<24}{'seconds':>9}{'deletion':>10}"]
+    for method, seconds, deletion in summary(cases):
+        time = "-" if seconds is None else f"{seconds:.3f}"
+        lines.append(f"  {method:<22}{time:>9}{deletion:>10.3f}")
+    return "\n".join(lines)
+
+
+def write_report(out: Path, texts: Sequence[Case], images: Sequence[Case]) -> list[Path]:
+    """Writes a PNG file per case and ``index.html`` with everything in it.
+
+    Args:
+        out (Path): an existing directory.
+        texts (sequence of Case): cases with a text.
+        images (sequence of Case): cases with an image.
+
+    Returns:
+        list of Path: the files, the page first.
+
+    Examples::
+
+        >>> [path.name for path in write_report(Path("out"), texts, images)][:2]
+        ['index.html', 'text_1.png']
+    """
+    page, files = out / "index.html", []
+    parts = ["<h1>Why did the model say that?</h1>", f'<p class="note">{escape(NOTE)}</p>']
+    if texts:
+        parts += ["<h2>Text: all-MiniLM-L6-v2 as a zero-shot topic classifier</h2>"]
+        parts += [_html_table("Text", texts)]
+    for case in texts:
+        files.append(out / f"{case.name}.png")
+        save_text_case(case, files[-1])
+        parts.append(_html_text(case))
+    if images:
+        parts += ["<h2>Images: a small vision transformer on two digits</h2>"]
+        parts += [_html_table("Images", images)]
+    for case in images:
+        files.append(out / f"{case.name}.png")
+        save_image_case(case, files[-1])
+        parts.append(_html_image(case, files[-1]))
+    page.write_text(
+        '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>captum_attn demo</title>\n<style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n",
+        encoding="utf-8",
+    )
+    return [page, *files]
+
+
+def _questions(count: int) -> str:
+    return "1 question" if count == 1 else f"{count} questions"
+
+
+def _html_table(title: str, cases: Sequence[Case]) -> str:
+    count = sum(len(case.questions) for case in cases)
+    head = f"{title}, mean of {_questions(count)}"
+    rows = [
+        f"<tr><th>{head}</th>"
+        '<th class="number">seconds</th><th class="number">deletion score</th></tr>'
+    ]
+    for method, seconds, deletion in summary(cases):
+        time = "–" if seconds is None else f"{seconds:.3f}"
+        rows.append(
+            f'<tr><td>{escape(method)}</td><td class="number">{time}</td>'
+            f'<td class="number">{deletion:.3f}</td></tr>'
+        )
+    return "<table>" + "\n".join(rows) + "</table>"
+
+
+def _html_image(case: Case, png: Path) -> str:
+    data = base64.b64encode(png.read_bytes()).decode("ascii")
+    asked = ", ".join(question.asked for question in case.questions)
+    alt = escape(f"{case.title}: maps of every method for {asked}", quote=True)
+    return f'<h3>{escape(case.title)}</h3><img alt="{alt}" src="data:image/png;base64,{data}">'
+
+
+def _html_text(case: Case) -> str:
+    parts = [f"<h3>{escape(case.title)}</h3>"]
+    for question in case.questions:
+        rows = [
+            f"<tr><td>{escape(explanation.method)}</td><td>{_html_words(case.text, explanation)}"
+            f'</td><td class="number">{explanation.deletion:.2f}</td></tr>'
+            for explanation in question.explanations
+        ]
+        parts.append(
+            f"<p><b>{escape(question.asked)}</b> (p = {question.probability:.2f})</p>"
+            '<table><tr><th></th><th></th><th class="number">deletion</th></tr>'
+            + "\n".join(rows)
+            + "</table>"
+        )
+    return "\n".join(parts)
+
+
+def _html_words(text: str, explanation: Explanation) -> str:
+    parts, end = [], 0
+    for word, value in zip(explanation.words, scaled(explanation.words), strict=True):
+        red, green, blue = (round(255 * part) for part in tint(value))
+        parts.append(escape(text[end : word.start]))
+        parts.append(
+            f'<span class="word" style="background: rgb({red}, {green}, {blue})" '
+            f'title="{word.relevance:.3g}">{escape(word.text)}</span>'
+        )
+        end = word.end
+    return "".join([*parts, escape(text[end:])])
