@@ -1,4 +1,4 @@
-"""What can go wrong, each as an error that says what was expected, what was found and what to do."""
+"""What can go wrong: errors that say what was expected, what was found and what to do."""
 
 __all__ = [
     "AttnError",

@@ -75,12 +75,20 @@ def logit_difference(a: Any, b: Any) -> Objective:
     Args:
         a, b: Captum targets; the `target` of `attribute` is not used.
     """
-    return lambda output, target=None: logit(output.double(), a) - logit(output.double(), b)
+
+    def objective(output: Tensor, target: Any = None) -> Tensor:
+        return logit(output.double(), a) - logit(output.double(), b)
+
+    return objective
 
 
 def logit_ratio(a: Any, b: Any) -> Objective:
     """The logit of target `a` over that of target `b` (arXiv 2605.27458, logical inspection)."""
-    return lambda output, target=None: logit(output.double(), a) / logit(output.double(), b)
+
+    def objective(output: Tensor, target: Any = None) -> Tensor:
+        return logit(output.double(), a) / logit(output.double(), b)
+
+    return objective
 
 
 def relative_logit_difference(a: Any, b: Any) -> Objective:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -11,21 +10,20 @@ import torch
 from captum._utils.common import _format_output, _format_tensor_into_tuples
 from captum.attr import GradientAttribution
 from captum.log import log_usage
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_attn.attr._describe import Description, describe
 from captum_attn.attr._propagate import Rows, linear, maps_up, rows_down
 from captum_attn.attr._run import Explained, Inputs, Readout, Run, checked
+from captum_attn.attr._settings import Layers, active_calls, settle
 from captum_attn.errors import InputError, OptionError
 from captum_attn.objectives import Objective
 from captum_attn.observe.call import AttentionCall
 from captum_attn.observe.mapback import INTERPOLATIONS, input_order, to_input
-from captum_attn.observe.observation import Observation, observe
+from captum_attn.observe.observation import observe
 from captum_attn.observe.scope import left_as_found, modules_of, root_of
 from captum_attn.observe.streams import Source, State, Updated
 from captum_attn.observe.wiring import Findings
-
-Layers = nn.Module | str | Sequence[nn.Module | str]
 
 
 class AttentionAttribution(GradientAttribution):
@@ -275,63 +273,17 @@ class AttentionAttribution(GradientAttribution):
     # ------------------------------------------------------------------------ one run
     @contextmanager
     def _run(self, inputs: Inputs, explained: Explained, options: dict[str, Any]) -> Iterator[Run]:
-        settled = self._settled(options)
+        settled = settle(options, self.options, self.choices, self.get_name())
         additional = explained.additional_forward_args
         values = checked(inputs, additional)
         roots = modules_of(self.forward_func)
         with left_as_found(roots):
             seen = observe(self.forward_func, values, additional, roots, self._findings)
-            run = Run(seen, self._active(seen, roots, explained.start_layer), settled)
+            active = active_calls(seen.wiring.updates, self.layers, roots, explained.start_layer)
+            run = Run(seen, active, settled)
             run.explain(explained, self.needs_gradient)
             with torch.no_grad():
                 yield run
-
-    def _settled(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The method's options with their defaults; unknown names and values are refused."""
-        for name, value in options.items():
-            if name not in self.options:
-                known = ", ".join(self.options) or "none"
-                raise OptionError(f"unknown option {name!r}; {self.get_name()} has: {known}")
-            is_flag = isinstance(self.options[name], bool)
-            allowed = (True, False) if is_flag else self.choices.get(name)
-            if allowed and (value not in allowed or isinstance(value, bool) != is_flag):
-                raise OptionError(f"{name}: expected one of {allowed}, got {value!r}")
-        return {**self.options, **options}
-
-    def _active(self, seen: Observation, roots: list[nn.Module], start_layer: Any) -> set[int]:
-        """Calls that count: those of `layers`, from `start_layer` on in their query stream."""
-        if isinstance(start_layer, bool) or not isinstance(start_layer, int) or start_layer < 0:
-            raise OptionError(f"start_layer: expected an int >= 0, got {start_layer!r}")
-        updates = seen.wiring.updates
-        chosen = [u for u in updates if matches(u.call.module, self.layers, roots)]
-        if not chosen:
-            names = sorted({u.call.module for u in updates})
-            raise OptionError(
-                f"layers={self.layers!r} matches none of the attention calls: {names}"
-            )
-        active = {u.call.index for u in chosen if u.number >= start_layer}
-        if not active:
-            raise OptionError(
-                f"start_layer: expected less than {max(u.number for u in updates) + 1}, the number "
-                f"of attention calls of the longest stream; got {start_layer}"
-            )
-        return active
-
-
-def matches(module: str, layers: Layers | None, roots: list[nn.Module]) -> bool:
-    """Whether an attention call in `module` belongs to `layers` (modules or name patterns)."""
-    if layers is None:
-        return True
-    for layer in [layers] if isinstance(layers, (str, nn.Module)) else layers:
-        names = [layer]
-        if isinstance(layer, nn.Module):
-            names = [name for root in roots for name, m in root.named_modules() if m is layer]
-        for name in names:
-            if name in ("", module) or module.startswith(f"{name}."):
-                return True
-            if fnmatch.fnmatchcase(module, name):  # type: ignore[arg-type]
-                return True
-    return False
 
 
 def _laid_on(

@@ -120,9 +120,7 @@ def describe(
         rows = weights[read.state][0].tolist() if read.state in weights else []
         kept = tuple((i, weight) for i, weight in enumerate(rows) if weight)
         readout.append(ReadRow(read.state.stream, version(read.state), kept))
-    return Description(
-        tuple(calls), tuple(readout), tuple((s.name, s.n) for s in wiring.sources)
-    )
+    return Description(tuple(calls), tuple(readout), tuple((s.name, s.n) for s in wiring.sources))
 
 
 def version(state: State) -> str:

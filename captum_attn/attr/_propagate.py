@@ -26,6 +26,8 @@ Rows = dict[Source, Tensor]
 # A rule that is linear in R: (update, (own, A-bar)), R = own * R_asks + A-bar R_reads,
 # own (B, q) and A-bar (B, q, k); None leaves the state as it was.
 Weigh = Callable[[Updated], "tuple[Tensor | float, Tensor] | None"]
+# Any rule: (update, R of the earlier states) -> R of the query stream after the call.
+MatrixRule = Callable[[Updated, Mapping[State, Rows]], Rows]
 
 
 def rows_down(weights: Mapping[State, Tensor], weigh: Weigh) -> dict[Source, Tensor]:
@@ -113,9 +115,7 @@ def within(update: Updated) -> bool:
     return streams <= {update.stream}
 
 
-def maps_up(
-    last: Iterable[State], update: Callable[[Updated, Mapping[State, Rows]], Rows], like: Tensor
-) -> dict[State, Rows]:
+def maps_up(last: Iterable[State], update: MatrixRule, like: Tensor) -> dict[State, Rows]:
     """Matrix form: every state's block row, from the inputs up.
 
     Args:

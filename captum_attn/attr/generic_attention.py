@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from captum_attn.attr._base import AttentionAttribution
 from captum_attn.attr._propagate import Answer, Rows, add, answers, crosses, within
+from captum_attn.attr._run import Run
 from captum_attn.errors import WiringError
 from captum_attn.observe.streams import Source, State, Updated
 
@@ -83,7 +82,9 @@ class GenericAttention(AttentionAttribution):
     def weigh_heads(self, run: Run, update: Updated) -> Tensor:
         attention = update.call.attention()  # (B, F, H, q, k)
         gradient = run.attention_gradient(update.call)
-        return torch.zeros_like(attention) if gradient is None else positive_heads(attention, gradient)
+        return (
+            torch.zeros_like(attention) if gradient is None else positive_heads(attention, gradient)
+        )
 
     def weigh(self, run: Run, update: Updated) -> tuple[Tensor | float, Tensor] | None:
         if run.attention_gradient(update.call) is None and run.options["aggregate"]:

@@ -6,9 +6,19 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from captum_attn.attr._base import AttentionAttribution, matches
-from captum_attn.attr._propagate import Rows, Weigh, add, crosses, linear, maps_up, rows_down
+from captum_attn.attr._base import AttentionAttribution
+from captum_attn.attr._propagate import (
+    MatrixRule,
+    Rows,
+    Weigh,
+    add,
+    crosses,
+    linear,
+    maps_up,
+    rows_down,
+)
 from captum_attn.attr._run import Run
+from captum_attn.attr._settings import matches
 from captum_attn.errors import OptionError
 from captum_attn.observe.scope import modules_of
 from captum_attn.observe.streams import Source, State, Updated
@@ -56,7 +66,9 @@ class RawAttention(AttentionAttribution):
         for state, rows in found.items():
             for call in self._chosen(run, state):
                 weigh = self._through(run, call)
-                blocks = maps_up([state], lambda u, m, weigh=weigh: linear(u, weigh(u), m), run.like)
+                blocks = maps_up(
+                    [state], lambda u, m, weigh=weigh: linear(u, weigh(u), m), run.like
+                )
                 for source, block in blocks[state].items():
                     add(rows, source, block)
         return found
@@ -64,14 +76,24 @@ class RawAttention(AttentionAttribution):
     def _through(self, run: Run, call: Updated) -> Weigh:
         """Tokens stay where they are below and above the call, and pass through it by A."""
         read = self.weigh_heads(run, call).mean(2)
-        return lambda update: (0.0, read) if update is call else None
+
+        def weigh(update: Updated) -> tuple[float, Tensor] | None:
+            return (0.0, read) if update is call else None
+
+        return weigh
+
+    def _matrix_form(self, run: Run, call: Updated) -> MatrixRule:
+        weigh = self._through(run, call)
+        return lambda update, maps: linear(update, weigh(update), maps)
 
     def _chosen(self, run: Run, state: State) -> list[Updated]:
         """The last call within the stream, and the last one to every other stream."""
         calls = [u for u in run.updates([state]) if u.stream == state.stream]
         layer = run.options["layer"]
         if isinstance(layer, (str, nn.Module)):
-            calls = [u for u in calls if matches(u.call.module, layer, modules_of(self.forward_func))]
+            calls = [
+                u for u in calls if matches(u.call.module, layer, modules_of(self.forward_func))
+            ]
             if not calls:
                 raise OptionError(f"layer={layer!r} matches no attention call of {state.stream!r}")
             return calls[-1:]
@@ -80,7 +102,9 @@ class RawAttention(AttentionAttribution):
         if layer == -1:
             return list({_answering(u): u for u in calls}.values())
         if not -len(calls) <= layer < len(calls):
-            raise OptionError(f"layer: expected an int in [-{len(calls)}, {len(calls)}), got {layer}")
+            raise OptionError(
+                f"layer: expected an int in [-{len(calls)}, {len(calls)}), got {layer}"
+            )
         return [calls[layer]]
 
 

@@ -19,6 +19,13 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def repeat_heads(tensor: Tensor, like: Tensor) -> Tensor:
+    """Grouped keys or values, one head for several queries' heads -> one for each."""
+    if tensor.ndim < 3 or like.ndim < 3 or tensor.shape[-3] in (1, like.shape[-3]):
+        return tensor
+    return tensor.repeat_interleave(like.shape[-3] // tensor.shape[-3], -3)
+
+
 def attention_map(
     q: Tensor,
     k: Tensor,
@@ -27,8 +34,7 @@ def attention_map(
     scale: float | None = None,
 ) -> Tensor:
     """A of `torch.nn.functional.scaled_dot_product_attention`, lead + (q, k), formed plainly."""
-    if q.ndim >= 3 and k.ndim >= 3 and k.shape[-3] not in (1, q.shape[-3]):  # grouped queries
-        k = k.repeat_interleave(q.shape[-3] // k.shape[-3], -3)
+    k = repeat_heads(k, q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     scores = (q * scale) @ k.mT
     if is_causal:  # aligned at the upper left corner
@@ -109,7 +115,9 @@ class AttentionCall:
         rows, columns = tensor.shape[-2:]
         tensor = tensor.expand(*self.lead, rows, columns)
         tensor = tensor.reshape(*(size for _, size in self.roles), rows, columns)
-        order = [i for role in (BATCH, LANE, HEAD) for i, r in enumerate(self.roles) if r[0] == role]
+        order = [
+            i for role in (BATCH, LANE, HEAD) for i, r in enumerate(self.roles) if r[0] == role
+        ]
         tensor = tensor.permute(*order, -2, -1)
         return tensor.reshape(self._size(BATCH), self.lanes, self._size(HEAD), rows, columns)
 

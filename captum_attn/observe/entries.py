@@ -12,8 +12,8 @@ from torch.autograd.graph import GradientEdge
 
 from captum_attn.errors import WiringError
 from captum_attn.observe.graph import Graph, shape_of
+from captum_attn.observe.leaf import Leaf
 from captum_attn.observe.streams import Entry
-from captum_attn.observe.tap import Leaf
 from captum_attn.observe.tokenmap import Prober, TokenMap, Upstream
 
 _DRAWS = 8
@@ -26,7 +26,6 @@ def enter(
     graph: Graph,
     prober: Prober,
     kept: dict[Any, Any],
-    key: Any,
 ) -> Entry:
     """The entry of one input into tokens whose rows are `rows`, (B, P, features).
 
@@ -35,11 +34,12 @@ def enter(
 
     Args:
         token_map (TokenMap): where the leaf's elements enter, as probed.
-        kept (dict), key: where the grid found in an earlier run is remembered.
+        kept (dict): where the grid found in an earlier run is remembered.
     """
     shape = tuple(leaf.tensor.shape[1:-1] if leaf.ids is not None else leaf.tensor.shape[1:])
     if not token_map.mixed:
         return Entry(leaf, token_map.to, shape, moving=token_map.moving)
+    key = ("grid", leaf.name, shape, rows.shape)
     if key in kept:
         return Entry(leaf, *kept[key])
     grid = _feature_grid(leaf, rows, graph, prober)

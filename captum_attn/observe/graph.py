@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from captum_attn.observe.call import AttentionCall
-from captum_attn.observe.tap import Leaf
+from captum_attn.observe.leaf import Leaf
 
 Node = Any  # torch.autograd.graph.Node: the nodes of the C++ graph are no subclasses of it
 Member = AttentionCall | Leaf
@@ -34,6 +34,7 @@ class Graph:
         self._members: list[Member] = [*calls, *leaves]
         self.cuts: list[Node] = [call.edge.node for call in calls]
         self.bit: dict[Member, int] = {m: 1 << i for i, m in enumerate(self._members)}
+        self._unnamed = sum(self.bit[leaf] for leaf in leaves if not leaf.name)
         self._stops: dict[Node, int] = {edge_of(m).node: bit for m, bit in self.bit.items()}
         self._reached: dict[Node, int] = dict(self._stops)
         self._closure: dict[int, int] = {}  # bit of a call -> all that its query stems from
@@ -69,12 +70,22 @@ class Graph:
             contained |= self._closure.get(bit, 0)
         return members & ~contained
 
-    def contains(self, members: int, other: int) -> bool:
-        """Whether all of `other` went into `members`, directly or through earlier calls."""
-        return not other & ~self._closed(members)
+    def contains(self, members: int, other: Member) -> bool:
+        """Whether `other` went into `members`, directly or through earlier calls."""
+        return bool(self.bit[other] & self._closed(members))
 
     def members(self, members: int) -> list[Member]:
         return [self._members[bit.bit_length() - 1] for bit in bits(members)]
+
+    def calls(self, members: int) -> list[AttentionCall]:
+        return [m for m in self.members(members) if isinstance(m, AttentionCall)]
+
+    def leaves(self, members: int) -> list[Leaf]:
+        return [m for m in self.members(members) if isinstance(m, Leaf)]
+
+    def named(self, members: int) -> int:
+        """Without the leaves that stem from parameters."""
+        return members & ~self._unnamed
 
     def between(self, start: Node, goal: int) -> list[Node]:
         """The nodes on the paths from `start` back to `goal`, nearest to `start` first."""

@@ -140,7 +140,7 @@ def _from_grid(entry: Entry, relevance: Tensor, interpolation: str) -> Tensor:
     size = [shape[a] for a in sorted(axes)]
     mode = interpolation if len(axes) == 2 else "nearest"
     options = {"align_corners": False} if mode == "bilinear" else {}
-    stretched = F.interpolate(values[:, None], size, mode=mode, **options)[:, 0]  # type: ignore[arg-type]
+    stretched = F.interpolate(values[:, None], size, mode=mode, **options)[:, 0]
     for axis in range(len(shape)):
         if axis not in axes:
             stretched = stretched.unsqueeze(axis + 1)

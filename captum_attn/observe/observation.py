@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
 from captum_attn.observe.graph import Graph
+from captum_attn.observe.leaf import Leaf
 from captum_attn.observe.readout import Read, find_reads
-from captum_attn.observe.tap import Leaf, Tap
+from captum_attn.observe.tap import Tap
 from captum_attn.observe.tokenmap import Prober
 from captum_attn.observe.wiring import Findings, Wiring
 
@@ -73,7 +74,8 @@ def observe(
         values = (*inputs, *extra)
         names = _positional_names(forward_func, len(values))
         entered = [
-            _entered(tap, n, v, given=i < len(inputs)) for i, (n, v) in enumerate(zip(names, values, strict=True))
+            _entered(tap, n, v, given=i < len(inputs))
+            for i, (n, v) in enumerate(zip(names, values, strict=True))
         ]
         names = names[: len(inputs)]
         first, rest = tuple(entered[: len(inputs)]), tuple(entered[len(inputs) :])

@@ -1,9 +1,9 @@
 """The readout: which final tokens the explained output reads, and how strongly.
 
 A stream is read where its version is reached from the output without another attention call in
-between. On those paths, the gradient of the explained output at the point where tokens are selected
-or pooled (the last place that still has the token axis) says which rows are read: one row for [CLS],
-the last token or query j of a detector, equal rows for mean pooling.
+between. On those paths, the gradient of the explained output at the point where tokens are
+selected or pooled (the last place that still has the token axis) says which rows are read: one row
+for [CLS], the last token or query j of a detector, equal rows for mean pooling.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from captum_attn.observe.call import AttentionCall, working_dtype
 from captum_attn.observe.graph import Graph, Node, depends_on_content, shape_of
 from captum_attn.observe.streams import State
 from captum_attn.observe.tokenmap import Downstream, TokenMap, Upstream
-from captum_attn.observe.wiring import Wiring, is_call
+from captum_attn.observe.wiring import Wiring
 
 # Operations that move, mask or weight tokens without mixing channels: looked through, so that a
 # masked mean gives padding no weight and a weighted one its weights.
@@ -128,8 +128,7 @@ def find_reads(output: Tensor, wiring: Wiring, graph: Graph) -> list[Read]:
         output (Tensor): the raw output, before the target is selected.
     """
     wiring.refuse_severed(wiring.tap.severed(output), (output,), "the output reads")
-    latest = graph.latest(graph.reach(output))
-    calls = [m for m in graph.members(latest) if is_call(m)]
+    calls = graph.calls(graph.latest(graph.reach(output)))
     if not calls:
         raise ReadoutError(
             "the output does not depend on any attention call that ran: expected a model whose "
@@ -137,7 +136,7 @@ def find_reads(output: Tensor, wiring: Wiring, graph: Graph) -> list[Read]:
         )
     grouped: dict[str, list[AttentionCall]] = {}
     for call in calls:
-        grouped.setdefault(wiring.after(call).stream, []).append(call)  # type: ignore[arg-type]
+        grouped.setdefault(wiring.after(call).stream, []).append(call)
     reads = []
     for group in grouped.values():
         state = wiring.version(group)
@@ -148,9 +147,7 @@ def find_reads(output: Tensor, wiring: Wiring, graph: Graph) -> list[Read]:
     return reads
 
 
-def _places(
-    output: Tensor, goal: int, state: State, wiring: Wiring, graph: Graph
-) -> list[Place]:
+def _places(output: Tensor, goal: int, state: State, wiring: Wiring, graph: Graph) -> list[Place]:
     """Where the tokens of `state` are selected or pooled on the way to the output."""
     all_calls = sum(graph.bit[call] for call in wiring.tap.calls)
 
@@ -195,16 +192,15 @@ def _order(
     place: Place, number: int, goal: int, wiring: Wiring, graph: Graph, output: Tensor
 ) -> TokenMap:
     """Where the tokens of the last call are along the token axis of a place."""
-    calls = [m for m in graph.members(goal) if is_call(m)]
 
     def find() -> TokenMap:
-        upstream = Upstream.call(calls[0])  # type: ignore[arg-type]
+        upstream = Upstream.call(graph.calls(goal)[0])
         (token_map,) = wiring.prober.maps(place.downstream(output.detach()), [upstream])
         return token_map
 
     if depends_on_content(graph.between(place.edge.node, goal)):
         return find()
-    return wiring.keep(("place", goal, number, place.shape, place.edge.node.name()), find)
+    return wiring.findings.keep(("place", goal, number, place.shape, place.edge.node.name()), find)
 
 
 def _moves(node: Node) -> bool:
@@ -241,8 +237,8 @@ def given_weights(readout: Any, read: Read, batch: int, like: Tensor) -> Tensor:
     """Row weights (B, n) from the user's `readout`: a row, rows (B,), or weights (B, n)."""
     n = read.state.n
     expected = (
-        f"readout: expected 'auto', an int in [-{n}, {n}), a LongTensor of shape ({batch},) of such, or "
-        f"weights of shape ({batch}, {n}) for the stream {read.state.stream!r}"
+        f"readout: expected 'auto', an int in [-{n}, {n}), a LongTensor of shape ({batch},) of "
+        f"such, or weights of shape ({batch}, {n}) for the stream {read.state.stream!r}"
     )
     if isinstance(readout, bool) or not isinstance(readout, (int, Tensor)):
         raise ReadoutError(f"{expected}; got {readout!r}")

@@ -77,11 +77,14 @@ def modules_of(forward_func: Any) -> list[nn.Module]:
     for value in values:
         if isinstance(value, nn.Module):
             found.append(value)
-        elif isinstance(value, functools.partial) or inspect.ismethod(value):
-            found += modules_of(value)
-        elif inspect.isfunction(value) and value is not forward_func and value.__closure__:
+        elif value is not forward_func and _holds_more(value):
             found += modules_of(value)
     return list(dict.fromkeys(found))
+
+
+def _holds_more(value: Any) -> bool:
+    closure = inspect.isfunction(value) and bool(value.__closure__)
+    return closure or isinstance(value, functools.partial) or inspect.ismethod(value)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from captum_attn.observe.call import AttentionCall
-from captum_attn.observe.tap import Leaf
+from captum_attn.observe.leaf import Leaf
 
 
 @dataclass(eq=False)

@@ -7,11 +7,9 @@ over dropout, casts, views, slices, sinks and head mixing to the product with V.
 
 from __future__ import annotations
 
-import math
-import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,8 +19,11 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from captum_attn.errors import InputError
-from captum_attn.observe.call import AttentionCall, attention_map
+from captum_attn.observe.call import AttentionCall, attention_map, repeat_heads
 from captum_attn.observe.contraction import PRODUCTS, Contraction, align, contraction
+from captum_attn.observe.leaf import Blind, Leaf
+from captum_attn.observe.operands import contracts_keys, is_parameter, with_lead
+from captum_attn.observe.stack import name_of, running_modules
 from captum_attn.observe.trail import Notes, Past, Scores, axes_after, tensors
 
 SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
@@ -35,36 +36,6 @@ TOKEN_MAKERS = frozenset(
 )
 # Operations that mix tokens without attention: named when a model's tokens pass through them.
 TOKEN_MIXERS = frozenset("conv1d conv2d conv3d cumsum lstm gru rnn_tanh rnn_relu".split())
-
-
-@dataclass(eq=False)
-class Leaf:
-    """Where an input enters the model's graph: a float input, an embedding, learned tokens.
-
-    Args:
-        name (str): the input's name; "" for a parameter.
-        tensor (Tensor): the leaf that requires grad.
-        order (int): position of the input in the forward signature.
-        ids (Tensor): for an embedding the indices that were looked up; None otherwise.
-        verbatim (bool): whether these are the input's own ids, not shifted or cut ones.
-    """
-
-    name: str
-    tensor: Tensor
-    order: int = sys.maxsize
-    ids: Tensor | None = None
-    verbatim: bool = True
-
-    @property
-    def learned(self) -> bool:
-        return not self.name
-
-
-@dataclass(frozen=True)
-class Blind:
-    """An attention call that ran without grad: nothing can be traced through it."""
-
-    module: str
 
 
 class Tap(TorchFunctionMode):
@@ -154,7 +125,7 @@ class Tap(TorchFunctionMode):
         if dropout_p:  # a map that lost entries cannot be recomputed: form it, drop, keep it
             weights = attention_map(query, key, attn_mask, is_causal, scale)
             weights = F.dropout(weights, dropout_p)
-            out = weights @ _repeat_heads(value, weights)
+            out = weights @ repeat_heads(value, weights)
             weights = weights.detach()
         else:
             out = F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
@@ -163,7 +134,7 @@ class Tap(TorchFunctionMode):
             module=self._module(),
             q=query,
             k=key,
-            v=_repeat_heads(value, query),
+            v=repeat_heads(value, query),
             lead=tuple(out.shape[:-2]),
             edge=get_gradient_edge(out),
             weights=weights,
@@ -177,13 +148,15 @@ class Tap(TorchFunctionMode):
 
     def _product(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         product = contraction(func, args, kwargs)
-        for side in (0, 1) if product is not None else ():
-            scores = self._scores.get(product.operand(side))
-            if scores is not None and scores.softmaxed and _contracts_keys(product, side, scores):
-                return self._inline(func, args, kwargs, product, side, scores)
+        if product is not None:
+            for side in (0, 1):
+                scores = self._scores.get(product.operand(side))
+                past_softmax = scores is not None and scores.softmaxed
+                if past_softmax and contracts_keys(product, side, scores):
+                    return self._inline(func, args, kwargs, product, side, scores)
         out = func(*args, **kwargs)
         self._follow(func, args, kwargs, out)
-        if product is not None and not any(map(_is_parameter, (product.lhs, product.rhs))):
+        if product is not None and not any(map(is_parameter, (product.lhs, product.rhs))):
             rows = product.free(0)[-1:], product.free(1)[-1:]
             if all(rows):  # it may be QK^T
                 lead, severed = product.lead(), self.severed(product.lhs)
@@ -229,8 +202,8 @@ class Tap(TorchFunctionMode):
         call = AttentionCall(
             index=len(self.calls),
             module=self._module(),
-            q=_with_lead(scores.operands[1 - keys], sizes, weights_.shape[-2]),
-            k=_with_lead(scores.operands[keys], sizes, weights_.shape[-1]),
+            q=with_lead(scores.operands[1 - keys], sizes, weights_.shape[-2]),
+            k=with_lead(scores.operands[keys], sizes, weights_.shape[-1]),
             v=value_,
             lead=tuple(sizes),
             edge=get_gradient_edge(out),
@@ -315,25 +288,13 @@ class Tap(TorchFunctionMode):
             if getattr(func, "__name__", "") in TOKEN_MIXERS and made.grad_fn is not None:
                 self.mixers[made.grad_fn] = self._module()
 
-    # ------------------------------------------------------------------------ names
     def _module(self) -> str:
-        """Qualified name of the innermost module that is running, read off the Python stack.
-
-        So the model needs no hooks, and two threads may run the same model.
-        """
-        running: list[nn.Module] = []
-        frame: types.FrameType | None = sys._getframe(1)
-        while frame is not None:
-            if frame.f_code.co_varnames[:1] == ("self",):
-                owner = frame.f_locals.get("self")
-                if isinstance(owner, nn.Module):
-                    running.append(owner)
-            frame = frame.f_back
+        """Qualified name of the module that is running."""
+        running = running_modules()
         if self._names is None and (self.root is not None or running):
             root = self.root if self.root is not None else running[-1]
             self._names = {id(module): name for name, module in root.named_modules()}
-        known = [self._names[id(m)] for m in running if id(m) in (self._names or {})]
-        return known[0] if known and known[0] else type(running[0]).__name__ if running else "-"
+        return name_of(running, self._names or {})
 
 
 def _without_override_check(func: Any) -> Callable:
@@ -350,31 +311,3 @@ def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
     if type(value) in (tuple, list):
         return type(value)(_mapped(change, item) for item in value)
     return change(value)
-
-
-def _is_parameter(tensor: Tensor) -> bool:
-    return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
-
-
-def _contracts_keys(product: Contraction, side: int, scores: Scores) -> bool:
-    """Whether this is A V: one token axis of A is summed over, and the other one stays."""
-    if len(product.contracted) != 1 or not product.free(side) or not product.free(1 - side):
-        return False
-    axes = product.axes(side)
-    return axes.index(product.contracted) - len(axes) in scores.axes
-
-
-def _repeat_heads(tensor: Tensor, like: Tensor) -> Tensor:
-    """Grouped keys or values, one head for several queries' heads -> one for each."""
-    if tensor.ndim < 3 or like.ndim < 3 or tensor.shape[-3] in (1, like.shape[-3]):
-        return tensor
-    return tensor.repeat_interleave(like.shape[-3] // tensor.shape[-3], -3)
-
-
-def _with_lead(operand: Tensor, lead: torch.Size, rows: int) -> Tensor:
-    """A factor of QK^T with its leading axes split or merged as those of A are."""
-    if operand.ndim - 2 == len(lead) and operand.shape[-2] == rows:
-        return operand
-    if operand.numel() % (math.prod(lead) * rows) == 0:
-        return operand.reshape(*lead, rows, -1)
-    return operand

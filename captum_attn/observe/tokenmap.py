@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_attn.observe.call import BATCH, HEAD, LANE, AttentionCall, working_dtype
+from captum_attn.observe.call import AttentionCall, working_dtype
 from captum_attn.observe.graph import edge_of, gradients
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
@@ -137,6 +137,21 @@ class Prober:
                 one.to = torch.where(one.to < 0, two.to, one.to)
         return first
 
+    def is_identity(self, rows: Tensor, upstream: Upstream) -> bool:
+        """Whether every element of an upstream enters the position of its own index, and no other.
+
+        Two backward passes, for whole maps see `maps`.
+        """
+        signs = self._signs(rows, *rows.shape[:2])
+        ray = self._random(rows, 1, 1, rows.shape[2]).expand_as(rows)
+        found = [
+            gradients([(rows, vector)], [upstream.edge], self._cuts)[0]
+            for vector in (ray, ray * signs[..., None])
+        ]
+        if found[0] is None or found[1] is None:
+            return False
+        return _is_identity(upstream.rows(found[0]), upstream.rows(found[1]), signs)
+
     def _maps(self, down: Downstream, upstreams: Sequence[Upstream]) -> list[TokenMap]:
         batch, places, features = down.shape
         rows = down.like
@@ -146,9 +161,7 @@ class Prober:
         def seen(code: Tensor) -> list[Tensor | None]:  # code: (B or 1, P)
             vector = down.placed(ray * code[..., None])
             found = gradients([(down.edge, vector)], edges, self._cuts)
-            return [
-                None if g is None else u.rows(g) for u, g in zip(upstreams, found, strict=True)
-            ]
+            return [None if g is None else u.rows(g) for u, g in zip(upstreams, found, strict=True)]
 
         plain = seen(rows.new_ones(1, places))
         signs = self._signs(rows, batch, places)
@@ -194,34 +207,7 @@ class Prober:
                     sink += found.square()
         return weighted, total
 
-    def roles(
-        self, call: AttentionCall, operand: Tensor, batch: int, upstreams: Sequence[Upstream]
-    ) -> tuple[tuple[str, int], ...] | None:
-        """What the axes that lead an operand are: examples, lanes or heads; None if unsettled.
-
-        An upstream token enters every head of its example, but one lane only.
-        """
-        upstreams = [u for u in upstreams if u.batched]
-        operand = operand.expand(*call.lead, *operand.shape[-2:])
-        splits = _splits(call.lead, batch)
-        for split in splits:
-            sizes = [size for _, size in split]
-            rows = operand.reshape(*sizes, *operand.shape[-2:])
-            axis = [name for name, _ in split].index(BATCH)
-            settled = batch == 1 or not upstreams or len(splits) == 1
-            if not settled and not self._follows(rows, axis, upstreams, by_example=True):
-                continue
-            return tuple(
-                (name, size)
-                if name == BATCH
-                else (LANE, size)
-                if size > 1 and upstreams and self._follows(rows, i, upstreams)
-                else (HEAD, size)
-                for i, (name, size) in enumerate(split)
-            )
-        return None
-
-    def _follows(
+    def follows(
         self, rows: Tensor, axis: int, upstreams: Sequence[Upstream], by_example: bool = False
     ) -> bool:
         """Whether every upstream token enters one index of `axis` only (its own example's)."""
@@ -245,22 +231,6 @@ class Prober:
                 return False
             entered = entered or not bool(zero.all())
         return entered
-
-
-def _splits(lead: tuple[int, ...], batch: int) -> list[list[tuple[str, int]]]:
-    """Ways in which the leading axes may hold the examples, the likeliest first."""
-    splits = []
-    for i, size in enumerate(lead):
-        before, after = [("", s) for s in lead[:i]], [("", s) for s in lead[i + 1 :]]
-        if size == batch:
-            splits.append([*before, (BATCH, batch), *after])
-        elif size % batch == 0:
-            rest = [("", size // batch)]
-            splits.append([*before, (BATCH, batch), *rest, *after])
-            splits.append([*before, *rest, (BATCH, batch), *after])
-    if not lead and batch == 1:
-        splits.append([(BATCH, 1)])
-    return splits
 
 
 def _tolerance(tensor: Tensor) -> float:
@@ -314,7 +284,7 @@ def _decode(
     if bool(mixed.any()):
         return TokenMap(mixed=True)
     position = position.masked_fill(zero, -1)
-    if position.shape[1] == places:
-        if bool((position == torch.arange(places, device=position.device)).all()):
-            return IDENTITY
+    in_place = torch.arange(places, device=position.device)
+    if position.shape[1] == places and bool((position == in_place).all()):
+        return IDENTITY
     return TokenMap(position)

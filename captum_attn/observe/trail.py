@@ -1,4 +1,4 @@
-"""What is known of a tensor on its way through the model: is it QK^T, and what does it stem from?"""
+"""What is known of a tensor on its way: is it made of QK^T, and what does it stem from?"""
 
 from __future__ import annotations
 

@@ -1,0 +1,69 @@
+"""What the user sets: a method's options, and the attention calls that count."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from captum_attn.errors import OptionError
+from captum_attn.observe.streams import Updated
+
+Layers = nn.Module | str | Sequence[nn.Module | str]
+
+
+def settle(
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+    choices: Mapping[str, tuple[Any, ...]],
+    method: str,
+) -> dict[str, Any]:
+    """A method's options with their defaults; unknown names and values are refused."""
+    for name, value in given.items():
+        if name not in options:
+            known = ", ".join(options) or "none"
+            raise OptionError(f"unknown option {name!r}; {method} has: {known}")
+        is_flag = isinstance(options[name], bool)
+        allowed = (True, False) if is_flag else choices.get(name)
+        if allowed and (value not in allowed or isinstance(value, bool) != is_flag):
+            raise OptionError(f"{name}: expected one of {allowed}, got {value!r}")
+    return {**options, **given}
+
+
+def active_calls(
+    updates: Sequence[Updated], layers: Layers | None, roots: Sequence[nn.Module], start_layer: Any
+) -> set[int]:
+    """Indices of the calls that count: those of `layers`, from `start_layer` on in their stream."""
+    if isinstance(start_layer, bool) or not isinstance(start_layer, int) or start_layer < 0:
+        raise OptionError(f"start_layer: expected an int >= 0, got {start_layer!r}")
+    chosen = [u for u in updates if matches(u.call.module, layers, roots)]
+    if not chosen:
+        names = sorted({u.call.module for u in updates})
+        raise OptionError(f"layers={layers!r} matches none of the attention calls: {names}")
+    active = {u.call.index for u in chosen if u.number >= start_layer}
+    if not active:
+        raise OptionError(
+            f"start_layer: expected less than {max(u.number for u in updates) + 1}, the number "
+            f"of attention calls of the longest stream; got {start_layer}"
+        )
+    return active
+
+
+def matches(module: str, layers: Layers | None, roots: Sequence[nn.Module]) -> bool:
+    """Whether an attention call in `module` belongs to `layers` (modules or name patterns)."""
+    if layers is None:
+        return True
+    patterns: list[str] = []
+    for layer in [layers] if isinstance(layers, (str, nn.Module)) else layers:
+        if isinstance(layer, str):
+            patterns.append(layer)
+        else:
+            patterns += [name for root in roots for name, m in root.named_modules() if m is layer]
+    return any(
+        pattern in ("", module)
+        or module.startswith(f"{pattern}.")
+        or fnmatch.fnmatchcase(module, pattern)
+        for pattern in patterns
+    )
