@@ -2,6 +2,7 @@
 
 from captum_attn import errors, objectives
 from captum_attn.attr.generic_attention import GenericAttention
+from captum_attn.attr.heterogenous import HeterogenousAttention
 from captum_attn.attr.raw_attention import RawAttention
 from captum_attn.attr.rollout import AttentionRollout
 from captum_attn.errors import AttnError
@@ -12,6 +13,7 @@ __all__ = [
     "AttentionRollout",
     "AttnError",
     "GenericAttention",
+    "HeterogenousAttention",
     "RawAttention",
     "errors",
     "objectives",

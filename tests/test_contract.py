@@ -346,6 +346,12 @@ def test_double_models_are_explained_in_double(name: str, method: str) -> None:
     case = ZOO[name]
     model = case.fresh().double()
     sample = case.sample().to(torch.float64)
+    try:
+        sample.run(case.function(model))
+    except RuntimeError as error:  # its causal mask is made in float32, from float64's smallest
+        if "without overflow" not in str(error):
+            raise
+        pytest.skip("this version of transformers cannot run the model in float64")
     explain = explainer(case, method, model)
     attributions = explain.attribute(*arguments(case, sample), interpolation="nearest")
     content = case.content_of(attributions)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from captum_attn import AttentionRollout, GenericAttention, RawAttention
+from tests import older_names
 from tests.plain import close, raw_attention
 
 VIT = Path(__file__).parent / "goldens" / "vit"
@@ -37,7 +38,7 @@ def build(kind):
     settings = ViTConfig(**config["hf"])
     settings._attn_implementation = kind.removeprefix("transformers-")
     model = ViTForImageClassification(settings)
-    model.load_state_dict(load_file(VIT / "weights_hf.safetensors"))
+    older_names.load(model, load_file(VIT / "weights_hf.safetensors"), "vit")
     return model.double().eval(), "pixel_values", 1e-6 if kind.endswith("eager") else 1e-10
 
 

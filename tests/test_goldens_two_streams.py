@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from captum_attn import AttentionRollout, GenericAttention, RawAttention
-from tests import plain
+from tests import older_names, plain
 from tests.plain import close
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -134,11 +134,12 @@ def detr(request):
 
     settings = json.loads((GOLDENS / "detr_dec2/config.json").read_text())
     backbone = {k: v for k, v in settings["backbone_config"].items() if k != "model_type"}
-    config = DetrConfig(**{**settings, "backbone_config": ResNetConfig(**backbone)})
+    settings |= {"backbone_config": ResNetConfig(**backbone), "use_pretrained_backbone": False}
+    config = DetrConfig(**settings)
     if request.param == "eager":
         config._attn_implementation = "eager"
     model = DetrForObjectDetection(config)
-    model.load_state_dict(stored("detr_dec2", "weights"))
+    older_names.load(model, stored("detr_dec2", "weights"), "detr")
     return model.double().eval()
 
 

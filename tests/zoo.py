@@ -8,6 +8,7 @@ write the same computation in different ways, have the same weights and must be 
 
 from __future__ import annotations
 
+import inspect
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -297,10 +298,15 @@ def two_heads(model: nn.Module, sample: Sample) -> Tensor:
 
 
 def class_and_mean(model: nn.Module, sample: Sample) -> Tensor:
-    """DINOv2's head reads [CLS] and the mean of the 16 patches, 2 registers between them."""
+    """DINOv2's head reads [CLS] and the mean of the 16 patches, 2 registers between them.
+
+    In transformers 4.48 the mean is over the registers too.
+    """
     of_class, of_mean = model.classifier.weight[1].detach().chunk(2)  # type: ignore[union-attr, index]
+    skips = "num_register_tokens" in inspect.getsource(type(model).forward)
+    first = 3 if skips else 1
     rows = torch.zeros(19)
-    rows[0], rows[3:] = of_class.norm(), of_mean.norm() / 16
+    rows[0], rows[first:] = of_class.norm(), of_mean.norm() / (19 - first)
     return weights_of(rows, sample)
 
 
@@ -647,8 +653,10 @@ def hf(kind: str, head: str, attention: str = "sdpa", **options: Any) -> nn.Modu
     import transformers
 
     config = getattr(transformers, f"{kind}Config")(**options)
-    config._attn_implementation = attention
-    return getattr(transformers, head)(config)
+    made = getattr(transformers, head)
+    # Some families have no fused form in older versions (PatchTST in 4.48).
+    config._attn_implementation = attention if made._supports_sdpa else "eager"
+    return made(config)
 
 
 BERT_SIZE = {

@@ -13,13 +13,13 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_attn.attr._describe import Description, describe
-from captum_attn.attr._propagate import Rows, linear, maps_up, rows_down
+from captum_attn.attr._propagate import Rows, add, linear, maps_up, rows_down
 from captum_attn.attr._run import Explained, Inputs, Readout, Run, checked
 from captum_attn.attr._settings import Layers, active_calls, settle
 from captum_attn.errors import InputError, OptionError
 from captum_attn.objectives import Objective
 from captum_attn.observe.call import AttentionCall
-from captum_attn.observe.mapback import INTERPOLATIONS, input_order, to_input
+from captum_attn.observe.mapback import INTERPOLATIONS, in_order, input_order
 from captum_attn.observe.observation import observe
 from captum_attn.observe.scope import left_as_found, modules_of, root_of
 from captum_attn.observe.streams import Source, State, Updated
@@ -83,7 +83,27 @@ class AttentionAttribution(GradientAttribution):
             active = state.call.index in run.active
             return self.update(run, state, maps) if active else maps[state.asks]
 
-        return maps_up(last, update, run.like)
+        return maps_up(last, update, run.like, self.finish(run))
+
+    def finish(self, run: Run) -> Callable[[State, Rows], Rows] | None:
+        """What the matrix form does to a state's R once it is there; None: nothing."""
+        return None
+
+    def relevance_of_maps(self, run: Run, discard_self: bool = False) -> dict[Source, Tensor]:
+        """The read rows of the matrix form, for rules that are not linear in them."""
+        relevance: dict[Source, Tensor] = {}
+        maps = self.maps(run, run.weights)
+        for state, weights in run.weights.items():
+            for source, block in maps[state].items():
+                if discard_self and source.name == state.stream:
+                    block = block - torch.diag_embed(torch.diagonal(block, dim1=-2, dim2=-1))
+                add(relevance, source, (weights[:, None] @ block)[:, 0])
+        return relevance
+
+    @classmethod
+    def settled(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """The method's options with their defaults; raises `OptionError` for others."""
+        return settle(options, cls.options, cls.choices, cls.get_name())
 
     # ------------------------------------------------------------------------ public
     @log_usage()
@@ -141,7 +161,7 @@ class AttentionAttribution(GradientAttribution):
         explained = Explained(target, additional_forward_args, objective, readout, start_layer)
         with self._run(inputs, explained, options) as run:
             relevance = self.relevance(run)
-            found = {name: _laid_on(run, name, relevance, interpolation) for name in run.seen.names}
+            found = {name: run.laid_on(name, relevance, interpolation) for name in run.seen.names}
         if all(laid is None for laid in found.values()):
             raise InputError(
                 f"none of the inputs {list(found)} enters a token stream: expected at least one "
@@ -180,7 +200,7 @@ class AttentionAttribution(GradientAttribution):
             tokens = {}
             for source in run.seen.wiring.sources:
                 order = input_order(source, run.seen.batch)
-                tokens[source.name] = _in_order(run.rows_of(relevance, source), order)
+                tokens[source.name] = in_order(run.rows_of(relevance, source), order)
             return tokens
 
     def relevance_maps(
@@ -207,8 +227,8 @@ class AttentionAttribution(GradientAttribution):
             found = self.maps(run, last.values())
             orders = {s.name: input_order(s, run.seen.batch) for s in run.seen.wiring.sources}
             return {
-                (stream, source.name): _in_order(
-                    _in_order(block, orders[source.name]).mT, orders.get(stream)
+                (stream, source.name): in_order(
+                    in_order(block, orders[source.name]).mT, orders.get(stream)
                 ).mT
                 for stream, state in last.items()
                 for source, block in found[state].items()
@@ -273,7 +293,7 @@ class AttentionAttribution(GradientAttribution):
     # ------------------------------------------------------------------------ one run
     @contextmanager
     def _run(self, inputs: Inputs, explained: Explained, options: dict[str, Any]) -> Iterator[Run]:
-        settled = settle(options, self.options, self.choices, self.get_name())
+        settled = self.settled(options)
         additional = explained.additional_forward_args
         values = checked(inputs, additional)
         roots = modules_of(self.forward_func)
@@ -284,23 +304,3 @@ class AttentionAttribution(GradientAttribution):
             run.explain(explained, self.needs_gradient)
             with torch.no_grad():
                 yield run
-
-
-def _laid_on(
-    run: Run, name: str, relevance: Mapping[Source, Tensor], interpolation: str
-) -> Tensor | None:
-    """Attribution of the input `name`; None if it enters no token stream."""
-    total = None
-    for source in run.seen.wiring.sources:
-        for entry in source.entries:
-            if entry.leaf.name == name and entry.of_input:
-                laid = to_input(entry, run.rows_of(relevance, source), interpolation)
-                total = laid if total is None else total + laid
-    return total
-
-
-def _in_order(rows: Tensor, order: Tensor | None) -> Tensor:
-    """(B, ..., n) with the last axis in the order (B, n)."""
-    if order is None or order.shape[-1] != rows.shape[-1]:
-        return rows
-    return rows.gather(-1, order.view(order.shape[0], *[1] * (rows.ndim - 2), -1).expand_as(rows))

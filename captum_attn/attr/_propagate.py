@@ -71,21 +71,35 @@ class Answer:
     """What one stream answers to an attention call.
 
     Args:
-        stream (str): the stream that is read.
+        state (State): the version that is read.
         read (Tensor): A-bar's columns on its tokens, (B, n_q, n).
         rows (dict): R of the version that is read, source -> (B, n, n_source).
     """
 
-    stream: str
+    state: State
     read: Tensor
     rows: Rows
+
+    @property
+    def stream(self) -> str:
+        return self.state.stream
+
+
+def initial_block(state: State, like: Tensor) -> Tensor | None:
+    """R[s,s] as it would be without any attention: I, carried along where tokens move or merge.
+
+    Returns:
+        Tensor or None: (B, n, n_source); None for a stream that has no tokens of its own.
+    """
+    rows = maps_up([state], lambda update, maps: maps[update.asks], like)[state]
+    return next((block for source, block in rows.items() if source.name == state.stream), None)
 
 
 def answers(update: Updated, read: Tensor, maps: Mapping[State, Rows]) -> list[Answer]:
     """Splits A-bar, (B, F, q, k), by the streams that its columns belong to."""
     read = dense(read)
-    parts = _read_parts(update)
-    return [Answer(p.state.stream, _columns(read, p.to), maps[p.state]) for p in parts]
+    parts = read_parts(update)
+    return [Answer(p.state, _columns(read, p.to), maps[p.state]) for p in parts]
 
 
 def linear(
@@ -105,23 +119,29 @@ def linear(
 
 def crosses(update: Updated) -> bool:
     """Whether a call reads other streams than the one it updates, and only such."""
-    streams = {p.state.stream for p in _read_parts(update) if not isinstance(p.state, Constant)}
+    streams = {p.state.stream for p in read_parts(update) if not isinstance(p.state, Constant)}
     return bool(streams) and update.stream not in streams
 
 
 def within(update: Updated) -> bool:
     """Whether a call reads the stream that it updates, and no other."""
-    streams = {p.state.stream for p in _read_parts(update) if not isinstance(p.state, Constant)}
+    streams = {p.state.stream for p in read_parts(update) if not isinstance(p.state, Constant)}
     return streams <= {update.stream}
 
 
-def maps_up(last: Iterable[State], update: MatrixRule, like: Tensor) -> dict[State, Rows]:
+def maps_up(
+    last: Iterable[State],
+    update: MatrixRule,
+    like: Tensor,
+    finish: Callable[[State, Rows], Rows] | None = None,
+) -> dict[State, Rows]:
     """Matrix form: every state's block row, from the inputs up.
 
     Args:
         last (iterable of State): the states whose R is wanted.
         update (callable): (update, R of the earlier states) -> R after the call.
         like (Tensor): (B, ...), for the batch size, the dtype and the device.
+        finish (callable, optional): (state, R) -> R, once a state's block row is there.
 
     Returns:
         dict: state -> R, for each state in `last`.
@@ -134,9 +154,8 @@ def maps_up(last: Iterable[State], update: MatrixRule, like: Tensor) -> dict[Sta
             uses[earlier] = uses.get(earlier, 0) + 1
     maps: dict[State, Rows] = {}
     for state in order:
-        maps[state] = (
-            update(state, maps) if isinstance(state, Updated) else _raised(state, maps, like)
-        )
+        made = update(state, maps) if isinstance(state, Updated) else _raised(state, maps, like)
+        maps[state] = made if finish is None else finish(state, made)
         for earlier in _needed(state):
             uses[earlier] -= 1
             if not uses[earlier]:
@@ -146,11 +165,12 @@ def maps_up(last: Iterable[State], update: MatrixRule, like: Tensor) -> dict[Sta
 
 def _needed(state: State) -> list[State]:
     if isinstance(state, Updated):
-        return [state.asks, *(part.state for part in _read_parts(state)), state.reads]
+        return [state.asks, *(part.state for part in read_parts(state)), state.reads]
     return list(state.before)
 
 
-def _read_parts(update: Updated) -> tuple[Part, ...]:
+def read_parts(update: Updated) -> tuple[Part, ...]:
+    """The states that answer a call, each with the places of its tokens along the key axis."""
     reads = update.reads
     if isinstance(reads, Gathered) and reads.stream != update.stream:
         return reads.parts

@@ -14,6 +14,7 @@ from captum_attn import objectives
 from captum_attn.errors import InputError, ReadoutError, TargetError
 from captum_attn.observe.call import AttentionCall, working_dtype
 from captum_attn.observe.graph import gradients
+from captum_attn.observe.mapback import to_input
 from captum_attn.observe.observation import Observation
 from captum_attn.observe.readout import Read, given_weights
 from captum_attn.observe.streams import Source, State, Updated, ancestry
@@ -75,6 +76,18 @@ class Run:
         rows = relevance.get(source)
         return self.like.new_zeros(self.seen.batch, source.n) if rows is None else rows
 
+    def laid_on(
+        self, name: str, relevance: Mapping[Source, Tensor], interpolation: str
+    ) -> Tensor | None:
+        """Attribution of the input `name`; None if it enters no token stream."""
+        total = None
+        for source in self.seen.wiring.sources:
+            for entry in source.entries:
+                if entry.leaf.name == name and entry.of_input:
+                    laid = to_input(entry, self.rows_of(relevance, source), interpolation)
+                    total = laid if total is None else total + laid
+        return total
+
     def explain(self, explained: Explained, with_gradient: bool) -> None:
         """One backward pass: the gradients at the attention calls, and the readout's weights."""
         seen, readout = self.seen, explained.readout
@@ -94,9 +107,11 @@ class Run:
                 self.weights[read.state] = weights
                 continue
             at_edges, found = found[: len(read.edges)], found[len(read.edges) :]
+            if len(self.reads) > 1 and seen.batch > 1:
+                _check_examples_apart(value, read, at_edges, seen)
             if read.read_on:  # only what arrives without another call in between
                 at_edges = _gradients(value, read.edges, seen.graph.cuts)
-            auto_weights = read.weights(at_edges)
+            auto_weights = None if self._is_dead(read) else read.weights(at_edges)
             if auto_weights is None and stand_in is not value:  # e.g. a saturated probability
                 auto_weights = read.weights(_gradients(stand_in, read.edges, seen.graph.cuts))
             if auto_weights is not None:
@@ -107,6 +122,30 @@ class Run:
                 "saturated or dead head, or an output that depends on no token): give `readout=`, "
                 "a row, a LongTensor (B,) of rows, or weights (B, n)"
             )
+
+    def _is_dead(self, read: Read) -> bool:
+        """Whether no gradient at all arrives at the calls that made what is read."""
+        arrived = [self.gradients[call] for call in read.calls if call in self.gradients]
+        return bool(arrived) and not any(g is not None and bool(g.any()) for g in arrived)
+
+
+def _check_examples_apart(
+    value: Tensor, read: Read, arrived: list[Tensor | None], seen: Observation
+) -> None:
+    """Refuses outputs whose examples read each other's tokens, as a (B, B) score matrix does."""
+    norms = read.norms(arrived)
+    if norms is None or not bool(norms.any()):
+        return
+    first = torch.arange(seen.batch, device=value.device) == 0
+    of_first = read.norms(_gradients(value * first, read.edges, seen.graph.cuts))
+    crossing = of_first is not None and bool(of_first[1:].any())
+    if crossing or bool((norms.sum(1) == 0).any()):
+        raise ReadoutError(
+            f"the explained output of an example reads tokens of {read.state.stream!r} of another "
+            "one: expected outputs that depend on their own example alone; of a (B, B) matrix of "
+            "scores explain the diagonal with objective=objectives.pairwise, or pass one example "
+            "at a time"
+        )
 
 
 def _explained_output(
@@ -119,9 +158,15 @@ def _explained_output(
         # gradient behind a softmax or LayerNorm, a fixed random weighting has.
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(2, output.shape, generator=generator)[:1] * 2 - 1
-        stand_in = (output * signs.to(output)).reshape(batch, -1).sum(1)
+        finite = output.masked_fill(output == -torch.inf, 0)  # outputs that a model has masked
+        stand_in = (finite * signs.to(output)).reshape(batch, -1).sum(1)
     else:
         stand_in = objectives.logit(output, target)
+    if not bool(torch.isfinite(stand_in).all()):
+        raise InputError(
+            "the model's output has NaN or inf: expected finite weights and inputs; check the "
+            "weights (`torch.isfinite(p).all()` for each parameter) and the inputs' range"
+        )
     if objective is None or not with_gradient:
         return stand_in, stand_in
     value = objective(output, target)

@@ -9,30 +9,23 @@ import torch
 from torch import Tensor
 
 from captum_attn.attr._base import AttentionAttribution
-from captum_attn.attr._propagate import Answer, Rows, add, answers, crosses, within
+from captum_attn.attr._propagate import Answer, Rows, add, answers, crosses, initial_block, within
+from captum_attn.attr._rules import normalized
 from captum_attn.attr._run import Run
 from captum_attn.errors import WiringError
 from captum_attn.observe.streams import Source, State, Updated
 
 
 def positive_heads(attention: Tensor, gradient: Tensor) -> Tensor:
-    """(∇A ⊙ A)^+, whose mean over heads is Eq. 5; any shape."""
-    return (gradient * attention).clamp_min(0)
-
-
-def normalized(relevance: Tensor) -> Tensor:
-    """Eq. 8, 9: R̄ = R̂ / rowsum(R̂) + I with R̂ = R − I; (..., n, n).
-
-    A row of R̂ that sums to 0 stays 0, where the reference divides 0 by 0 and gets NaN throughout.
-    """
-    eye = torch.eye(relevance.shape[-1], dtype=relevance.dtype, device=relevance.device)
-    change = relevance - eye
-    total = change.sum(-1, keepdim=True)
-    return torch.where(total == 0, 0, change / torch.where(total == 0, 1, total)) + eye
+    """(∇A ⊙ A)^+, whose mean over heads is Eq. 5; any shape. Written into `gradient`."""
+    return gradient.mul_(attention).clamp_min_(0)
 
 
 def across(own: Tensor, read: Tensor, other: Tensor) -> Tensor:
-    """Eq. 10: R̄[s,s]^T · Ā · R̄[q,q], both R̄ from before the call; (..., n_s, n_q)."""
+    """Eq. 10: R̄[s,s]^T · Ā · R̄[q,q], both R̄ from before the call; (..., n_s, n_q).
+
+    R̄[s,s] has the tokens of the stream in their present order along both axes.
+    """
     return own.mT @ (read @ other)
 
 
@@ -87,7 +80,7 @@ class GenericAttention(AttentionAttribution):
         )
 
     def weigh(self, run: Run, update: Updated) -> tuple[Tensor | float, Tensor] | None:
-        if run.attention_gradient(update.call) is None and run.options["aggregate"]:
+        if run.gradients[update.call] is None and run.options["aggregate"]:
             return None
         return float(run.options["aggregate"]), self.weigh_heads(run, update).mean(2)
 
@@ -97,7 +90,7 @@ class GenericAttention(AttentionAttribution):
         for answer in answers(state, self.weigh_heads(run, state).mean(2), maps):
             for source, block in answer.rows.items():
                 if answer.stream != state.stream and source.name == answer.stream:
-                    change = self._across(run, state, own, answer, block)  # Eq. 10
+                    change = self._across(run, state, own, answer)  # Eq. 10
                 else:
                     change = answer.read @ block  # Eq. 6, 7, 11
                 add(added, source, change)
@@ -113,23 +106,22 @@ class GenericAttention(AttentionAttribution):
         reading = [u for u in run.seen.wiring.updates if u.stream == state.reads.stream]
         return crosses(state) and any(u.reads.stream == source.name for u in reading)
 
-    def _across(
-        self, run: Run, state: Updated, own: Tensor | None, answer: Answer, other: Tensor
-    ) -> Tensor:
+    def _across(self, run: Run, state: Updated, own: Tensor | None, answer: Answer) -> Tensor:
         if not run.options["self_in_rule_10"]:
             return answer.read
-        for name, block in ((state.stream, own), (answer.stream, other)):
-            if block is None or block.shape[-1] != block.shape[-2]:
-                got = "none" if block is None else f"{tuple(block.shape[-2:])}"
-                raise WiringError(
-                    f"{state.call.module!r} asks from {state.stream!r} across to "
-                    f"{answer.stream!r}: Eq. 10 needs the relevance of {name!r} for its own tokens "
-                    f"as a square block, got {got}; set self_in_rule_10=False, or confine the "
-                    "method with `layers=`"
-                )
+        start = initial_block(state.asks, run.like), initial_block(answer.state, run.like)
+        other = next((b for x, b in answer.rows.items() if x.name == answer.stream), None)
+        if own is None or other is None or start[0] is None or start[1] is None:
+            without = state.stream if own is None or start[0] is None else answer.stream
+            raise WiringError(
+                f"{state.call.module!r} asks from {state.stream!r} across to {answer.stream!r}: "
+                f"Eq. 10 needs the relevance of {without!r} for tokens of its own, and it has none "
+                "(it is joined from other streams); set self_in_rule_10=False, or confine the "
+                "method with `layers=`"
+            )
         if run.options["normalize"]:
-            return across(normalized(own), answer.read, normalized(other))  # type: ignore[arg-type]
-        return across(own, answer.read, other)  # type: ignore[arg-type]
+            own, other = normalized(own, start[0]), normalized(other, start[1])
+        return across(own @ start[0].mT, answer.read, other)
 
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         discard = run.options["discard_self"]
@@ -141,11 +133,4 @@ class GenericAttention(AttentionAttribution):
                     if source.name == state.stream:
                         relevance[source] = rows * (weights == 0)
             return relevance
-        relevance = {}
-        maps = self.maps(run, run.weights)
-        for state, weights in run.weights.items():
-            for source, block in maps[state].items():
-                if discard and source.name == state.stream:
-                    block = block - torch.diag_embed(torch.diagonal(block, dim1=-2, dim2=-1))
-                add(relevance, source, (weights[:, None] @ block)[:, 0])
-        return relevance
+        return self.relevance_of_maps(run, discard)

@@ -65,10 +65,7 @@ class RawAttention(AttentionAttribution):
         found: dict[State, Rows] = {state: {} for state in last}
         for state, rows in found.items():
             for call in self._chosen(run, state):
-                weigh = self._through(run, call)
-                blocks = maps_up(
-                    [state], lambda u, m, weigh=weigh: linear(u, weigh(u), m), run.like
-                )
+                blocks = maps_up([state], self._matrix_form(run, call), run.like)
                 for source, block in blocks[state].items():
                     add(rows, source, block)
         return found
@@ -77,7 +74,7 @@ class RawAttention(AttentionAttribution):
         """Tokens stay where they are below and above the call, and pass through it by A."""
         read = self.weigh_heads(run, call).mean(2)
 
-        def weigh(update: Updated) -> tuple[float, Tensor] | None:
+        def weigh(update: Updated) -> tuple[Tensor | float, Tensor] | None:
             return (0.0, read) if update is call else None
 
         return weigh

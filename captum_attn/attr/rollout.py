@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from captum_attn.attr._base import AttentionAttribution
-from captum_attn.attr._propagate import Rows, add, crosses, dense
+from captum_attn.attr._propagate import Rows, add, crosses, dense, initial_block
 from captum_attn.attr._run import Run
 from captum_attn.observe.streams import Source, State, Updated
 
@@ -66,31 +66,23 @@ class AttentionRollout(AttentionAttribution):
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         if not any(map(crosses, run.updates())):
             return super().relevance(run)
-        relevance: dict[Source, Tensor] = {}
-        maps = self.maps(run, run.weights)
-        for state, weights in run.weights.items():
-            for source, block in maps[state].items():
-                add(relevance, source, (weights[:, None] @ block)[:, 0])
-        return relevance
+        return self.relevance_of_maps(run)
 
     def maps(self, run: Run, last: Iterable[State]) -> dict[State, Rows]:
-        last = list(last)
-        joins = {
-            (state, u.reads.stream): u  # the last one to every stream
-            for state in last
-            for u in run.updates([state])
-            if crosses(u) and u.stream == state.stream
-        }
-        before = [state for u in joins.values() for state in (u.asks, u.reads)]
-        blocks = super().maps(run, [*last, *before])
-        joined = {state: dict(blocks[state]) for state in last}
-        for (state, stream), u in joins.items():  # Eq. 12, of the versions before the call
-            _, own = _own(blocks[u.asks], state.stream)
-            source, other = _own(blocks[u.reads], stream)
-            joined[state][source] = own.mT @ dense(self.fused(run, u)) @ other
-        return joined
+        return {state: self._joined(run, state) for state in last}
 
-
-def _own(rows: Rows, stream: str) -> tuple[Source, Tensor]:
-    """R[s,s] of a stream."""
-    return next((source, block) for source, block in rows.items() if source.name == stream)
+    def _joined(self, run: Run, state: State) -> Rows:
+        """R of a state with Eq. 12: through the last call to every other stream, and beyond it."""
+        rows = dict(super().maps(run, [state])[state])
+        calls = [u for u in run.updates([state]) if crosses(u) and u.stream == state.stream]
+        for update in {u.reads.stream: u for u in calls}.values():
+            before = super().maps(run, [update.asks])[update.asks]
+            own = next((b for x, b in before.items() if x.name == state.stream), None)
+            start = initial_block(update.asks, run.like)
+            if own is None or start is None:
+                continue
+            read = (own @ start.mT).mT @ dense(self.fused(run, update))
+            for source, block in self._joined(run, update.reads).items():
+                if source.name != state.stream:
+                    add(rows, source, read @ block)
+        return rows

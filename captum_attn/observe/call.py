@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from captum_attn.errors import WiringError
+
 # Roles of the axes that lead an operand; a token position is a (lane, place) pair.
 BATCH, LANE, HEAD = "batch", "lane", "head"
 
@@ -47,6 +49,11 @@ def attention_map(
     else:
         scores = scores + mask.to(scores.dtype)
     return scores.softmax(-1).nan_to_num(0.0)  # a row masked everywhere attends to nothing
+
+
+def positions(folded: Tensor) -> Tensor:
+    """(B, F, H, n, d) -> (B, F n, H d)."""
+    return folded.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 @dataclass(eq=False)
@@ -120,6 +127,15 @@ class AttentionCall:
         ]
         tensor = tensor.permute(*order, -2, -1)
         return tensor.reshape(self._size(BATCH), self.lanes, self._size(HEAD), rows, columns)
+
+    def rows(self, operand: Tensor) -> Tensor:
+        """lead + (n, d) -> (B, F n, H d): every position's own row, the lanes one after another."""
+        if operand.ndim - 2 != len(self.lead):
+            raise WiringError(
+                f"{self.module!r}: operand {tuple(operand.shape)} does not fit its attention map "
+                f"with leading axes {self.lead}; confine the method to other calls with `layers=`"
+            )
+        return positions(self.fold(operand))
 
     def attention(self) -> Tensor:
         """A as the model used it, (B, F, H, q, k), detached, in the working precision."""

@@ -17,6 +17,7 @@ from captum_attn.observe.streams import Entry
 from captum_attn.observe.tokenmap import Prober, TokenMap, Upstream
 
 _DRAWS = 8
+_AT_ONCE = 16  # nodes of the graph that are asked in one go
 
 
 def enter(
@@ -36,9 +37,10 @@ def enter(
         token_map (TokenMap): where the leaf's elements enter, as probed.
         kept (dict): where the grid found in an earlier run is remembered.
     """
-    shape = tuple(leaf.tensor.shape[1:-1] if leaf.ids is not None else leaf.tensor.shape[1:])
+    shape = tuple(leaf.shape[1:] if leaf.ids is not None else leaf.tensor.shape[1:])
     if not token_map.mixed:
-        return Entry(leaf, token_map.to, shape, moving=token_map.moving)
+        moving, notes = token_map.moving, token_map.notes
+        return Entry(leaf, token_map.to, shape, moving=moving, notes=notes)
     key = ("grid", leaf.name, shape, rows.shape)
     if key in kept:
         return Entry(leaf, *kept[key])
@@ -68,21 +70,26 @@ def _feature_grid(
     batch = rows.shape[0]
     path = graph.between(rows.grad_fn, graph.bit[leaf])
     nodes = [n for n in path if len(shape_of(n)) >= 3 and shape_of(n)[0] == batch]
-    upstreams = [Upstream.elements(GradientEdge(node, 0)) for node in nodes]
     best: tuple[Tensor, tuple[int, ...]] | None = None
-    most = 0
-    for node, token_map in zip(nodes, prober.maps(rows, upstreams), strict=True):
-        if token_map.mixed or token_map.to is None or bool((token_map.to < 0).all()):
-            continue
-        shape = shape_of(node)[1:]
-        if shape == tuple(leaf.tensor.shape[1:]):
-            return token_map.to, shape, None
-        cells = token_map.to.view(token_map.to.shape[0], *shape)
-        vary = [axis for axis in range(len(shape)) if varies(cells, axis + 1)]
-        if most < len(vary) < leaf.tensor.ndim:
-            channels = [axis + 1 for axis in range(len(shape)) if axis not in vary]
-            cells = cells.amax(channels) if channels else cells
-            best, most = (cells.flatten(1), tuple(cells.shape[1:])), len(vary)
+    most, enough = 0, leaf.tensor.ndim - (1 if leaf.tensor.ndim <= 3 else 2)
+    for start in range(0, len(nodes), _AT_ONCE):  # from the tokens outward
+        chunk = nodes[start : start + _AT_ONCE]
+        upstreams = [Upstream.elements(GradientEdge(node, 0)) for node in chunk]
+        maps = prober.maps(rows, upstreams)
+        for node, token_map in zip(chunk, maps, strict=True):
+            if token_map.mixed or token_map.to is None or bool((token_map.to < 0).all()):
+                continue
+            shape = shape_of(node)[1:]
+            if shape == tuple(leaf.tensor.shape[1:]):
+                return token_map.to, shape, None
+            cells = token_map.to.view(token_map.to.shape[0], *shape)
+            vary = [axis for axis in range(len(shape)) if varies(cells, axis + 1)]
+            if most < len(vary) <= enough:
+                channels = [axis + 1 for axis in range(len(shape)) if axis not in vary]
+                cells = cells.amax(channels) if channels else cells
+                best, most = (cells.flatten(1), tuple(cells.shape[1:])), len(vary)
+        if most == enough or (best is not None and all(m.mixed for m in maps)):
+            break
     if best is None:
         return None
     to, grid = best

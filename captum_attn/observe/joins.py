@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_attn.observe.call import AttentionCall
 from captum_attn.observe.entries import enter
-from captum_attn.observe.graph import Graph
+from captum_attn.observe.graph import Graph, Member
 from captum_attn.observe.leaf import Leaf
 from captum_attn.observe.streams import Born, Constant, Entry, Gathered, Part, Source, State
 from captum_attn.observe.tokenmap import IDENTITY, Prober, TokenMap, Upstream
@@ -61,7 +62,7 @@ class Nursery:
         n = rows.shape[1]
         parts, entries = list(parts), []
         for entry in self._entries(rows, leaves):
-            born = self._born_with(entry.leaf)
+            born = self._born_with(entry)
             if born is None:
                 entries.append(entry)
             else:  # tokens of an earlier state at other places: keys behind a learned prefix
@@ -119,9 +120,13 @@ class Nursery:
                     break
         return parts
 
-    def _born_with(self, leaf: Leaf) -> Born | None:
-        holds = (s for s in self.births if any(e.leaf is leaf for e in s.source.entries))
-        return next(holds, None)
+    def _born_with(self, entry: Entry) -> Born | None:
+        """The stream that an input has begun already, in the same patches."""
+
+        def alike(known: Entry) -> bool:
+            return known.leaf is entry.leaf and known.shape == entry.shape
+
+        return next((s for s in self.births if any(map(alike, s.source.entries))), None)
 
     def _born(self, name: str, n: int, entries: list[Entry]) -> Born:
         source = Source(self._unique(name), n, entries)
@@ -163,6 +168,35 @@ def with_residual(maps: Sequence[TokenMap], i: int, n: int) -> TokenMap:
     gone = (to < 0).cpu()
     others = (covered(other, n, to.shape[0]) for k, other in enumerate(maps) if k != i)
     return maps[i] if any(bool((gone & here).any()) for here in others) else IDENTITY
+
+
+def bypassing(
+    rows: Tensor, maps: Sequence[TokenMap], earlier: Sequence[AttentionCall], prober: Prober
+) -> dict[Member, TokenMap]:
+    """Earlier calls whose tokens stand where the latest ones (with `maps`) enter nowhere.
+
+    Not every token passes through every call: class attention updates [CLS] alone, a decoder may
+    let only its queries look at the image.
+
+    Args:
+        rows (Tensor): (B, n, features), the operand.
+        earlier (sequence of AttentionCall): in the order of execution.
+    """
+    batch, n = rows.shape[:2]
+    vacant = ~torch.stack([covered(token_map, n, batch) for token_map in maps]).any(0)
+    older: dict[Member, TokenMap] = {}
+    if not earlier or not bool(vacant.any()):
+        return older
+    latest_first = list(reversed(earlier))
+    probed = prober.maps(rows, [Upstream.call(call) for call in latest_first])
+    for call, token_map in zip(latest_first, probed, strict=True):
+        to = torch.arange(n)[None] if token_map.to is None else token_map.to.cpu()
+        to = to.expand(batch, -1)
+        stands = (to >= 0) & vacant.gather(1, to.clamp_min(0))
+        if not token_map.mixed and bool(stands.any()):
+            older[call] = TokenMap(torch.where(stands, to, -1).to(rows.device))
+            vacant &= ~covered(older[call], n, batch)
+    return older
 
 
 def _row_places(to: Tensor | None, n: int) -> Tensor | None:

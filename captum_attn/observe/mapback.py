@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +40,20 @@ def to_input(entry: Entry, relevance: Tensor, interpolation: str) -> Tensor:
         return _gather(relevance, entry.to).view(batch, *shape)
     if entry.to is None:
         return relevance.view(batch, *shape)
-    channels = _channel_axes(entry.to.view(-1, *shape))
+    to = entry.to.view(-1, *shape)
+    channels = _noted(entry, "channels", lambda: _channel_axes(to))
     divided = relevance / math.prod(shape[a] for a in channels)
     if interpolation == "bilinear" and len(shape) in (3, 4):
-        smooth = _smooth_patches(entry.to.view(-1, *shape), divided, channels)
-        if smooth is not None:
-            return smooth
+        patches = _noted(entry, "patches", lambda: _patches(to, channels))
+        if patches is not None:
+            return patches.smooth(divided)
     return _gather(divided, entry.to).view(batch, *shape)
+
+
+def _noted(entry: Entry, key: str, find: Callable[[], Any]) -> Any:
+    if key not in entry.notes:
+        entry.notes[key] = find()
+    return entry.notes[key]
 
 
 def input_order(source: Source, batch: int) -> Tensor | None:
@@ -71,6 +81,13 @@ def input_order(source: Source, batch: int) -> Tensor | None:
     return order
 
 
+def in_order(rows: Tensor, order: Tensor | None) -> Tensor:
+    """(B, ..., n) with the last axis in the order (B, n)."""
+    if order is None or order.shape[-1] != rows.shape[-1]:
+        return rows
+    return rows.gather(-1, order.view(order.shape[0], *[1] * (rows.ndim - 2), -1).expand_as(rows))
+
+
 def _gather(relevance: Tensor, to: Tensor | None) -> Tensor:
     if to is None:
         return relevance
@@ -90,8 +107,35 @@ def _channel_axes(to: Tensor) -> list[int]:
     return constant
 
 
-def _smooth_patches(to: Tensor, relevance: Tensor, channels: list[int]) -> Tensor | None:
-    """Bilinear over the two last token axes where the patches form a regular grid, else None."""
+@dataclass
+class _Patches:
+    """A regular grid of patches over the two last token axes of an input.
+
+    Args:
+        grid (Tensor): (B or 1, ..., h, w), the token of every patch.
+        covered (tuple of int): height and width of what the patches cover.
+        shape (tuple of int): (..., H, W), the input's axes in this order.
+        order (list of int): brings them back to the input's own.
+    """
+
+    grid: Tensor
+    covered: tuple[int, int]
+    shape: tuple[int, ...]
+    order: list[int]
+
+    def smooth(self, relevance: Tensor) -> Tensor:
+        """Bilinear between the patches' centres."""
+        batch, (rows, columns) = relevance.shape[0], self.grid.shape[-2:]
+        grid = self.grid.expand(batch, *self.grid.shape[1:])
+        values = _gather(relevance, grid.flatten(1)).view(batch, -1, rows, columns)
+        smooth = F.interpolate(values, self.covered, mode="bilinear", align_corners=False)
+        full = smooth.new_zeros(batch, smooth.shape[1], *self.shape[-2:])
+        full[..., : self.covered[0], : self.covered[1]] = smooth
+        return full.view(batch, *self.shape).permute(0, *(o + 1 for o in self.order))
+
+
+def _patches(to: Tensor, channels: list[int]) -> _Patches | None:
+    """The grid of patches in a map (B, *input axes) to tokens; None if it is not regular."""
     axes = [a for a in range(to.ndim - 1) if a not in channels][-2:]
     if len(axes) < 2:
         return None
@@ -109,15 +153,8 @@ def _smooth_patches(to: Tensor, relevance: Tensor, channels: list[int]) -> Tenso
     back = grid.repeat_interleave(height // len(rows), -2)
     if not torch.equal(back.repeat_interleave(width // len(columns), -1), covered):
         return None
-    batch = relevance.shape[0]
-    grid = grid.expand(batch, *grid.shape[1:])
-    values = _gather(relevance, grid.flatten(1)).view(batch, -1, len(rows), len(columns))
-    smooth = F.interpolate(values, (height, width), mode="bilinear", align_corners=False)
-    full = smooth.new_zeros(batch, smooth.shape[1], *cells.shape[-2:])
-    full[..., :height, :width] = smooth
-    full = full.view(batch, *cells.shape[1:])
     order = [lead.index(a) if a in lead else len(lead) + axes.index(a) for a in range(to.ndim - 1)]
-    return full.permute(0, *(o + 1 for o in order))
+    return _Patches(grid, (height, width), tuple(cells.shape[1:]), order)
 
 
 def _starts(cells: Tensor, axis: int) -> Tensor | None:

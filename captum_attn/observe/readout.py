@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from captum_attn.errors import ReadoutError
-from captum_attn.observe.call import AttentionCall, working_dtype
+from captum_attn.observe.call import AttentionCall, positions, working_dtype
 from captum_attn.observe.graph import Graph, Node, depends_on_content, shape_of
 from captum_attn.observe.streams import State
 from captum_attn.observe.tokenmap import Downstream, TokenMap, Upstream
@@ -89,32 +89,37 @@ class Read:
     @property
     def edges(self) -> list[GradientEdge]:
         """Where `weights` wants the gradient of the explained output."""
-        return [*(place.edge for place in self.places), *(call.edge for call in self.calls)]
+        if self.places:
+            return [place.edge for place in self.places]
+        return [call.edge for call in self.calls]
 
-    def weights(self, found: list[Tensor | None]) -> Tensor | None:
-        """Weights of the rows, (B, n), that sum to 1; None where the gradient has vanished.
+    def norms(self, found: list[Tensor | None]) -> Tensor | None:
+        """Norms of the rows' gradients, (B, n); None where none arrived.
 
         Args:
             found (list of Tensor): gradients at `edges`.
         """
-        at_calls = [
-            call.output_rows(g).transpose(2, 3).flatten(3).flatten(1, 2)
-            for call, g in zip(self.calls, found[len(self.places) :], strict=True)
+        if self.places:
+            pairs = zip(self.places, found, strict=True)
+            return _norms([place.rows(g) for place, g in pairs if g is not None])
+        folded = [
+            positions(call.output_rows(g))
+            for call, g in zip(self.calls, found, strict=True)
             if g is not None
         ]
-        at_places = [p.rows(g) for p, g in zip(self.places, found, strict=False) if g is not None]
-        reached = _norms(at_calls)
-        if reached is None:
-            return None
-        norms = _norms(at_places)
+        return _norms(folded)
+
+    def weights(self, found: list[Tensor | None]) -> Tensor | None:
+        """Weights of the rows, (B, n), that sum to 1; None where the gradient has vanished."""
+        norms = self.norms(found)
         if norms is None:
-            if bool(((reached > 0).sum(1) > 1).any()):
-                raise ReadoutError(
-                    f"the output reads several tokens of the stream {self.state.stream!r} "
-                    f"({self.state.n} tokens), but where they are pooled could not be observed; "
-                    "give `readout=`: a row, a LongTensor (B,) of rows, or weights (B, n)"
-                )
-            norms = reached
+            return None
+        if not self.places and bool(((norms > 0).sum(1) > 1).any()):
+            raise ReadoutError(
+                f"the output reads several tokens of the stream {self.state.stream!r} "
+                f"({self.state.n} tokens), but where they are pooled could not be observed; give "
+                "`readout=`: a row, a LongTensor (B,) of rows, or weights (B, n)"
+            )
         totals = norms.sum(1, keepdim=True)
         if not bool((totals > 0).all() and torch.isfinite(totals).all()):
             return None

@@ -162,7 +162,7 @@ def _flags(modules: list[nn.Module]) -> Iterator[None]:
                 change(config, "use_cache", False)
         for config, form in forms:
             if isinstance(form, str) and form not in _SEEN_FORMS:
-                config._attn_implementation = "sdpa"
+                config._attn_implementation = _seen_form(config, modules)
         yield
     finally:
         for owner, name, value in reversed(undo):
@@ -170,6 +170,14 @@ def _flags(modules: list[nn.Module]) -> Iterator[None]:
         for config, form in forms:  # a config hands its form down: outer ones first
             if config._attn_implementation != form:
                 config._attn_implementation = form
+
+
+def _seen_form(config: Any, modules: list[nn.Module]) -> str:
+    """The form that computes what flash or flex attention computes: SDPA where the model has it."""
+    run = [m for m in modules if vars(m).get("config") is config]
+    has_sdpa = all(getattr(m, "_supports_sdpa", True) for m in run)
+    softcap = getattr(config, "attn_logit_softcapping", None)  # which SDPA has not
+    return "sdpa" if has_sdpa and not softcap else "eager"
 
 
 def _configs(found: Iterable[Any]) -> list[Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class Entry:
         axes (tuple of int or None): where the elements are those of a coarser feature map, the
             input's axis (0: the first behind the batch) that each of `shape`'s axes runs along.
         moving (bool): the places depend on the content of the inputs.
+        notes (dict): what was worked out from the places, kept as long as their map is.
     """
 
     leaf: Leaf
@@ -35,6 +37,7 @@ class Entry:
     shape: tuple[int, ...]
     axes: tuple[int, ...] | None = None
     moving: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def of_input(self) -> bool:

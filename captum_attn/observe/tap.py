@@ -7,7 +7,6 @@ over dropout, casts, views, slices, sinks and head mixing to the product with V.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,8 +22,8 @@ from captum_attn.observe.call import AttentionCall, attention_map, repeat_heads
 from captum_attn.observe.contraction import PRODUCTS, Contraction, align, contraction
 from captum_attn.observe.leaf import Blind, Leaf
 from captum_attn.observe.operands import contracts_keys, is_parameter, with_lead
-from captum_attn.observe.stack import name_of, running_modules
-from captum_attn.observe.trail import Notes, Past, Scores, axes_after, tensors
+from captum_attn.observe.stack import name_of, running_modules, without_override_check
+from captum_attn.observe.trail import Notes, Past, Scores, axes_after, mapped, tensors
 
 SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
 DETACH = frozenset({torch.detach, Tensor.detach, Tensor.data.__get__})  # type: ignore[attr-defined]
@@ -89,13 +88,13 @@ class Tap(TorchFunctionMode):
             return self._fused(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self:  # a mode is off inside its own handler
-                return _without_override_check(func)(*args, **kwargs)
+                return without_override_check(func)(*args, **kwargs)
         if func is F.embedding:
             return self._embedding(func, args, kwargs)
         if func in PRODUCTS:
             return self._product(func, args, kwargs)
         if func in TOKEN_MAKERS and torch.is_grad_enabled():
-            args = _mapped(self._learned_leaf, args)
+            args = mapped(self._learned_leaf, args)
         out = func(*args, **kwargs)
         self._follow(func, args, kwargs, out)
         return out
@@ -188,7 +187,7 @@ class Tap(TorchFunctionMode):
             return self._unseen(func(*args, **kwargs))
         if not (weights.requires_grad or value.requires_grad):
             leaf = self._born(weights)
-            args = _mapped(lambda tensor: leaf if tensor is weights else tensor, args)
+            args = mapped(lambda tensor: leaf if tensor is weights else tensor, args)
             kwargs = {n: leaf if v is weights else v for n, v in kwargs.items()}
         out = func(*args, **kwargs)
         lead, key = product.lead(), product.contracted
@@ -236,8 +235,19 @@ class Tap(TorchFunctionMode):
         with torch.enable_grad():
             leaf = out.detach().requires_grad_()
             given = self._given[name]
-            verbatim = ids.shape == given.shape and bool((ids == given).all())
-            self.leaves.append(Leaf(name, leaf, self._order[name], ids, verbatim))
+            turned = ids.ndim == 2 == given.ndim and torch.equal(ids, given.T)
+            same = ids.numel() == given.numel() and torch.equal(ids.reshape(given.shape), given)
+            self.leaves.append(
+                Leaf(
+                    name,
+                    leaf,
+                    self._order[name],
+                    ids,
+                    shape=tuple(given.shape) if same or turned else tuple(ids.shape),
+                    verbatim=same or turned,
+                    length_first=turned and not same,
+                )
+            )
             return leaf.clone()
 
     def _born(self, tensor: Tensor) -> Tensor:
@@ -295,19 +305,3 @@ class Tap(TorchFunctionMode):
             root = self.root if self.root is not None else running[-1]
             self._names = {id(module): name for name, module in root.named_modules()}
         return name_of(running, self._names or {})
-
-
-def _without_override_check(func: Any) -> Callable:
-    """`func` with the check switched off that would send it back to the active mode."""
-    namespace = {**func.__globals__, "has_torch_function": lambda _: False}
-    plain = types.FunctionType(
-        func.__code__, namespace, func.__name__, func.__defaults__, func.__closure__
-    )
-    plain.__kwdefaults__ = func.__kwdefaults__
-    return plain
-
-
-def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
-    if type(value) in (tuple, list):
-        return type(value)(_mapped(change, item) for item in value)
-    return change(value)

@@ -10,14 +10,15 @@ way; two of them check that it is the identity.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_attn.observe.call import AttentionCall, working_dtype
+from captum_attn.observe.call import AttentionCall, positions, working_dtype
 from captum_attn.observe.graph import edge_of, gradients
+from captum_attn.observe.leaf import Leaf
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
 
@@ -40,16 +41,12 @@ class Upstream:
     def call(call: AttentionCall) -> Upstream:
         """The query positions of an earlier attention call, all lanes in a row."""
 
-        def rows(gradient: Tensor) -> Tensor:
-            folded = call.output_rows(gradient).transpose(2, 3)  # (B, F, q, H, d)
-            return folded.flatten(3).flatten(1, 2)
-
-        return Upstream(edge_of(call), rows)
+        return Upstream(edge_of(call), lambda g: positions(call.output_rows(g)))
 
     @staticmethod
-    def tokens(leaf: Tensor) -> Upstream:
+    def tokens(leaf: Leaf, batch: int) -> Upstream:
         """The rows of an embedding, (B, n, D)."""
-        return Upstream(leaf, lambda g: g.reshape(g.shape[0], -1, g.shape[-1]))
+        return Upstream(leaf.tensor, lambda g: leaf.rows(g, batch))
 
     @staticmethod
     def elements(leaf: Any, batched: bool = True) -> Upstream:
@@ -90,11 +87,13 @@ class TokenMap:
         to (Tensor or None): (B, E) position, -1 where an element enters nowhere; None: identity.
         mixed (bool): elements enter several positions at once, so that there is no map.
         moving (bool): the map depends on the content of the inputs.
+        notes (dict): what was worked out from the map, kept as long as the map is.
     """
 
     to: Tensor | None = None
     mixed: bool = False
     moving: bool = False
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def same(self, other: TokenMap) -> bool:
         if self.to is None or other.to is None:
@@ -173,6 +172,11 @@ class Prober:
             for p, c in zip(plain, coded, strict=True)
         ):
             return [IDENTITY for _ in upstreams]
+        if all(
+            p is not None and c is not None and not bool((_ratio(p, c)[1] | _vanishes(p)).all())
+            for p, c in zip(plain, coded, strict=True)
+        ):
+            return [TokenMap(mixed=True) for _ in upstreams]
         if all(u.batched for u in upstreams):
             index = torch.arange(batch * places, device=rows.device).view(batch, places)
         else:
@@ -243,6 +247,8 @@ def _norms(tensor: Tensor) -> Tensor:
 
 def _vanishes(plain: Tensor) -> Tensor:
     norms = _norms(plain)
+    if not norms.numel():
+        return norms > 0
     return norms <= norms.max() * torch.finfo(plain.dtype).eps * 1e-2
 
 

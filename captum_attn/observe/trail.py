@@ -81,6 +81,13 @@ def tensors(args: Any) -> Iterator[Tensor]:
             yield from tensors(value)
 
 
+def mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """`value` with `change` applied to it, or to every item of lists and tuples."""
+    if type(value) in (tuple, list):
+        return type(value)(mapped(change, item) for item in value)
+    return change(value)
+
+
 def axes_after(
     func: Callable, args: tuple, kwargs: dict, before: Tensor, after: Tensor, axes: tuple[int, int]
 ) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from captum_attn.errors import WiringError
 from captum_attn.observe.call import AttentionCall
 from captum_attn.observe.graph import Graph, Member, depends_on_content
-from captum_attn.observe.joins import Nursery, with_residual
+from captum_attn.observe.joins import Nursery, bypassing, with_residual
 from captum_attn.observe.layout import Roles, leading_roles
 from captum_attn.observe.leaf import Blind
 from captum_attn.observe.streams import Merged, Part, Source, State, Updated
@@ -175,7 +175,7 @@ class Wiring:
 
         def check() -> bool:
             call.roles = before.roles
-            rows = [_positions(call, operand) for operand in (call.q, values)]
+            rows = [call.rows(operand) for operand in (call.q, values)]
             if rows[0].shape[:2] != rows[1].shape[:2]:
                 return False
             return self.prober.is_identity(torch.cat(rows, -1), Upstream.call(before))
@@ -183,16 +183,21 @@ class Wiring:
         ordinary = self.findings.keep(("ordinary", call.index), check)
         call.roles = before.roles if ordinary else ()
         if ordinary and not self._moves(asked, call.q, values):
-            self.findings.kept[call.index, "q"] = self.findings.kept[call.index, "v"] = [IDENTITY]
+            kept = self.graph.named(asked), [IDENTITY]
+            self.findings.kept[call.index, "q"] = self.findings.kept[call.index, "v"] = kept
         return ordinary
 
     def _roles(self, call: AttentionCall, *operands: tuple[Tensor, int]) -> Roles:
         def settle() -> Roles | None:
             for operand, members in operands:
-                upstreams = [_upstream(m) for m in self.graph.members(self.graph.named(members))]
+                upstreams = [
+                    self._upstream(m) for m in self.graph.members(self.graph.named(members))
+                ]
                 last = operand is operands[-1][0]
                 if (upstreams or last) and operand.ndim - 2 == len(call.lead):
-                    return leading_roles(call, operand, self.batch, upstreams, self.prober)
+                    found = leading_roles(call, operand, self.batch, upstreams, self.prober)
+                    if found is not None:
+                        return found
             return None
 
         roles = self.findings.keep(("roles", call.index), settle)
@@ -200,20 +205,26 @@ class Wiring:
             raise WiringError(
                 f"{call.module!r}: which of the leading axes {call.lead} of its attention map "
                 f"(queries {tuple(call.q.shape)}, values {tuple(call.v.shape)}) holds the "
-                f"{self.batch} examples could not be observed; confine the method to other calls "
-                "with `layers=`"
+                f"{self.batch} examples could not be observed; explain one example at a time, or "
+                "confine the method to other calls with `layers=`"
             )
         return roles
+
+    def _upstream(self, member: Member) -> Upstream:
+        if isinstance(member, AttentionCall):
+            return Upstream.call(member)
+        if member.ids is not None:
+            return Upstream.tokens(member, self.batch)
+        return Upstream.elements(member.tensor)
 
     # ------------------------------------------------------------------------ states
     def _state(self, call: AttentionCall, side: str, operand: Tensor, members: int) -> State:
         """The version of a stream that an operand of `call` stems from."""
-        rows = _positions(call, operand)  # (B, n, features)
+        rows = call.rows(operand)  # (B, n, features)
         named, n = self.graph.named(members), rows.shape[1]
         if not named:
             return self.nursery.learned(members, n, asking=side == "q")
-        found = self.graph.members(named)
-        maps = self._maps(call, side, rows, found, operand)
+        found, maps = self._maps(call, side, rows, named, operand)
         for known, state in self._known.get(named, []):
             if state.n == n and all(a.same(b) for a, b in zip(known, maps, strict=True)):
                 return state
@@ -230,29 +241,31 @@ class Wiring:
         return state
 
     def _maps(
-        self,
-        call: AttentionCall,
-        side: str,
-        rows: Tensor,
-        found: list[Member],
-        operand: Tensor,
-    ) -> list[TokenMap]:
-        """Where the tokens (or elements) of every member enter this operand."""
+        self, call: AttentionCall, side: str, rows: Tensor, named: int, operand: Tensor
+    ) -> tuple[list[Member], list[TokenMap]]:
+        """The members of an operand, with where their tokens (or elements) enter it."""
         kept = self.findings.kept.get((call.index, side))
         if kept is not None:
-            return kept
-        maps = self.prober.maps(rows, [_upstream(member) for member in found])
-        members = sum(self.graph.bit[member] for member in found)
+            return self.graph.members(kept[0]), kept[1]
+        found = self.graph.members(named)
+        maps = self.prober.maps(rows, [self._upstream(member) for member in found])
         for i, member in enumerate(found):
             if isinstance(member, AttentionCall):
                 if maps[i].mixed:
-                    maps[i] = self._pass_over(call, member, rows, operand, members)
+                    maps[i] = self._pass_over(call, member, rows, operand, named)
                 maps[i] = with_residual(maps, i, rows.shape[1])
+        mixed = any(token_map.mixed for token_map in maps)
+        earlier = [] if mixed else self.graph.calls(self.graph.reach(operand) & ~named)
+        older = bypassing(rows, maps, earlier, self.prober)
+        members = named | sum(self.graph.bit[member] for member in older)
+        maps = [
+            {**dict(zip(found, maps, strict=True)), **older}[m] for m in self.graph.members(members)
+        ]
         if self._moves(members, operand):
-            return [replace(token_map, moving=True) for token_map in maps]
+            return self.graph.members(members), [replace(m, moving=True) for m in maps]
         if all(isinstance(m, AttentionCall) or m.ids is None for m in found):
-            self.findings.kept[call.index, side] = maps
-        return maps
+            self.findings.kept[call.index, side] = members, maps
+        return self.graph.members(members), maps
 
     def _moves(self, members: int, *operands: Tensor) -> bool:
         """Whether the way of the tokens into these operands may differ from input to input."""
@@ -274,22 +287,3 @@ class Wiring:
         mixers = [self.tap.mixers[node] for node in path if node in self.tap.mixers]
         self._passed_over += mixers or [f"between {member.module!r} and {call.module!r}"]
         return IDENTITY
-
-
-def _upstream(member: Member) -> Upstream:
-    if isinstance(member, AttentionCall):
-        return Upstream.call(member)
-    if member.ids is not None:
-        return Upstream.tokens(member.tensor)
-    return Upstream.elements(member.tensor)
-
-
-def _positions(call: AttentionCall, operand: Tensor) -> Tensor:
-    """lead + (n, d) -> (B, P, H d): every position's own row, all lanes beside each other."""
-    if operand.ndim - 2 != len(call.lead):
-        raise WiringError(
-            f"{call.module!r}: operand {tuple(operand.shape)} does not fit its attention map "
-            f"with leading axes {call.lead}; confine the method to other calls with `layers=`"
-        )
-    folded = call.fold(operand).transpose(2, 3)  # (B, F, n, H, d)
-    return folded.flatten(3).flatten(1, 2)

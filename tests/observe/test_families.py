@@ -1,0 +1,141 @@
+"""Models whose peculiarities once gave wrong numbers: each is compared with a plainer run of it."""
+
+import pytest
+import timm
+import torch
+import transformers
+from torch import nn
+
+from captum_attn import AttentionRollout, GenericAttention, objectives
+from captum_attn.errors import ReadoutError
+from tests import plain
+from tests.plain import close
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}
+DECODER = {**SMALL, "intermediate_size": 32, "num_key_value_heads": 2, "head_dim": 8}
+
+
+def ids(batch=2, length=7, seed=0):
+    return torch.randint(5, 58, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def model_of(name, head, **settings):
+    config_class = getattr(transformers, f"{name}Config", None)
+    model_class = getattr(transformers, f"{name}{head}", None)
+    if config_class is None or model_class is None:
+        pytest.skip(f"this transformers has no {name}{head}")
+    torch.manual_seed(0)
+    model = model_class(config_class(**settings)).eval()
+    return model if name == "GptOss" else model.double()  # its experts know no double
+
+
+@pytest.mark.parametrize("form", ["flash_attention_2", "flex_attention"])
+@pytest.mark.parametrize("name", ["Llama", "GptOss", "Gemma2"])
+def test_unseen_attention_is_switched_for_the_run(name, form):
+    """GPT-OSS has sinks and Gemma 2 a soft cap, which SDPA would leave out."""
+    extra = {"num_local_experts": 2, "num_experts_per_tok": 1} if name == "GptOss" else {}
+    model = model_of(name, "ForCausalLM", **DECODER, **extra)
+    model.set_attn_implementation("eager")
+    expected = GenericAttention(model).attribute(ids(), target=(6, 3))
+    model.config._attn_implementation = form
+    close(GenericAttention(model).attribute(ids(), target=(6, 3)), expected, 1e-6)
+    assert model.config._attn_implementation == form
+
+
+def test_tokens_that_bypass_a_call_keep_their_history():
+    """CaiT: class attention updates [CLS] alone; the patches it reads later are the older ones."""
+    torch.manual_seed(0)
+    model = timm.models.cait.Cait(
+        img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=4, depth_token_only=2,
+        num_classes=5, init_values=1.0,
+    )  # fmt: skip
+    model, images = model.double().eval(), torch.randn(2, 3, 32, 32, dtype=torch.double)
+    method = GenericAttention(model)
+    first, second, third, fourth = (m.mean(1) for _, m in method.layer_maps(images, 3))
+    tokens = method.attribute_tokens(images, 3)["x"]
+    for b in range(2):
+        patches = (plain.eye(16) + second[b]) @ (plain.eye(16) + first[b])
+        cls = third[b, :, 1:] @ patches  # [CLS] starts from a parameter and knows no patch
+        cls = cls + fourth[b, :, :1] @ cls + fourth[b, :, 1:] @ patches
+        close(tokens[b], cls[0])
+
+
+def test_an_embedding_with_the_length_first():
+    model = model_of(
+        "XLNet", "ForSequenceClassification",
+        vocab_size=60, d_model=32, n_layer=2, n_head=4, d_inner=32, num_labels=3,
+    )  # fmt: skip
+    method, tokens = GenericAttention(model), ids()
+    both = method.attribute({"input_ids": tokens}, target=1)["input_ids"]
+    for b in range(2):
+        one = method.attribute({"input_ids": tokens[b : b + 1]}, target=1)["input_ids"]
+        close(both[b], one[0], 1e-6)
+    assert (both.argmax(1) == 6).all()  # the summary token is the last
+
+
+def test_multiple_choice_folds_the_choices_into_the_batch():
+    model = model_of("Bert", "ForMultipleChoice", **SMALL, intermediate_size=32)
+    choices = torch.stack([ids(3, 9, 1), ids(3, 9, 2)])  # (B, choices, n)
+    found = GenericAttention(model).attribute({"input_ids": choices}, target=1)["input_ids"]
+    assert found.shape == choices.shape
+    assert not found[:, [0, 2]].any()  # the score of a choice reads that choice alone
+    assert (found[:, 1] > 0).all()
+
+
+@pytest.fixture(scope="module")
+def clip():
+    text = {**SMALL, "intermediate_size": 32, "max_position_embeddings": 16, "eos_token_id": 59}
+    image = {k: v for k, v in SMALL.items() if k != "vocab_size"}
+    image |= {"intermediate_size": 32, "image_size": 32, "patch_size": 8}
+    model = model_of("CLIP", "Model", text_config=text, vision_config=image, projection_dim=16)
+    tokens = ids()
+    tokens[:, -1] = 59
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return model, {"input_ids": tokens, "pixel_values": pixels.double()}
+
+
+def test_pairwise_scores_one_example_at_a_time(clip):
+    model, inputs = clip
+    method = GenericAttention(model)
+    both = method.attribute_tokens(inputs, objective=objectives.pairwise)
+    assert set(both) == {"input_ids", "pixel_values"}
+    for b in range(2):
+        one = {name: value[b : b + 1] for name, value in inputs.items()}
+        for name, tokens in method.attribute_tokens(one, target=0).items():
+            close(both[name][b], tokens[0], 1e-6)
+
+
+@pytest.mark.parametrize("target", [0, 1, torch.tensor([1, 0])])
+def test_scores_across_examples_are_refused(clip, target):
+    model, inputs = clip
+    with pytest.raises(ReadoutError, match="pairwise"):
+        GenericAttention(model).attribute(inputs, target=target)
+
+
+class Classifier(nn.Module):
+    """One attention layer; class 0 is masked with -inf, class 1 has no weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+        self.head.weight.data[1] = 0
+
+    def forward(self, tokens):
+        x = tokens + self.attention(tokens, tokens, tokens)[0]
+        logits = self.head(x)
+        minus = torch.full_like(logits[..., :1], -torch.inf)
+        return torch.cat([minus, logits[..., 1:]], -1)  # (B, n, 3)
+
+
+def test_masked_outputs_are_no_fault():
+    torch.manual_seed(0)
+    model, tokens = Classifier().eval(), torch.randn(2, 5, 8)
+    assert GenericAttention(model).attribute_tokens(tokens, (4, 2))["tokens"].isfinite().all()
+    assert AttentionRollout(model).attribute_tokens(tokens)["tokens"].isfinite().all()
+
+
+def test_an_output_without_gradient_is_refused():
+    torch.manual_seed(0)
+    with pytest.raises(ReadoutError, match="readout"):
+        GenericAttention(Classifier().eval()).attribute(torch.randn(2, 5, 8), target=(4, 1))
