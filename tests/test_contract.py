@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_attn import AttentionRollout, GenericAttention, RawAttention
 from captum_attn.errors import AttnError
+from tests.conftest import skip_unless_double_runs
 from tests.zoo import CASES, TWINS, ZOO, Case, Sample, output_tensor, patches
 
 METHODS = {method.__name__: method for method in (RawAttention, AttentionRollout, GenericAttention)}
@@ -346,12 +347,7 @@ def test_double_models_are_explained_in_double(name: str, method: str) -> None:
     case = ZOO[name]
     model = case.fresh().double()
     sample = case.sample().to(torch.float64)
-    try:
-        sample.run(case.function(model))
-    except RuntimeError as error:  # its causal mask is made in float32, from float64's smallest
-        if "without overflow" not in str(error):
-            raise
-        pytest.skip("this version of transformers cannot run the model in float64")
+    skip_unless_double_runs(lambda: sample.run(case.function(model)))
     explain = explainer(case, method, model)
     attributions = explain.attribute(*arguments(case, sample), interpolation="nearest")
     content = case.content_of(attributions)

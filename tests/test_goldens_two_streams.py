@@ -147,6 +147,11 @@ def detr_image(case):
     return stored("detr_dec2", "inputs")[f"{case}.pixel_values"].double()
 
 
+def close_to(detr, actual, expected):
+    """transformers 4.48 makes DETR's sine positions in float32 for a float64 model too."""
+    close(actual, expected, 1e-10 if hasattr(detr.model, "position_embedding") else 1e-6)
+
+
 @pytest.mark.parametrize("name", ABLATIONS)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", CASES)
@@ -154,11 +159,11 @@ def test_detr(detr, case, target, name):
     expected, prefix = stored("detr_dec2", "expected"), f"{case}.{target}.{name}"
     query, label = (int(expected[f"{case}.{target}.{key}"]) for key in ("query", "target"))
     R = GenericAttention(detr).relevance_maps(detr_image(case), (query, label), **ABLATIONS[name])
-    close(R["queries", "pixel_values"][0, query], expected[f"{prefix}.R_q_i"])
+    close_to(detr, R["queries", "pixel_values"][0, query], expected[f"{prefix}.R_q_i"])
     if name == "ours.lrp0_norm1_self101":
-        close(R["queries", "pixel_values"][0], expected[f"{prefix}.R_q_i_all"])
-        close(R["queries", "queries"][0], expected[f"{prefix}.R_q_q"])
-        close(R["pixel_values", "pixel_values"][0], expected[f"{prefix}.R_i_i"])
+        close_to(detr, R["queries", "pixel_values"][0], expected[f"{prefix}.R_q_i_all"])
+        close_to(detr, R["queries", "queries"][0], expected[f"{prefix}.R_q_q"])
+        close_to(detr, R["pixel_values", "pixel_values"][0], expected[f"{prefix}.R_i_i"])
 
 
 # Here a query's row of R - I is 0 before a cross-attention: the reference divides 0 by 0 and drops
@@ -180,7 +185,7 @@ def test_detr_every_query(detr, case):
             encoder, decoder = [m[query] for m in maps[:2]], [m[query] for m in maps[2:]]
             assert any((m.sum(1) == 0).any() for m in decoder[::2])
             golden = plain_detr(encoder, decoder)[query]
-        close(tokens["pixel_values"][query], golden)
+        close_to(detr, tokens["pixel_values"][query], golden)
 
 
 def plain_detr(encoder, decoder):
@@ -199,6 +204,6 @@ def test_detr_class_agnostic(detr, case, target):
     expected, prefix = stored("detr_dec2", "expected"), f"{case}.{target}"
     pair = tuple(int(expected[f"{prefix}.{key}"]) for key in ("query", "target"))
     rolled = AttentionRollout(detr).attribute_tokens(detr_image(case), pair)
-    close(rolled["pixel_values"][0], expected[f"{prefix}.rollout.R_q_i"])
+    close_to(detr, rolled["pixel_values"][0], expected[f"{prefix}.rollout.R_q_i"])
     raw = RawAttention(detr).attribute_tokens(detr_image(case), pair)
-    close(raw["pixel_values"][0], expected[f"{prefix}.raw_attn.R_q_i"])
+    close_to(detr, raw["pixel_values"][0], expected[f"{prefix}.raw_attn.R_q_i"])

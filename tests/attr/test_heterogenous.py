@@ -7,7 +7,7 @@ from captum_attn import GenericAttention, HeterogenousAttention
 from captum_attn.errors import OptionError
 from tests import plain
 from tests.plain import close
-from tests.test_goldens_two_streams import CASES, detr_image, lxmert_inputs, stored
+from tests.test_goldens_two_streams import CASES, close_to, detr_image, lxmert_inputs, stored
 from tests.test_goldens_two_streams import detr as detr
 from tests.test_goldens_two_streams import lxmert as lxmert
 from tests.test_plain import detr_sites, lxmert_sites
@@ -67,8 +67,8 @@ def test_detr(detr, correction, linked):
     tokens = HeterogenousAttention(detr).attribute_tokens(
         detr_image("in0"), (query, target), correction=correction, noise_link=linked
     )
-    close(tokens["pixel_values"][0], R["q", "i"][query])
-    close(tokens["queries"][0], R["q", "q"][query])
+    close_to(detr, tokens["pixel_values"][0], R["q", "i"][query])
+    close_to(detr, tokens["queries"][0], R["q", "q"][query])
 
 
 def test_positive_is_gae_with_rule_10_replaced(lxmert):
