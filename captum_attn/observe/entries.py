@@ -69,7 +69,8 @@ def _feature_grid(
     """The feature map on the way with one cell for each token, the nearest to the input."""
     batch = rows.shape[0]
     path = graph.between(rows.grad_fn, graph.bit[leaf])
-    nodes = [n for n in path if len(shape_of(n)) >= 3 and shape_of(n)[0] == batch]
+    alone = [n for n in path if graph.named(graph.reach(n)) == graph.bit[leaf]]
+    nodes = [n for n in alone if len(shape_of(n)) >= 3 and shape_of(n)[0] == batch]
     best: tuple[Tensor, tuple[int, ...]] | None = None
     most, enough = 0, leaf.tensor.ndim - (1 if leaf.tensor.ndim <= 3 else 2)
     for start in range(0, len(nodes), _AT_ONCE):  # from the tokens outward

@@ -39,12 +39,32 @@ def leading_roles(
             continue
         roles = []
         for i, (name, size) in enumerate(split):
-            if name != BATCH:
-                lane = size > 1 and bool(upstreams) and prober.follows(rows, i, upstreams)
-                name = LANE if lane else HEAD
-            roles.append((name, size))
+            if name == BATCH:
+                roles.append((name, size))
+                continue
+            lanes = _lanes(rows, i, upstreams, prober, merged=len(split) > len(call.lead))
+            roles += [(LANE, lanes)] if lanes > 1 else []
+            roles += [(HEAD, size // lanes)] if lanes < size or lanes == 1 else []
         return tuple(roles)
     return None
+
+
+def _lanes(
+    rows: Tensor, axis: int, upstreams: Sequence[Upstream], prober: Prober, merged: bool
+) -> int:
+    """Into how many lanes an axis falls: the most of which every upstream token enters one.
+
+    An axis that was merged with the batch, (B · lanes · heads, q, k), may hold heads as well.
+    """
+    size = rows.shape[axis]
+    if not upstreams or size == 1:
+        return 1
+    for lanes in range(size, 1, -1) if merged else (size,):
+        if size % lanes == 0:
+            split = rows.unflatten(axis, (lanes, size // lanes))
+            if prober.follows(split, axis, upstreams):
+                return lanes
+    return 1
 
 
 def _splits(lead: tuple[int, ...], batch: int) -> list[list[tuple[str, int]]]:

@@ -157,7 +157,7 @@ class Tap(TorchFunctionMode):
         self._follow(func, args, kwargs, out)
         if product is not None and not any(map(is_parameter, (product.lhs, product.rhs))):
             rows = product.free(0)[-1:], product.free(1)[-1:]
-            if all(rows):  # it may be QK^T
+            if all(rows) and product.contracted:  # it may be QK^T; an outer product is not
                 lead, severed = product.lead(), self.severed(product.lhs)
                 self._scores[out] = Scores(
                     operands=tuple(  # type: ignore[arg-type]

@@ -86,12 +86,15 @@ class TokenMap:
     Args:
         to (Tensor or None): (B, E) position, -1 where an element enters nowhere; None: identity.
         mixed (bool): elements enter several positions at once, so that there is no map.
+        partial (Tensor or None): where `mixed`, the places of those elements that enter one
+            position only, (B, E), -1 for the others; None if hardly any does.
         moving (bool): the map depends on the content of the inputs.
         notes (dict): what was worked out from the map, kept as long as the map is.
     """
 
     to: Tensor | None = None
     mixed: bool = False
+    partial: Tensor | None = None
     moving: bool = False
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -173,7 +176,7 @@ class Prober:
         ):
             return [IDENTITY for _ in upstreams]
         if all(
-            p is not None and c is not None and not bool((_ratio(p, c)[1] | _vanishes(p)).all())
+            p is not None and c is not None and _hardly_any(~_ratio(p, c)[1] & ~_vanishes(p))
             for p, c in zip(plain, coded, strict=True)
         ):
             return [TokenMap(mixed=True) for _ in upstreams]
@@ -262,6 +265,11 @@ def _ratio(plain: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
     return ratio, rest <= _tolerance(plain) * norms
 
 
+def _hardly_any(mixed: Tensor) -> bool:
+    """Whether most elements enter several positions: then there is no map at all."""
+    return bool(mixed.float().mean() > 0.5)
+
+
 def _is_identity(plain: Tensor, coded: Tensor, signs: Tensor) -> bool:
     if plain.shape[1] != signs.shape[1] or bool(_vanishes(plain).any()):
         return False
@@ -287,9 +295,9 @@ def _decode(
         example = torch.arange(plain.shape[0], device=plain.device)[:, None]
         mixed |= (position // places != example) & ~zero
         position = position % places
+    position = position.masked_fill(zero | mixed, -1)
     if bool(mixed.any()):
-        return TokenMap(mixed=True)
-    position = position.masked_fill(zero, -1)
+        return TokenMap(mixed=True, partial=None if _hardly_any(mixed) else position)
     in_place = torch.arange(places, device=position.device)
     if position.shape[1] == places and bool((position == in_place).all()):
         return IDENTITY

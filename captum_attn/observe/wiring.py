@@ -258,14 +258,26 @@ class Wiring:
         earlier = [] if mixed else self.graph.calls(self.graph.reach(operand) & ~named)
         older = bypassing(rows, maps, earlier, self.prober)
         members = named | sum(self.graph.bit[member] for member in older)
-        maps = [
-            {**dict(zip(found, maps, strict=True)), **older}[m] for m in self.graph.members(members)
-        ]
+        of_member = {**dict(zip(found, maps, strict=True)), **older}
+        found = self.graph.members(members)
+        maps = [of_member[member] for member in found]
         if self._moves(members, operand):
-            return self.graph.members(members), [replace(m, moving=True) for m in maps]
+            return found, [self._moving(m, t) for m, t in zip(found, maps, strict=True)]
         if all(isinstance(m, AttentionCall) or m.ids is None for m in found):
             self.findings.kept[call.index, side] = members, maps
-        return self.graph.members(members), maps
+        return found, maps
+
+    @staticmethod
+    def _moving(member: Member, token_map: TokenMap) -> TokenMap:
+        """A map that is made anew in every run, for the elements that enter one token each."""
+        if token_map.partial is None or isinstance(member, AttentionCall):
+            return replace(token_map, moving=True)
+        warnings.warn(
+            f"parts of {member.name!r} enter several tokens at once (patches that the model draws "
+            "repeatedly); these parts get no relevance",
+            stacklevel=2,
+        )
+        return TokenMap(token_map.partial, moving=True)
 
     def _moves(self, members: int, *operands: Tensor) -> bool:
         """Whether the way of the tokens into these operands may differ from input to input."""

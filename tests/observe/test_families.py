@@ -142,3 +142,52 @@ def test_an_output_without_gradient_is_refused():
     torch.manual_seed(0)
     with pytest.raises(ReadoutError, match="readout"):
         GenericAttention(Classifier().eval()).attribute(torch.randn(2, 5, 8), target=(4, 1))
+
+
+class Folded(nn.Module):
+    """Two channels folded into the batch, as time series models do: (B C, n, D)."""
+
+    def __init__(self, need_weights):
+        super().__init__()
+        self.attention, self.need_weights = (
+            nn.MultiheadAttention(8, 2, batch_first=True),
+            need_weights,
+        )
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, series):  # (B, C, n, D)
+        x = series.flatten(0, 1)
+        x = x + self.attention(x, x, x, need_weights=self.need_weights)[0]
+        return self.head(x.unflatten(0, series.shape[:2]).mean((1, 2)))
+
+
+def test_lanes_and_heads_in_one_axis():
+    """With `need_weights` the map is (B C heads, n, n): channels are lanes, not heads."""
+    torch.manual_seed(0)
+    plainer, model = Folded(False).double().eval(), Folded(True).double().eval()
+    model.load_state_dict(plainer.state_dict())
+    series = torch.randn(2, 2, 5, 8, dtype=torch.double)
+    expected = GenericAttention(plainer).attribute_tokens(series, target=1)["series"]
+    found = GenericAttention(model).attribute_tokens(series, target=1)["series"]
+    assert found.shape == (2, 10)
+    close(found, expected)
+
+
+class Positions(nn.Module):
+    """Sine positions by an outer product, as XLNet makes them."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        outer = torch.einsum("i,d->id", torch.arange(5.0), torch.arange(8.0) / 8)
+        x = tokens + outer.sin()
+        return self.head((x + self.attention(x, x, x)[0])[:, 0])
+
+
+def test_an_outer_product_is_no_score():
+    torch.manual_seed(0)
+    tokens = GenericAttention(Positions().eval()).attribute_tokens(torch.randn(2, 5, 8), target=1)
+    assert tokens["tokens"].shape == (2, 5)
+    assert (tokens["tokens"][:, 0] >= 1).all()
