@@ -12,9 +12,8 @@ from captum._utils.common import _format_additional_forward_args, _run_forward
 from captum._utils.gradient import apply_gradient_requirements
 from torch import Tensor, nn
 
-from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
+from captum_attn.errors import InputError, NoAttentionFoundError
 from captum_attn.observe.graph import Graph
-from captum_attn.observe.leaf import Leaf
 from captum_attn.observe.readout import Read, find_reads
 from captum_attn.observe.tap import Tap
 from captum_attn.observe.tokenmap import Prober
@@ -41,9 +40,6 @@ class Observation:
 
     def reads(self) -> list[Read]:
         return find_reads(self.output, self.wiring, self.graph)
-
-    def leaves_of(self, name: str) -> list[Leaf]:
-        return [leaf for leaf in self.tap.leaves if leaf.name == name]
 
 
 def observe(
@@ -81,16 +77,12 @@ def observe(
         first, rest = tuple(entered[: len(inputs)]), tuple(entered[len(inputs) :])
 
         def forward() -> Any:
-            plain = lambda *args: tensor_of(forward_func(*args))  # noqa: E731
-            return _run_forward(plain, first, None, rest or None)
+            return _run_forward(
+                lambda *args: tensor_of(forward_func(*args)), first, None, rest or None
+            )
 
-    try:
-        with tap:
-            output = tensor_of(forward())
-    except AttnError:
-        raise
-    except NotImplementedError as error:
-        raise NoAttentionFoundError(f"the model could not be run as it is: {error}") from error
+    with tap:
+        output = tensor_of(forward())
     _check_seen(tap)
     graph = Graph(tap.calls, tap.leaves)
     wiring = Wiring(tap, graph, batch, Prober(graph.cuts), findings)
