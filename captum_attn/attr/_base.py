@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_attn.attr._describe import Description, describe
 from captum_attn.attr._propagate import Rows, add, linear, maps_up, rows_down
-from captum_attn.attr._run import Explained, Inputs, Readout, Run, checked
+from captum_attn.attr._run import Explained, Inputs, Readout, Run, checked, finite
 from captum_attn.attr._settings import Layers, active_calls, settle
 from captum_attn.errors import InputError, OptionError
 from captum_attn.objectives import Objective
@@ -160,7 +160,7 @@ class AttentionAttribution(GradientAttribution):
             )
         explained = Explained(target, additional_forward_args, objective, readout, start_layer)
         with self._run(inputs, explained, options) as run:
-            relevance = self.relevance(run)
+            relevance = finite(self.relevance(run))
             found = {name: run.laid_on(name, relevance, interpolation) for name in run.seen.names}
         if all(laid is None for laid in found.values()):
             raise InputError(
@@ -196,7 +196,7 @@ class AttentionAttribution(GradientAttribution):
         """
         explained = Explained(target, additional_forward_args, objective, readout, start_layer)
         with self._run(inputs, explained, options) as run:
-            relevance = self.relevance(run)
+            relevance = finite(self.relevance(run))
             tokens = {}
             for source in run.seen.wiring.sources:
                 order = input_order(source, run.seen.batch)

@@ -11,7 +11,7 @@ from captum._utils.common import _format_tensor_into_tuples
 from torch import Tensor
 
 from captum_attn import objectives
-from captum_attn.errors import InputError, ReadoutError, TargetError
+from captum_attn.errors import AttnError, InputError, ReadoutError, TargetError
 from captum_attn.observe.call import AttentionCall, working_dtype
 from captum_attn.observe.graph import gradients
 from captum_attn.observe.mapback import to_input
@@ -185,6 +185,17 @@ def _gradients(value: Tensor, edges: list[Any], cuts: Iterable[Any] = ()) -> lis
     if not edges or not value.requires_grad:
         return [None] * len(edges)
     return gradients([(value, torch.ones_like(value))], edges, cuts)
+
+
+def finite(relevance: dict[Source, Tensor]) -> dict[Source, Tensor]:
+    """Refuses relevance that overflowed on the way instead of handing out NaN."""
+    for source, rows in relevance.items():
+        if not bool(torch.isfinite(rows).all()):
+            raise AttnError(
+                f"the relevance of {source.name!r} has NaN or inf: expected gradients and maps "
+                "that are finite; run the model in float32 or float64 instead of half precision"
+            )
+    return relevance
 
 
 def checked(inputs: Any, additional: Any) -> tuple[Tensor, ...] | Mapping[str, Any]:

@@ -7,7 +7,7 @@ import transformers
 from torch import nn
 
 from captum_attn import AttentionRollout, GenericAttention, objectives
-from captum_attn.errors import ReadoutError
+from captum_attn.errors import AttnError, ReadoutError
 from tests import plain
 from tests.conftest import skip_unless_double_runs
 from tests.plain import close
@@ -191,3 +191,14 @@ def test_an_outer_product_is_no_score():
     tokens = GenericAttention(Positions().eval()).attribute_tokens(torch.randn(2, 5, 8), target=1)
     assert tokens["tokens"].shape == (2, 5)
     assert (tokens["tokens"][:, 0] >= 1).all()
+
+
+def test_relevance_that_overflows_is_refused():
+    torch.manual_seed(0)
+    model, tokens = Positions().eval(), torch.randn(2, 5, 8)
+
+    def huge(output, target):
+        return output[:, target] * 3e38 * output.detach().abs().amax() * 1e3
+
+    with pytest.raises(AttnError, match="finite"):
+        GenericAttention(model).attribute(tokens, target=1, objective=huge)
