@@ -957,3 +957,24 @@ def test_the_traps_are_live(build):
     for a in A:
         assert a.std() > 1e-2
     assert not model.maps
+
+
+class Flipped(Trap):
+    """The keys and values are the tokens in reverse order."""
+
+    def __init__(self):
+        super().__init__("a", "b")
+
+    def forward(self, tokens):
+        x = tokens
+        for layer in (self.a, self.b):
+            x = x + layer(x, x.flip(1))
+        return self.head(x[:, 0])
+
+
+def test_keys_in_another_order_than_the_queries():
+    model, x = ready(Flipped), random(2, 4, DIM)
+    tokens = GenericAttention(model).attribute_tokens(x, 0)["tokens"]
+    for b in range(2):
+        first, second = (bar.flip(1) for bar in bars(model, 0, x[b : b + 1]))
+        close(tokens[b], ((eye(4) + second) @ (eye(4) + first))[0])
