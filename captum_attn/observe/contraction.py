@@ -57,10 +57,6 @@ class Contraction:
     def contracted(self) -> str:
         return "".join(c for c in self.left if c in self.right and c not in self.out)
 
-    @property
-    def shared(self) -> str:
-        return "".join(c for c in self.out if c in self.left and c in self.right)
-
     def free(self, side: int) -> str:
         other = self.axes(1 - side)
         return "".join(c for c in self.out if c in self.axes(side) and c not in other)
@@ -97,17 +93,6 @@ def contraction(func: Callable[..., Any], args: tuple, kwargs: dict) -> Contract
     left = lead[len(lead) - (lhs.ndim - 2) :] + "YX"
     right = lead[len(lead) - (rhs.ndim - 2) :] + "XZ"
     return Contraction(lhs, rhs, left, right, lead + "YZ")
-
-
-def replaced(func: Callable[..., Any], args: tuple, kwargs: dict, old: Tensor, new: Tensor) -> Any:
-    """Calls `func` with the operand `old` replaced by `new`."""
-
-    def swap(value: Any) -> Any:
-        if value is old:
-            return new
-        return type(value)(map(swap, value)) if isinstance(value, (tuple, list)) else value
-
-    return func(*map(swap, args), **{name: swap(value) for name, value in kwargs.items()})
 
 
 def _pick(args: tuple, kwargs: dict, which: str, position: int) -> Tensor | None:

@@ -127,8 +127,6 @@ def _permutation(func: Callable, args: tuple, kwargs: dict, n: int) -> list[int]
         return order
     if func in MOVEDIM:
         sources, targets = ([v] if isinstance(v, int) else list(v) for v in given[:2])
-        moved = torch.empty([0] * n).movedim(sources, targets)  # validates the arguments
-        del moved
         for source in sources:
             order.remove(source % n)
         for source, target in sorted(zip(sources, targets, strict=True), key=lambda p: p[1] % n):

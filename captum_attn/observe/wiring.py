@@ -182,9 +182,10 @@ class Wiring:
 
         ordinary = self.findings.keep(("ordinary", call.index), check)
         call.roles = before.roles if ordinary else ()
-        if ordinary and not self._moves(asked, call.q, values):
-            kept = self.graph.named(asked), [IDENTITY]
-            self.findings.kept[call.index, "q"] = self.findings.kept[call.index, "v"] = kept
+        kept = (call.index, "q") in self.findings.kept
+        if ordinary and not kept and not self._moves(asked, call.q, values):
+            in_place = self.graph.named(asked), [IDENTITY]
+            self.findings.kept[call.index, "q"] = self.findings.kept[call.index, "v"] = in_place
         return ordinary
 
     def _roles(self, call: AttentionCall, *operands: tuple[Tensor, int]) -> Roles:
