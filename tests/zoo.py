@@ -340,8 +340,8 @@ def spectrogram(tokens: Tensor, shape: torch.Size) -> Tensor:
 
 
 def series(tokens: Tensor, shape: torch.Size) -> Tensor:
-    """PatchTST: 4 patches of 4 steps of each of 2 channels."""
-    return tokens.view(-1, 2, 4).repeat_interleave(4, 2).mT
+    """PatchTST: 4 patches of 4 steps of each of 2 channels, in the order of the input."""
+    return tokens.view(-1, 4, 2).repeat_interleave(4, 1)
 
 
 def as_tokens(tokens: Tensor, shape: torch.Size) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -140,8 +141,9 @@ def _made(state: State) -> bool:
 
 def _map(state: State) -> str:
     if isinstance(state, Gathered):
-        return " + ".join(
+        parts = Counter(
             f"{'all' if part.to is None else int((part.to[0] >= 0).sum())} of {part.state.stream}"
             for part in state.parts
         )
+        return " + ".join(f"{n} x ({part})" if n > 1 else part for part, n in parts.items())
     return "-" if isinstance(state, Constant) else "as born" if isinstance(state, Born) else "same"

@@ -50,7 +50,7 @@ def rows_down(weights: Mapping[State, Tensor], weigh: Weigh) -> dict[Source, Ten
             add(relevance, state.source, rows)
         elif isinstance(state, Gathered):
             for part in state.parts:
-                add(arriving, part.state, _taken(rows, part.to))
+                add(arriving, part.state, _taken(rows, part))
         elif isinstance(state, Merged):
             add(arriving, state.base, rows * (1 - len(state.branches)))
             for branch in state.branches:
@@ -95,11 +95,21 @@ def initial_block(state: State, like: Tensor) -> Tensor | None:
     return next((block for source, block in rows.items() if source.name == state.stream), None)
 
 
+def squared(own: Tensor, initial: Tensor) -> Tensor:
+    """R[s,s], (B, n, n_source), for the tokens as they are now, (B, n, n).
+
+    Args:
+        initial (Tensor): (B, n, n_source), see `initial_block`; its rows do not overlap.
+    """
+    met = initial.square().sum(-1).clamp_min(torch.finfo(initial.dtype).tiny)
+    return own @ (initial / met[..., None]).mT
+
+
 def answers(update: Updated, read: Tensor, maps: Mapping[State, Rows]) -> list[Answer]:
     """Splits A-bar, (B, F, q, k), by the streams that its columns belong to."""
     read = dense(read)
     parts = read_parts(update)
-    return [Answer(p.state, _columns(read, p.to), maps[p.state]) for p in parts]
+    return [Answer(p.state, _columns(read, p), maps[p.state]) for p in parts]
 
 
 def linear(
@@ -185,7 +195,7 @@ def _raised(state: State, maps: Mapping[State, Rows], like: Tensor) -> Rows:
     if isinstance(state, Gathered):
         for part in state.parts:
             for source, block in maps[part.state].items():
-                add(rows, source, _moved(block, part.to, state.n))
+                add(rows, source, _moved(block, part, state.n))
     elif isinstance(state, Merged):
         base = maps[state.base]
         rows = dict(base)
@@ -211,11 +221,12 @@ def dense(read: Tensor) -> Tensor:
     return apart.view(batch, lanes * queries, lanes * keys)
 
 
-def _columns(read: Tensor, to: Tensor | None) -> Tensor:
-    if to is None:
+def _columns(read: Tensor, part: Part) -> Tensor:
+    """A-bar's columns on the tokens of a part, (B, q, n_from)."""
+    if part.to is None or part.shares is None:
         return read
-    index = to.expand(read.shape[0], -1)[:, None].expand(-1, read.shape[1], -1)
-    return read.gather(2, index.clamp_min(0)) * (index >= 0)
+    index = part.to.expand(read.shape[0], -1)[:, None].expand(-1, read.shape[1], -1)
+    return read.gather(2, index.clamp_min(0)) * part.shares.to(read)[:, None]
 
 
 def _by_lane(rows: Tensor, read: Tensor) -> Tensor:
@@ -224,18 +235,19 @@ def _by_lane(rows: Tensor, read: Tensor) -> Tensor:
     return (rows.view(batch, lanes, 1, queries) @ read).view(batch, -1)
 
 
-def _taken(rows: Tensor, to: Tensor | None) -> Tensor:
-    if to is None:
+def _taken(rows: Tensor, part: Part) -> Tensor:
+    """(B, n) -> (B, n_from): to each row of a part its share of what arrives at its position."""
+    if part.to is None or part.shares is None:
         return rows
-    to = to.expand(rows.shape[0], -1)
-    return rows.gather(1, to.clamp_min(0)) * (to >= 0)
+    return rows.gather(1, part.to.expand(len(rows), -1).clamp_min(0)) * part.shares.to(rows)
 
 
-def _moved(block: Tensor, to: Tensor | None, n: int) -> Tensor:
-    """Rows of a block, each moved to its new position; rows that meet are added."""
-    if to is None:
+def _moved(block: Tensor, part: Part, n: int) -> Tensor:
+    """The rows of a part, each at its new position; rows that meet are averaged."""
+    if part.to is None or part.shares is None:
         return block
-    to = to.expand(block.shape[0], -1)
-    moved = block.new_zeros(block.shape[0], n + 1, block.shape[2])
-    index = torch.where(to < 0, n, to)[..., None].expand(-1, -1, block.shape[2])
-    return moved.scatter_add_(1, index, block.expand(block.shape[0], -1, -1))[:, :n]
+    to = part.to.expand(len(block), -1)
+    block = block * part.shares.to(block)[..., None]
+    moved = block.new_zeros(len(block), n + 1, block.shape[2])
+    index = torch.where(to < 0, n, to)[..., None].expand_as(block)
+    return moved.scatter_add_(1, index, block)[:, :n]

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from captum_attn.attr._base import AttentionAttribution
-from captum_attn.attr._propagate import Answer, Rows, add, answers, crosses, initial_block, within
+from captum_attn.attr._propagate import (
+    Answer,
+    Rows,
+    add,
+    answers,
+    crosses,
+    initial_block,
+    squared,
+    within,
+)
 from captum_attn.attr._rules import normalized
 from captum_attn.attr._run import Run
 from captum_attn.errors import WiringError
@@ -121,7 +130,7 @@ class GenericAttention(AttentionAttribution):
             )
         if run.options["normalize"]:
             own, other = normalized(own, start[0]), normalized(other, start[1])
-        return across(own @ start[0].mT, answer.read, other)
+        return across(squared(own, start[0]), answer.read, other)
 
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         discard = run.options["discard_self"]

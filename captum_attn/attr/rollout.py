@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from captum_attn.attr._base import AttentionAttribution
-from captum_attn.attr._propagate import Rows, add, crosses, dense, initial_block
+from captum_attn.attr._propagate import Rows, add, crosses, dense, initial_block, squared
 from captum_attn.attr._run import Run
 from captum_attn.observe.streams import Source, State, Updated
 
@@ -81,7 +81,7 @@ class AttentionRollout(AttentionAttribution):
             start = initial_block(update.asks, run.like)
             if own is None or start is None:
                 continue
-            read = (own @ start.mT).mT @ dense(self.fused(run, update))
+            read = squared(own, start).mT @ dense(self.fused(run, update))
             for source, block in self._joined(run, update.reads).items():
                 if source.name != state.stream:
                     add(rows, source, read @ block)

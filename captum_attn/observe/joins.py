@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from captum_attn.observe.call import AttentionCall
 from captum_attn.observe.entries import enter
-from captum_attn.observe.graph import Graph, Member
+from captum_attn.observe.graph import Graph, Member, gradients
 from captum_attn.observe.leaf import Leaf
 from captum_attn.observe.streams import Born, Constant, Entry, Gathered, Part, Source, State
 from captum_attn.observe.tokenmap import IDENTITY, Prober, TokenMap, Upstream
@@ -50,6 +51,7 @@ class Nursery:
         rows: Tensor,
         members: int,
         asking: bool,
+        folded: bool,
     ) -> State:
         """A state from earlier ones (`parts`), inputs, and learned tokens among them.
 
@@ -58,6 +60,7 @@ class Nursery:
             rows (Tensor): (B, n, features), the operand that the state is seen in.
             members (int): everything that the operand stems from.
             asking (bool): whether the operand is a query.
+            folded (bool): whether its tokens are folded into lanes.
         """
         n = rows.shape[1]
         parts, entries = list(parts), []
@@ -70,14 +73,43 @@ class Nursery:
                 parts.append(Part(born, _composed(first, entry, born.n)))
         parts += self._learned_parts(rows, members)
         if not parts:
-            names = dict.fromkeys(entry.leaf.name for entry in entries)
-            return self._born("+".join(names), n, entries)
+            name = "+".join(dict.fromkeys(entry.leaf.name for entry in entries))
+            place = self._unfolded(entries, rows, members) if folded else None
+            if place is None:
+                return self._born(name, n, entries)
+            born = self._born(name, len(place), [_renumbered(entries[0], place, n)])
+            return Gathered(born.stream, n, (Part(born, place[None]),))
         own = [self._own_part(entry, n) for entry in entries]
         streams = dict.fromkeys(part.state.stream for part in own or parts)
         name = next(iter(streams)) if own else "+".join(streams)
         if asking and not own and len(streams) > 1:
             name = self._unique(name)
         return Gathered(name, n, (*parts, *own))
+
+    def _unfolded(self, entries: list[Entry], rows: Tensor, members: int) -> Tensor | None:
+        """Where the tokens of an input are among lanes, in the order of the input's elements.
+
+        Positions that no input enters are padding (of windows), unless learned tokens stand there.
+
+        Returns:
+            Tensor or None: (real tokens,); None where the tokens are in place, or differ.
+        """
+        n, to = rows.shape[1], entries[0].to
+        if len(entries) > 1 or to is None or entries[0].moving or bool((to != to[0]).any()):
+            return None
+        elements = to.shape[1]
+        first = torch.full((n + 1,), elements, device=to.device)
+        steps = _reading_order(entries[0]).to(to.device)
+        first.scatter_reduce_(0, torch.where(to[0] < 0, n, to[0]), steps, "amin")
+        padding = first[:n] == elements
+        learned = [leaf.tensor for leaf in self.graph.leaves(members) if not leaf.name]
+        if learned and bool(padding.any()):
+            ray = self.prober.random(rows, *rows.shape) * padding[:, None]
+            if any(g is not None and bool(g.any()) for g in gradients([(rows, ray)], learned)):
+                return None
+        place = first[:n].argsort(stable=True)[: n - int(padding.sum())]
+        in_place = len(place) == n and torch.equal(place, torch.arange(n, device=place.device))
+        return None if in_place else place
 
     def _entries(self, rows: Tensor, leaves: Sequence[tuple[Leaf, TokenMap]]) -> list[Entry]:
         """Of the inputs that enter here, those that carry the content of their positions.
@@ -143,13 +175,34 @@ class Nursery:
         return next(f"{name}_{i}" for i in range(1, len(taken) + 2) if f"{name}_{i}" not in taken)
 
 
+def _reading_order(entry: Entry) -> Tensor:
+    """(E,): the number of each element when the axes are in the order of the input's."""
+    if entry.axes is None:
+        return torch.arange(math.prod(entry.shape))
+    order = sorted(range(len(entry.axes)), key=entry.axes.__getitem__)
+    steps = torch.arange(math.prod(entry.shape)).view([entry.shape[o] for o in order])
+    return steps.permute([order.index(i) for i in range(len(order))]).flatten()
+
+
+def _renumbered(entry: Entry, place: Tensor, n: int) -> Entry:
+    """The entry with its tokens numbered as they are in `place`."""
+    if "renumbered" not in entry.notes:
+        number = torch.full((n + 1,), -1, device=place.device)
+        number[place] = torch.arange(len(place), device=place.device)
+        assert entry.to is not None
+        entry.notes["renumbered"] = number[entry.to]  # -1 stays -1
+    to = entry.notes["renumbered"]
+    return Entry(entry.leaf, to, entry.shape, entry.axes, notes=entry.notes)
+
+
 def covered(token_map: TokenMap, n: int, batch: int) -> Tensor:
     """(B, n) on the CPU: which positions are entered."""
-    if token_map.to is None:
-        return torch.ones(batch, n, dtype=torch.bool)
     here = torch.zeros(batch, n + 1, dtype=torch.bool)
-    to = token_map.to.expand(batch, -1).cpu()
-    here.scatter_(1, torch.where(to < 0, n, to), True)
+    for to in token_map.places:
+        if to is None:
+            return torch.ones(batch, n, dtype=torch.bool)
+        to = to.expand(batch, -1).cpu()
+        here.scatter_(1, torch.where(to < 0, n, to), True)
     return here[:, :n]
 
 
@@ -190,11 +243,15 @@ def bypassing(
     latest_first = list(reversed(earlier))
     probed = prober.maps(rows, [Upstream.call(call) for call in latest_first])
     for call, token_map in zip(latest_first, probed, strict=True):
-        to = torch.arange(n)[None] if token_map.to is None else token_map.to.cpu()
-        to = to.expand(batch, -1)
-        stands = (to >= 0) & vacant.gather(1, to.clamp_min(0))
-        if not token_map.mixed and bool(stands.any()):
-            older[call] = TokenMap(torch.where(stands, to, -1).to(rows.device))
+        standing = []
+        for to in token_map.places if not token_map.mixed else ():
+            to = torch.arange(n)[None] if to is None else to.cpu()
+            to = to.expand(batch, -1)
+            stands = (to >= 0) & vacant.gather(1, to.clamp_min(0))
+            if bool(stands.any()):
+                standing.append(torch.where(stands, to, -1).to(rows.device))
+        if standing:
+            older[call] = TokenMap(standing[0], tuple(standing[1:]))
             vacant &= ~covered(older[call], n, batch)
     return older
 

@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from captum_attn.errors import ReadoutError
 from captum_attn.observe.call import AttentionCall, positions, working_dtype
-from captum_attn.observe.graph import Graph, Node, depends_on_content, shape_of
+from captum_attn.observe.graph import Graph, Node, depends_on_content, gradients, shape_of
 from captum_attn.observe.streams import State
 from captum_attn.observe.tokenmap import Downstream, TokenMap, Upstream
 from captum_attn.observe.wiring import Wiring
@@ -155,17 +155,19 @@ def find_reads(output: Tensor, wiring: Wiring, graph: Graph) -> list[Read]:
 def _places(output: Tensor, goal: int, state: State, wiring: Wiring, graph: Graph) -> list[Place]:
     """Where the tokens of `state` are selected or pooled on the way to the output."""
     all_calls = sum(graph.bit[call] for call in wiring.tap.calls)
+    sizes = {state.n, *(_uncropped(output, call, wiring) for call in graph.calls(goal))}
 
     def bears(node: Node, output_nr: int = 0) -> Place | None:
         reached = graph.reach(node)
         if graph.latest(reached) & all_calls != goal:
             return None
         shape = shape_of(node, output_nr)
-        order = _token_order(shape, wiring.batch, state.n)
-        if order is None:
-            return None
-        permuted = tuple(shape[axis] for axis in order)
-        return Place(GradientEdge(node, output_nr), order, permuted, wiring.batch, state.n)
+        for n in sizes:
+            order = _token_order(shape, wiring.batch, n)
+            if order is not None:
+                permuted = tuple(shape[axis] for axis in order)
+                return Place(GradientEdge(node, output_nr), order, permuted, wiring.batch, n)
+        return None
 
     root = get_gradient_edge(output)
     found: dict[Node, Place] = {}
@@ -206,6 +208,17 @@ def _order(
     if depends_on_content(graph.between(place.edge.node, goal)):
         return find()
     return wiring.findings.keep(("place", goal, number, place.shape, place.edge.node.name()), find)
+
+
+def _uncropped(output: Tensor, call: AttentionCall, wiring: Wiring) -> int:
+    """How many of a call's tokens go on: windows may be padded, and are cropped behind the call."""
+    if call.lanes == 1:
+        return call.positions[0]
+    ray = wiring.prober.random(output, *output.shape)
+    (found,) = gradients([(output, ray)], [call.edge], wiring.graph.cuts)
+    if found is None:
+        return call.positions[0]
+    return int(positions(call.output_rows(found)).ne(0).any(-1).sum(1).max())
 
 
 def _moves(node: Node) -> bool:

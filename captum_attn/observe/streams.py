@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from captum_attn.observe.call import AttentionCall
@@ -102,10 +104,23 @@ class Part:
     state: State
     to: Tensor | None
 
+    @cached_property
+    def shares(self) -> Tensor | None:
+        """What a row contributes to its new position, like `to`; None where `to` is the identity.
+
+        Rows that meet (patches that are merged, keys that are pooled) have equal shares of 1.
+        """
+        if self.to is None:
+            return None
+        index = self.to + 1  # 0: no position
+        met = torch.zeros(len(index), int(index.max()) + 1, device=index.device)
+        met.scatter_add_(1, index, torch.ones_like(index, dtype=met.dtype))
+        return (index > 0) / met.gather(1, index)
+
 
 @dataclass(eq=False)
 class Gathered(State):
-    """Rows of other states, moved (a permutation, a join) and added where they meet."""
+    """Rows of other states, moved (a permutation, a join, a merge); those of several are added."""
 
     parts: tuple[Part, ...]
 

@@ -11,16 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_attn.observe.call import AttentionCall, positions, working_dtype
+from captum_attn.observe.call import AttentionCall, positions
+from captum_attn.observe.codes import (
+    decoded,
+    is_identity,
+    mostly,
+    repeated,
+    sign_of,
+    vanishes,
+)
 from captum_attn.observe.graph import edge_of, gradients
 from captum_attn.observe.leaf import Leaf
-
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
 
 
 @dataclass
@@ -31,17 +38,19 @@ class Upstream:
         edge: the tensor or graph edge whose gradient is taken.
         rows (callable): that gradient -> (B, E, features): E elements whose place is asked.
         batched (bool): False for a parameter, whose gradient is the sum over the examples (B = 1).
+        repeats (bool): whether the positions of elements that are repeated are worth asking for.
     """
 
     edge: Any
     rows: Callable[[Tensor], Tensor]
     batched: bool = True
+    repeats: bool = False
 
     @staticmethod
     def call(call: AttentionCall) -> Upstream:
         """The query positions of an earlier attention call, all lanes in a row."""
 
-        return Upstream(edge_of(call), lambda g: positions(call.output_rows(g)))
+        return Upstream(edge_of(call), lambda g: positions(call.output_rows(g)), repeats=True)
 
     @staticmethod
     def tokens(leaf: Leaf, batch: int) -> Upstream:
@@ -85,6 +94,8 @@ class TokenMap:
 
     Args:
         to (Tensor or None): (B, E) position, -1 where an element enters nowhere; None: identity.
+        copies (tuple of Tensor): further positions, like `to`, of elements that enter several
+            because they are repeated ([CLS] before every frame of a video).
         mixed (bool): elements enter several positions at once, so that there is no map.
         partial (Tensor or None): where `mixed`, the places of those elements that enter one
             position only, (B, E), -1 for the others; None if hardly any does.
@@ -93,15 +104,21 @@ class TokenMap:
     """
 
     to: Tensor | None = None
+    copies: tuple[Tensor, ...] = ()
     mixed: bool = False
     partial: Tensor | None = None
     moving: bool = False
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
+    @property
+    def places(self) -> tuple[Tensor | None, ...]:
+        """`to` and the `copies`."""
+        return (self.to, *self.copies)
+
     def same(self, other: TokenMap) -> bool:
-        if self.to is None or other.to is None:
-            return self.to is other.to and self.mixed == other.mixed
-        return self.to.shape == other.to.shape and bool((self.to == other.to).all())
+        if self.mixed != other.mixed or len(self.copies) != len(other.copies):
+            return False
+        return all(_alike(a, b) for a, b in zip(self.places, other.places, strict=True))
 
 
 IDENTITY = TokenMap()
@@ -118,7 +135,8 @@ class Prober:
         self._cuts = cuts
         self._generator = torch.Generator().manual_seed(seed)
 
-    def _random(self, like: Tensor, *shape: int) -> Tensor:
+    def random(self, like: Tensor, *shape: int) -> Tensor:
+        """Normal numbers of a generator of its own, on the device and in the dtype of `like`."""
         return torch.randn(shape, generator=self._generator).to(like)
 
     def _signs(self, like: Tensor, *shape: int) -> Tensor:
@@ -145,19 +163,19 @@ class Prober:
         Two backward passes, for whole maps see `maps`.
         """
         signs = self._signs(rows, *rows.shape[:2])
-        ray = self._random(rows, 1, 1, rows.shape[2]).expand_as(rows)
+        ray = self.random(rows, 1, 1, rows.shape[2]).expand_as(rows)
         found = [
             gradients([(rows, vector)], [upstream.edge], self._cuts)[0]
             for vector in (ray, ray * signs[..., None])
         ]
         if found[0] is None or found[1] is None:
             return False
-        return _is_identity(upstream.rows(found[0]), upstream.rows(found[1]), signs)
+        return is_identity(upstream.rows(found[0]), upstream.rows(found[1]), signs)
 
     def _maps(self, down: Downstream, upstreams: Sequence[Upstream]) -> list[TokenMap]:
         batch, places, features = down.shape
         rows = down.like
-        ray = self._random(rows, 1, 1, features).expand(down.shape)
+        ray = self.random(rows, 1, 1, features).expand(down.shape)
         edges = [upstream.edge for upstream in upstreams]
 
         def seen(code: Tensor) -> list[Tensor | None]:  # code: (B or 1, P)
@@ -165,18 +183,21 @@ class Prober:
             found = gradients([(down.edge, vector)], edges, self._cuts)
             return [None if g is None else u.rows(g) for u, g in zip(upstreams, found, strict=True)]
 
+        def seen_at(i: int, code: Tensor) -> Tensor | None:
+            return seen(code)[i]
+
         plain = seen(rows.new_ones(1, places))
         signs = self._signs(rows, batch, places)
         if batch > 1 and not all(u.batched for u in upstreams):
             signs = signs[:1]
         coded = seen(signs)
         if all(
-            p is not None and c is not None and _is_identity(p, c, signs)
+            p is not None and c is not None and is_identity(p, c, signs)
             for p, c in zip(plain, coded, strict=True)
         ):
             return [IDENTITY for _ in upstreams]
         if all(
-            p is not None and c is not None and _hardly_any(~_ratio(p, c)[1] & ~_vanishes(p))
+            p is not None and c is not None and mostly(~sign_of(p, c)[1] & ~vanishes(p))
             for p, c in zip(plain, coded, strict=True)
         ):
             return [TokenMap(mixed=True) for _ in upstreams]
@@ -189,7 +210,7 @@ class Prober:
             seen((index >> k & 1).to(rows) * 2 - 1) for k in range(max(1, (total - 1).bit_length()))
         ]
         return [
-            _decode(p, [code[i] for code in codes], places, u.batched)
+            _map(p, [code[i] for code in codes], u, places, partial(seen_at, i))
             for i, (p, u) in enumerate(zip(plain, upstreams, strict=True))
         ]
 
@@ -206,7 +227,7 @@ class Prober:
         """
         weighted, total = torch.zeros_like(leaf), torch.zeros_like(leaf)
         for _ in range(draws):
-            ray = self._random(rows, *rows.shape)
+            ray = self.random(rows, *rows.shape)
             for sink, code in ((weighted, squared.sqrt()), (total, squared > 0)):
                 vector = ray * code[..., None].to(rows)
                 (found,) = gradients([(rows, vector)], [leaf], self._cuts)
@@ -219,7 +240,7 @@ class Prober:
     ) -> bool:
         """Whether every upstream token enters one index of `axis` only (its own example's)."""
         edges = [upstream.edge for upstream in upstreams]
-        ray = self._random(rows, *rows.shape[:-2], 1, rows.shape[-1]).expand_as(rows)
+        ray = self.random(rows, *rows.shape[:-2], 1, rows.shape[-1]).expand_as(rows)
         code = self._signs(rows, rows.shape[axis])
         shape = [1] * rows.ndim
         shape[axis] = -1
@@ -230,8 +251,8 @@ class Prober:
             if p is None or c is None:
                 continue
             p, c = upstream.rows(p), upstream.rows(c)
-            ratio, single = _ratio(p, c)
-            zero = _vanishes(p)
+            ratio, single = sign_of(p, c)
+            zero = vanishes(p)
             if not bool((single | zero).all()):
                 return False
             if by_example and not bool(((ratio * code[:, None] > 0) | zero).all()):
@@ -240,65 +261,47 @@ class Prober:
         return entered
 
 
-def _tolerance(tensor: Tensor) -> float:
-    return _TOLERANCE.get(tensor.dtype, 1e-3)
-
-
-def _norms(tensor: Tensor) -> Tensor:
-    return tensor.to(working_dtype(tensor.dtype)).norm(dim=-1)
-
-
-def _vanishes(plain: Tensor) -> Tensor:
-    norms = _norms(plain)
-    if not norms.numel():
-        return norms > 0
-    return norms <= norms.max() * torch.finfo(plain.dtype).eps * 1e-2
-
-
-def _ratio(plain: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
-    """coded / plain for each element, and whether the element enters one position only."""
-    dtype = working_dtype(plain.dtype)
-    p, c = plain.to(dtype), coded.to(dtype)
-    norms = p.norm(dim=-1)
-    ratio = (p * c).sum(-1) / norms.square().clamp_min(torch.finfo(dtype).tiny)
-    rest = torch.minimum((c - p).norm(dim=-1), (c + p).norm(dim=-1))
-    return ratio, rest <= _tolerance(plain) * norms
-
-
-def _hardly_any(mixed: Tensor) -> bool:
-    """Whether most elements enter several positions: then there is no map at all."""
-    return bool(mixed.float().mean() > 0.5)
-
-
-def _is_identity(plain: Tensor, coded: Tensor, signs: Tensor) -> bool:
-    if plain.shape[1] != signs.shape[1] or bool(_vanishes(plain).any()):
-        return False
-    wanted = plain * signs[..., None]
-    return bool((_norms(coded - wanted) <= _tolerance(plain) * _norms(plain)).all())
-
-
-def _decode(
-    plain: Tensor | None, codes: Sequence[Tensor | None], places: int, batched: bool
+def _map(
+    plain: Tensor | None,
+    codes: Sequence[Tensor | None],
+    upstream: Upstream,
+    places: int,
+    seen: Callable[[Tensor], Tensor | None],
 ) -> TokenMap:
+    """The map of one upstream, from its gradients for every bit of the position."""
     if plain is None:
         return TokenMap(torch.full((1, 1), -1))
-    zero = _vanishes(plain)
-    position = torch.zeros_like(zero, dtype=torch.long)
-    mixed = torch.zeros_like(zero)
-    for k, code in enumerate(codes):
-        if code is None:
-            code = torch.zeros_like(plain)
-        ratio, single = _ratio(plain, code)
-        position += (ratio > 0).long() << k
-        mixed |= ~single & ~zero
-    if batched:
-        example = torch.arange(plain.shape[0], device=plain.device)[:, None]
-        mixed |= (position // places != example) & ~zero
-        position = position % places
-    position = position.masked_fill(zero | mixed, -1)
-    if bool(mixed.any()):
-        return TokenMap(mixed=True, partial=None if _hardly_any(mixed) else position)
-    in_place = torch.arange(places, device=position.device)
-    if position.shape[1] == places and bool((position == in_place).all()):
-        return IDENTITY
-    return TokenMap(position)
+    position, mixed = decoded(plain, codes, places, upstream.batched)
+    if not bool(mixed.any()):
+        in_place = torch.arange(places, device=position.device)
+        ordinary = position.shape[1] == places and bool((position == in_place).all())
+        return IDENTITY if ordinary else TokenMap(position)
+    if mostly(mixed):
+        return TokenMap(mixed=True)
+
+    def enters(first: int, end: int) -> Tensor:
+        code = plain.new_zeros(1, places)
+        code[:, first:end] = 1
+        found = seen(code)
+        return torch.zeros_like(mixed) if found is None else ~vanishes(found, plain)
+
+    def own_example_only() -> bool:
+        signs = torch.ones_like(plain[:, :1, 0])
+        signs[1::2] = -1
+        found = seen(signs.expand(-1, places))
+        if found is None:
+            return False
+        ratio, single = sign_of(plain, found)
+        return bool((single & (ratio * signs > 0) | vanishes(plain)).all())
+
+    if upstream.repeats and own_example_only():
+        found = repeated(enters, position, mixed, places)
+        if found is not None:
+            return TokenMap(found[0], tuple(found[1:]))
+    return TokenMap(mixed=True, partial=position)
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and bool((one == other).all())

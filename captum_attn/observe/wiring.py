@@ -236,8 +236,10 @@ class Wiring:
         if one_stream and not leaves and all(t.to is None for _, t in after):
             state = self.version([update.call for update, _ in after])
         else:
-            parts = [Part(update, t.to) for update, t in after]
-            state = self.nursery.joined(parts, leaves, rows, members, asking=side == "q")
+            parts = [Part(update, to) for update, t in after for to in t.places]
+            state = self.nursery.joined(
+                parts, leaves, rows, members, asking=side == "q", folded=call.lanes > 1
+            )
         self._known.setdefault(named, []).append((maps, state))
         return state
 
