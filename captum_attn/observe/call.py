@@ -34,13 +34,18 @@ def attention_map(
     mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
-    """A of `torch.nn.functional.scaled_dot_product_attention`, lead + (q, k), formed plainly."""
-    k = repeat_heads(k, q)
+    """A of `torch.nn.functional.scaled_dot_product_attention`, lead + (q, k), formed plainly.
+
+    Args:
+        rows (Tensor, optional): which queries these are, for `is_causal`; None: all, in order.
+    """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    scores = (q * scale) @ k.mT
+    scores = (q * scale) @ repeat_heads(k, q).mT
     if is_causal:  # aligned at the upper left corner
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        queries, keys = (torch.arange(n, device=q.device) for n in scores.shape[-2:])
+        seen = keys <= (queries if rows is None else rows)[:, None]
         scores = scores.masked_fill(~seen, -math.inf)
     if mask is None:
         return scores.softmax(-1)
@@ -139,13 +144,7 @@ class AttentionCall:
 
     def attention(self) -> Tensor:
         """A as the model used it, (B, F, H, q, k), detached, in the working precision."""
-        if self.weights is not None:
-            weights = self.weights.detach()
-            return self.fold(weights.to(working_dtype(weights.dtype)))
-        dtype = working_dtype(self.q.dtype)
-        q, k = self.q.detach().to(dtype), self.k.detach().to(dtype)
-        mask = None if self.mask is None else self.mask.detach()
-        return self.fold(attention_map(q, k, mask, self.is_causal, self.scale))
+        return Block(self).attention()
 
     def output_rows(self, gradient: Tensor) -> Tensor:
         """The output's gradient as it arrives -> (B, F, H, q, d_v)."""
@@ -155,6 +154,56 @@ class AttentionCall:
 
     def map_gradient(self, gradient: Tensor) -> Tensor:
         """Gradient of the explained output with respect to A, (B, F, H, q, k): dO V^T."""
+        return Block(self).map_gradient(gradient)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some queries of an attention call, in all its lanes and heads.
+
+    Args:
+        call (AttentionCall): the call.
+        rows (Tensor, optional): (q',) ascending indices of the queries; None: all.
+    """
+
+    call: AttentionCall
+    rows: Tensor | None = None
+
+    @property
+    def n_k(self) -> int:
+        """The number of keys k': a causal call does not look behind its last query."""
+        call = self.call
+        if self.rows is None or not call.is_causal or call.weights is not None:
+            return call.n_k
+        return min(int(self.rows[-1]) + 1, call.n_k)
+
+    def attention(self) -> Tensor:
+        """A, (B, F, H, q', k'), detached, in the working precision."""
+        call = self.call
+        if call.weights is not None:
+            weights = self._of_rows(call.weights.detach())
+            return call.fold(weights.to(working_dtype(weights.dtype)))
+        dtype, mask = working_dtype(call.q.dtype), call.mask
+        q, k = self._of_rows(call.q.detach()).to(dtype), self._keys(call.k.detach()).to(dtype)
+        if mask is not None:
+            mask = mask.detach()[..., : self.n_k]
+            mask = self._of_rows(mask) if mask.shape[-2] == call.n_q else mask
+        weights = attention_map(q, k, mask, call.is_causal, call.scale, self.rows)
+        return call.fold(weights)
+
+    def map_gradient(self, gradient: Tensor) -> Tensor:
+        """Gradient of the explained output with respect to A, (B, F, H, q', k'): dO V^T.
+
+        Args:
+            gradient (Tensor): the one at the call's output, as it arrives.
+        """
+        call = self.call
         dtype = working_dtype(gradient.dtype)
-        value = self.fold(self.v.detach()).to(dtype)
-        return self.output_rows(gradient).to(dtype) @ value.mT
+        value = call.fold(self._keys(call.v.detach())).to(dtype)
+        return self._of_rows(call.output_rows(gradient)).to(dtype) @ value.mT
+
+    def _of_rows(self, tensor: Tensor) -> Tensor:
+        return tensor if self.rows is None else tensor.index_select(-2, self.rows)
+
+    def _keys(self, tensor: Tensor) -> Tensor:
+        return tensor[..., : self.n_k, :]
