@@ -167,7 +167,7 @@ def _explained_output(
             "the model's output has NaN or inf: expected finite weights and inputs; check the "
             "weights (`torch.isfinite(p).all()` for each parameter) and the inputs' range"
         )
-    if objective is None or not with_gradient:
+    if objective is None:
         return stand_in, stand_in
     value = objective(output, target)
     if not isinstance(value, Tensor) or value.shape != (batch,):

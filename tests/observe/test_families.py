@@ -6,7 +6,7 @@ import torch
 import transformers
 from torch import nn
 
-from captum_attn import AttentionRollout, GenericAttention, objectives
+from captum_attn import AttentionRollout, GenericAttention, RawAttention, objectives
 from captum_attn.errors import AttnError, ReadoutError
 from tests import plain
 from tests.conftest import skip_unless_double_runs
@@ -105,6 +105,18 @@ def test_pairwise_scores_one_example_at_a_time(clip):
     for b in range(2):
         one = {name: value[b : b + 1] for name, value in inputs.items()}
         for name, tokens in method.attribute_tokens(one, target=0).items():
+            close(both[name][b], tokens[0], 1e-6)
+
+
+@pytest.mark.parametrize("method", [RawAttention, AttentionRollout])
+def test_class_agnostic_methods_read_what_the_objective_reads(clip, method):
+    """Not the rows of a random mixture of all (B, B) scores."""
+    model, inputs = clip
+    both = method(model).attribute_tokens(inputs, objective=objectives.pairwise)
+    for b in range(2):
+        one = {name: value[b : b + 1] for name, value in inputs.items()}
+        for name, tokens in method(model).attribute_tokens(one).items():
+            assert tokens.any()
             close(both[name][b], tokens[0], 1e-6)
 
 
