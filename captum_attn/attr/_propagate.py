@@ -105,6 +105,19 @@ def squared(own: Tensor, initial: Tensor) -> Tensor:
     return own @ (initial / met[..., None]).mT
 
 
+def carried(state: State, update: Updated, like: Tensor) -> Tensor | None:
+    """Where the tokens that asked in `update` stand in a later version of their stream.
+
+    Returns:
+        Tensor or None: (B, n, n_update), `initial_block` with the call in place of the source.
+    """
+    mark = Source("", update.n)
+    eye = torch.eye(update.n, dtype=like.dtype, device=like.device)
+    own = {mark: eye.expand(like.shape[0], -1, -1)}
+    rows = maps_up([state], lambda u, maps: own if u is update else maps[u.asks], like)
+    return rows[state].get(mark)
+
+
 def answers(update: Updated, read: Tensor, maps: Mapping[State, Rows]) -> list[Answer]:
     """Splits A-bar, (B, F, q, k), by the streams that its columns belong to."""
     read = dense(read)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from captum_attn.attr._base import AttentionAttribution
-from captum_attn.attr._propagate import Rows, add, crosses, dense, initial_block, squared
+from captum_attn.attr._propagate import Rows, add, carried, crosses, dense, initial_block, squared
 from captum_attn.attr._run import Run
 from captum_attn.observe.streams import Source, State, Updated
 
@@ -79,9 +79,10 @@ class AttentionRollout(AttentionAttribution):
             before = super().maps(run, [update.asks])[update.asks]
             own = next((b for x, b in before.items() if x.name == state.stream), None)
             start = initial_block(update.asks, run.like)
-            if own is None or start is None:
+            moved = carried(state, update, run.like)  # not every token of a stream need ask
+            if own is None or start is None or moved is None:
                 continue
-            read = squared(own, start).mT @ dense(self.fused(run, update))
+            read = moved @ squared(own, start).mT @ dense(self.fused(run, update))
             for source, block in self._joined(run, update.reads).items():
                 if source.name != state.stream:
                     add(rows, source, read @ block)

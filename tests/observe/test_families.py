@@ -10,6 +10,7 @@ from captum_attn import AttentionRollout, GenericAttention, RawAttention, object
 from captum_attn.errors import AttnError, ReadoutError
 from tests import plain
 from tests.conftest import skip_unless_double_runs
+from tests.observe.test_traps import Trap, random, ready
 from tests.plain import close
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}
@@ -214,3 +215,31 @@ def test_relevance_that_overflows_is_refused():
 
     with pytest.raises(AttnError, match="finite"):
         GenericAttention(model).attribute(tokens, target=1, objective=huge)
+
+
+class SomeAsk(Trap):
+    """The first two words alone ask the image, and stand behind the others afterwards."""
+
+    def __init__(self):
+        super().__init__("image_", "before", "cross", "after")
+
+    def forward(self, words, image):
+        image = image + self.image_(image, image)
+        words = words + self.before(words, words)
+        asking, others = words[:, :2], words[:, 2:]
+        words = torch.cat([others, asking + self.cross(asking, image)], 1)
+        words = words + self.after(words, words)
+        return self.head(words[:, 3])
+
+
+def test_rollout_where_some_tokens_ask_across():
+    """Eq. 12 moves with the tokens (a Q-Former's queries ask the image, its words do not)."""
+    model, inputs = ready(SomeAsk), (random(1, 5, 6), random(1, 3, 6, seed=1))
+    A, _ = plain.maps_and_gradients(model, lambda out: out[0, 1], *inputs)
+    image, before, cross, after = (plain.fuse_heads(a) for a in A)
+    image, before, after = (
+        plain.row_normalised(a + plain.eye(len(a))) for a in (image, before, after)
+    )
+    tokens = AttentionRollout(model).attribute_tokens(inputs, target=1)
+    close(tokens["words"][0], (after @ before.roll(-2, 0))[3])  # the moved rows
+    close(tokens["image"][0], (before[:2, :2].T @ cross @ image)[0])  # row 3 is word 0
