@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from captum_attn.attr._base import AttentionAttribution
-from captum_attn.attr._propagate import Rows, add, carried, crosses, dense, initial_block, squared
+from captum_attn.attr._propagate import (
+    Rows,
+    add,
+    carried,
+    crosses,
+    dense,
+    initial_block,
+    rows_down,
+    squared,
+)
 from captum_attn.attr._run import Run
 from captum_attn.observe.streams import Source, State, Updated
 
@@ -82,8 +91,25 @@ class AttentionRollout(AttentionAttribution):
             moved = carried(state, update, run.like)  # not every token of a stream need ask
             if own is None or start is None or moved is None:
                 continue
+            own = own * self._attended(run, update, start)
             read = moved @ squared(own, start).mT @ dense(self.fused(run, update))
             for source, block in self._joined(run, update.reads).items():
                 if source.name != state.stream:
                     add(rows, source, read @ block)
         return rows
+
+    def _attended(self, run: Run, update: Updated, start: Tensor) -> Tensor:
+        """(B, n, 1): which of the asking tokens some token of their stream attends.
+
+        Padding is attended by none. It asks the other stream all the same, and the transpose in
+        Eq. 12 would hand that on to the real tokens.
+        """
+        earlier = [u for u in run.updates([update.asks]) if u.stream == update.stream]
+        calls = [u for u in earlier if not crosses(u)][-1:]
+        if not calls:
+            return start.new_ones(*start.shape[:2], 1)
+        read = self.weigh_heads(run, calls[0]).abs().amax(2)
+        rows = run.like.new_ones(run.seen.batch, calls[0].n)
+        found = rows_down({calls[0]: rows}, lambda u: (0.0, read) if u is calls[0] else None)
+        attended = next(rows for x, rows in found.items() if x.name == update.stream)
+        return (start @ attended[..., None] != 0).to(start)

@@ -243,3 +243,37 @@ def test_rollout_where_some_tokens_ask_across():
     tokens = AttentionRollout(model).attribute_tokens(inputs, target=1)
     close(tokens["words"][0], (after @ before.roll(-2, 0))[3])  # the moved rows
     close(tokens["image"][0], (before[:2, :2].T @ cross @ image)[0])  # row 3 is word 0
+
+
+class Translator(Trap):
+    """A padded target asks a padded source."""
+
+    def __init__(self):
+        super().__init__("of_source", "of_target", "cross", "last")
+
+    def forward(self, target, source, spoken, written):
+        spoken, written = (mask[:, None, None].bool() for mask in (spoken, written))
+        source = source + self.of_source(source, source, mask=written)
+        target = target + self.of_target(target, target, mask=spoken)
+        target = target + self.cross(target, source, mask=written)
+        target = target + self.last(target, target, mask=spoken)
+        return self.head(target[:, 0])
+
+
+@pytest.mark.parametrize("n", [3, 4], ids=["of the target", "none"])
+def test_padding_that_asks_across_changes_no_rollout(n):
+    """Eq. 12's transpose would hand on to the real tokens what the padding asked."""
+    model, target, source = ready(Translator), random(1, 4, 6), random(1, 5, 6, seed=1)
+    method, there = AttentionRollout(model), torch.ones(1, 5)
+    spoken = (torch.arange(4) < n).long()[None]
+    padded = method.attribute_tokens((target, source), 1, (spoken, there))
+    alone = method.attribute_tokens((target[:, :n], source), 1, (spoken[:, :n], there))
+    close(padded["source"], alone["source"])
+    close(padded["target"][:, :n], alone["target"])
+    assert not padded["target"][:, n:].any()
+    A, _ = plain.maps_and_gradients(
+        model, lambda out: out[0, 1], target[:, :n], source, spoken[:, :n], there
+    )
+    of_source, of_target, cross, _ = (plain.fuse_heads(a) for a in A)
+    rolled = [plain.row_normalised(a + plain.eye(len(a))) for a in (of_target, of_source)]
+    close(padded["source"][0], (rolled[0].T @ cross @ rolled[1])[0])
