@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ class RawAttention(AttentionAttribution):
     r"""E_h A of the last attention call in the stream that the output reads.
 
     Class-agnostic: `target` only serves to find the rows that the output reads. The other streams
-    get the last cross-attention map to each of them.
+    get the last cross-attention map to each of them; where none of these is an input (the decoder
+    of a Perceiver), every input gets 0, with a warning.
 
     Args:
         forward_func, layers: as for every method, see `AttentionAttribution`.
@@ -59,6 +61,14 @@ class RawAttention(AttentionAttribution):
                 found = rows_down({state: weights}, self._through(run, call))
                 for source, rows in found.items():
                     add(relevance, source, rows)
+        if not any(source.entries for source in relevance):
+            read = ", ".join(repr(state.stream) for state in run.weights)
+            warnings.warn(
+                f"the attention call of {read} that is shown reads learned tokens alone, so that "
+                "every input gets 0; AttentionRollout and GenericAttention follow the tokens "
+                "further down",
+                stacklevel=3,
+            )
         return relevance
 
     def maps(self, run: Run, last: Iterable[State]) -> dict[State, Rows]:

@@ -277,3 +277,30 @@ def test_padding_that_asks_across_changes_no_rollout(n):
     of_source, of_target, cross, _ = (plain.fuse_heads(a) for a in A)
     rolled = [plain.row_normalised(a + plain.eye(len(a))) for a in (of_target, of_source)]
     close(padded["source"][0], (rolled[0].T @ cross @ rolled[1])[0])
+
+
+class Latents(Trap):
+    """A learned query asks learned latents, which have asked the input (Perceiver)."""
+
+    def __init__(self):
+        super().__init__("encode", "decode")
+        self.latents = nn.Parameter(torch.randn(1, 3, 6))
+        self.query = nn.Parameter(torch.randn(1, 1, 6))
+
+    def forward(self, media):
+        latents, query = (x.expand(len(media), -1, -1) for x in (self.latents, self.query))
+        latents = latents + self.encode(latents, media)
+        return self.head((query + self.decode(query, latents))[:, 0])
+
+
+def test_raw_attention_says_that_its_map_reads_no_input():
+    model, media = ready(Latents), random(2, 5, 6)
+    with pytest.warns(UserWarning, match="'queries_1'.*learned tokens"):
+        tokens = RawAttention(model).attribute_tokens(media, target=1)
+    for b in range(2):
+        A, _ = plain.maps_and_gradients(model, lambda out: out[0, 1], media[b : b + 1])
+        close(tokens["queries"][b], plain.fuse_heads(A[1])[0])
+        close(tokens["media"][b], torch.zeros(5, dtype=torch.double))
+        rolled = AttentionRollout(model).attribute_tokens(media, target=1)["media"]
+        expected = plain.fuse_heads(A[1]) @ plain.fuse_heads(A[0])
+        close(rolled[b], expected[0])
