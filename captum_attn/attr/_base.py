@@ -7,26 +7,26 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from captum._utils.common import _format_output, _format_tensor_into_tuples
-from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
 from captum_attn.attr._describe import Description, describe
+from captum_attn.attr._each import ManyTargets
+from captum_attn.attr._inputs import Inputs, checked, checked_interpolation
 from captum_attn.attr._propagate import Rows, add, linear, maps_up, rows_down
-from captum_attn.attr._run import Explained, Inputs, Readout, Run, checked, finite
+from captum_attn.attr._run import Explained, Readout, Run, finite
 from captum_attn.attr._settings import Layers, active_calls, settle
-from captum_attn.errors import InputError, OptionError
+from captum_attn.errors import OptionError
 from captum_attn.objectives import Objective
 from captum_attn.observe.call import AttentionCall
-from captum_attn.observe.mapback import INTERPOLATIONS, in_order, input_order
+from captum_attn.observe.mapback import in_order, input_order
 from captum_attn.observe.observation import observe
 from captum_attn.observe.scope import left_as_found, modules_of, root_of
 from captum_attn.observe.streams import Source, State, Updated
 from captum_attn.observe.wiring import Findings
 
 
-class AttentionAttribution(GradientAttribution):
+class AttentionAttribution(ManyTargets):
     r"""Base of the attention methods: a subclass supplies what it makes of A, and its options.
 
     Args:
@@ -43,7 +43,6 @@ class AttentionAttribution(GradientAttribution):
 
     options: ClassVar[dict[str, Any]] = {}
     choices: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    needs_gradient: ClassVar[bool] = True
 
     def __init__(self, forward_func: Callable, layers: Layers | None = None) -> None:
         if not callable(forward_func):
@@ -72,16 +71,15 @@ class AttentionAttribution(GradientAttribution):
 
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         """Relevance of every source's tokens, (B, n): row vectors, from the readout down."""
-        return rows_down(
-            run.weights, lambda u: self.weigh(run, u) if u.call.index in run.active else None
-        )
+        return rows_down(run.weights, lambda u: self._weighed(run, u))
 
     def maps(self, run: Run, last: Iterable[State]) -> dict[State, Rows]:
         """R of the states in `last`: matrices, from the inputs up."""
 
         def update(state: Updated, maps: Mapping[State, Rows]) -> Rows:
+            before = maps[state.asks]
             active = state.call.index in run.active
-            return self.update(run, state, maps) if active else maps[state.asks]
+            return run.left_out(state, self.update(run, state, maps), before) if active else before
 
         return maps_up(last, update, run.like, self.finish(run))
 
@@ -92,13 +90,25 @@ class AttentionAttribution(GradientAttribution):
     def relevance_of_maps(self, run: Run, discard_self: bool = False) -> dict[Source, Tensor]:
         """The read rows of the matrix form, for rules that are not linear in them."""
         relevance: dict[Source, Tensor] = {}
-        maps = self.maps(run, run.weights)
+        maps = self._maps_read(run)
         for state, weights in run.weights.items():
             for source, block in maps[state].items():
                 if discard_self and source.name == state.stream:
                     block = block - torch.diag_embed(torch.diagonal(block, dim1=-2, dim2=-1))
                 add(relevance, source, (weights[:, None] @ block)[:, 0])
         return relevance
+
+    def _weighed(self, run: Run, update: Updated) -> tuple[Tensor | float, Tensor] | None:
+        if update.call.index not in run.active:
+            return None
+        if self.needs_gradient:
+            return self.weigh(run, update)
+        return run.once(("weighed", update), lambda: self.weigh(run, update))
+
+    def _maps_read(self, run: Run) -> dict[State, Rows]:
+        if self.needs_gradient or run.last:
+            return self.maps(run, run.weights)
+        return run.once(("maps", *run.weights), lambda: self.maps(run, run.weights))
 
     @classmethod
     def settled(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -154,26 +164,10 @@ class AttentionAttribution(GradientAttribution):
             >>> attributions = GenericAttention(model).attribute(images, target=3)
             >>> attributions = GenericAttention(model).attribute(tokenizer(texts, ...), target=1)
         """
-        if interpolation not in INTERPOLATIONS:
-            raise OptionError(
-                f"interpolation: expected one of {INTERPOLATIONS}, got {interpolation!r}"
-            )
+        checked_interpolation(interpolation)
         explained = Explained(target, additional_forward_args, objective, readout, start_layer)
         with self._run(inputs, explained, options) as run:
-            relevance = finite(self.relevance(run))
-            found = {name: run.laid_on(name, relevance, interpolation) for name in run.seen.names}
-        if all(laid is None for laid in found.values()):
-            raise InputError(
-                f"none of the inputs {list(found)} enters a token stream: expected at least one "
-                "whose embedding or patches the attention reads"
-            )
-        if isinstance(inputs, Mapping):
-            return {name: laid for name, laid in found.items() if laid is not None}
-        laid = tuple(
-            torch.zeros(x.shape, dtype=run.like.dtype, device=x.device) if r is None else r
-            for x, r in zip(_format_tensor_into_tuples(inputs), found.values(), strict=True)
-        )
-        return _format_output(isinstance(inputs, tuple), laid)
+            return run.attributions(finite(self.relevance(run)), inputs, interpolation)
 
     def attribute_tokens(
         self,
@@ -196,12 +190,7 @@ class AttentionAttribution(GradientAttribution):
         """
         explained = Explained(target, additional_forward_args, objective, readout, start_layer)
         with self._run(inputs, explained, options) as run:
-            relevance = finite(self.relevance(run))
-            tokens = {}
-            for source in run.seen.wiring.sources:
-                order = input_order(source, run.seen.batch)
-                tokens[source.name] = in_order(run.rows_of(relevance, source), order)
-            return tokens
+            return run.tokens(finite(self.relevance(run)))
 
     def relevance_maps(
         self,
@@ -293,14 +282,23 @@ class AttentionAttribution(GradientAttribution):
     # ------------------------------------------------------------------------ one run
     @contextmanager
     def _run(self, inputs: Inputs, explained: Explained, options: dict[str, Any]) -> Iterator[Run]:
-        settled = self.settled(options)
-        additional = explained.additional_forward_args
-        values = checked(inputs, additional)
         roots = modules_of(self.forward_func)
         with left_as_found(roots):
-            seen = observe(self.forward_func, values, additional, roots, self._findings)
-            active = active_calls(seen.wiring.updates, self.layers, roots, explained.start_layer)
-            run = Run(seen, active, settled)
+            run = self._observed(self.forward_func, inputs, explained, options)
             run.explain(explained, self.needs_gradient)
             with torch.no_grad():
                 yield run
+
+    def _observed(
+        self,
+        forward_func: Callable,
+        inputs: Inputs,
+        explained: Explained,
+        options: dict[str, Any],
+    ) -> Run:
+        """One forward pass, of which nothing is explained yet."""
+        settled, additional = self.settled(options), explained.additional_forward_args
+        values, roots = checked(inputs, additional), modules_of(self.forward_func)
+        seen = observe(forward_func, values, additional, roots, self._findings)
+        active = active_calls(seen.wiring.updates, self.layers, roots, explained.start_layer)
+        return Run(seen, active, settled)

@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from captum._utils.common import _format_tensor_into_tuples
+from captum._utils.common import _format_output, _format_tensor_into_tuples
 from torch import Tensor
 
 from captum_attn import objectives
+from captum_attn.attr._inputs import Inputs
+from captum_attn.attr._propagate import Rows
 from captum_attn.errors import AttnError, InputError, ReadoutError, TargetError
-from captum_attn.observe.call import AttentionCall, working_dtype
+from captum_attn.observe.call import AttentionCall, attention_map, working_dtype
 from captum_attn.observe.graph import gradients
-from captum_attn.observe.mapback import to_input
+from captum_attn.observe.mapback import in_order, input_order, to_input
 from captum_attn.observe.observation import Observation
 from captum_attn.observe.readout import Read, given_weights
 from captum_attn.observe.streams import Source, State, Updated, ancestry
 
-Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Any]
 Readout = str | int | Tensor
+Made = TypeVar("Made")
+
+# Attention maps kept where one forward pass serves several targets, at most, in bytes.
+KEPT_MAPS = 2**30
 
 
 @dataclass(frozen=True)
 class Explained:
-    """What is explained: the arguments that every method shares, as documented in `attribute`."""
+    """What is explained: the arguments that every method shares, as documented in `attribute`.
+
+    Args:
+        causal (bool): whether tokens behind the one that is read out are left as they are born, as
+            if the sequence ended there.
+    """
 
     target: Any
     additional_forward_args: Any
     objective: objectives.Objective | None
     readout: Readout | None
     start_layer: int
+    causal: bool = False
 
 
 @dataclass
 class Run:
-    """One observed run.
+    """One observed run, of which one target is explained.
 
     Args:
         seen (Observation): what the run showed.
@@ -45,6 +57,9 @@ class Run:
         reads (list of Read), weights (dict): the states that the output reads, and the weights of
             their rows, (B, n).
         gradients (dict): call -> gradient of the objective at its output, None where it is zero.
+        last (dict): stream -> the last row that is read, (B, 1), where those behind it are left
+            out (`Explained.causal`).
+        shared (dict or None): what the targets of one forward pass have in common.
     """
 
     seen: Observation
@@ -53,6 +68,32 @@ class Run:
     reads: list[Read] = field(default_factory=list)
     weights: dict[State, Tensor] = field(default_factory=dict)
     gradients: dict[AttentionCall, Tensor | None] = field(default_factory=dict)
+    last: dict[str, Tensor] = field(default_factory=dict)
+    shared: dict[Any, Any] | None = None
+
+    def once(self, key: Any, make: Callable[[], Made]) -> Made:
+        """What no target changes: made once for all of them, and not kept for a single one."""
+        if self.shared is None:
+            return make()
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
+
+    def share(self) -> None:
+        """Makes the run one of several: A of the fused calls is formed once, if it fits."""
+        self.shared, left = {}, KEPT_MAPS
+        for call in (u.call for u in self.seen.wiring.updates if u.call.index in self.active):
+            dtype = working_dtype(call.q.dtype)
+            size = math.prod(call.lead) * call.n_q * call.n_k * dtype.itemsize
+            if call.weights is None and size <= left:
+                q, k = call.q.detach().to(dtype), call.k.detach().to(dtype)
+                mask = None if call.mask is None else call.mask.detach()
+                call.weights = attention_map(q, k, mask, call.is_causal, call.scale)
+                left -= size
+
+    def next(self) -> Run:
+        """The same forward pass, for another target."""
+        return Run(self.seen, self.active, self.options, shared=self.shared)
 
     @property
     def like(self) -> Tensor:
@@ -88,6 +129,42 @@ class Run:
                     total = laid if total is None else total + laid
         return total
 
+    def tokens(self, relevance: Mapping[Source, Tensor]) -> dict[str, Tensor]:
+        """Stream name -> (B, n), in the order of the inputs."""
+        tokens = {}
+        for source in self.seen.wiring.sources:
+            order = input_order(source, self.seen.batch)
+            tokens[source.name] = in_order(self.rows_of(relevance, source), order)
+        return tokens
+
+    def attributions(
+        self, relevance: Mapping[Source, Tensor], inputs: Inputs, interpolation: str
+    ) -> Any:
+        """Attributions in the container of the inputs, as `attribute` returns them."""
+        found = {name: self.laid_on(name, relevance, interpolation) for name in self.seen.names}
+        if all(laid is None for laid in found.values()):
+            raise InputError(
+                f"none of the inputs {list(found)} enters a token stream: expected at least one "
+                "whose embedding or patches the attention reads"
+            )
+        if isinstance(inputs, Mapping):
+            return {name: laid for name, laid in found.items() if laid is not None}
+        laid = tuple(
+            torch.zeros(x.shape, dtype=self.like.dtype, device=x.device) if r is None else r
+            for x, r in zip(_format_tensor_into_tuples(inputs), found.values(), strict=True)
+        )
+        return _format_output(isinstance(inputs, tuple), laid)
+
+    def left_out(self, state: State, after: Rows, before: Rows) -> Rows:
+        """R of `state` after a call, but as before it in rows behind the one that is read."""
+        if state.stream not in self.last:
+            return after
+        behind = torch.arange(state.n, device=self.like.device) > self.last[state.stream]
+        return {
+            source: torch.where(behind[..., None], before.get(source, torch.zeros_like(rows)), rows)
+            for source, rows in after.items()
+        }
+
     def explain(self, explained: Explained, with_gradient: bool) -> None:
         """One backward pass: the gradients at the attention calls, and the readout's weights."""
         seen, readout = self.seen, explained.readout
@@ -95,7 +172,7 @@ class Run:
             raise ReadoutError(f"readout: expected 'auto', an int or a tensor; got {readout!r}")
         auto = isinstance(readout, str)
         value, stand_in = _explained_output(seen.output, explained, with_gradient, seen.batch)
-        self.reads = [] if readout is None else seen.reads()
+        self.reads = [] if readout is None else self.once("reads", seen.reads)
         calls = [u.call for u in seen.wiring.updates if u.call.index in self.active]
         calls = calls if with_gradient else []
         wanted = [edge for read in self.reads for edge in read.edges] if auto else []
@@ -122,6 +199,10 @@ class Run:
                 "saturated or dead head, or an output that depends on no token): give `readout=`, "
                 "a row, a LongTensor (B,) of rows, or weights (B, n)"
             )
+        if explained.causal:
+            for state, weights in self.weights.items():
+                rows = torch.arange(state.n, device=weights.device)
+                self.last[state.stream] = ((weights != 0) * rows).amax(1, keepdim=True)
 
     def _is_dead(self, read: Read) -> bool:
         """Whether no gradient at all arrives at the calls that made what is read."""
@@ -196,54 +277,3 @@ def finite(relevance: dict[Source, Tensor]) -> dict[Source, Tensor]:
                 "that are finite; run the model in float32 or float64 instead of half precision"
             )
     return relevance
-
-
-def checked(inputs: Any, additional: Any) -> tuple[Tensor, ...] | Mapping[str, Any]:
-    """Inputs as a tuple or a Mapping, refused early if they cannot be explained."""
-    if isinstance(inputs, Mapping):
-        return _checked_mapping(inputs, additional)
-    if not isinstance(inputs, (Tensor, tuple)) or (
-        isinstance(inputs, tuple) and not (inputs and all(isinstance(v, Tensor) for v in inputs))
-    ):
-        raise InputError(
-            "expected a Tensor, a tuple of Tensors or a Mapping of them (a tokenizer's or "
-            f"processor's output), got {type(inputs).__name__}"
-        )
-    formatted: tuple[Tensor, ...] = _format_tensor_into_tuples(inputs)
-    for i, value in enumerate(formatted):
-        _check_batch(f"input {i}", value, formatted[0])
-        if not bool(torch.isfinite(value).all()):
-            raise InputError(f"input {i} has NaN or inf: expected finite inputs")
-    return formatted
-
-
-def _checked_mapping(inputs: Mapping[str, Any], additional: Any) -> Mapping[str, Any]:
-    if additional is not None:
-        raise InputError(
-            "expected either a Mapping of inputs or positional `additional_forward_args`, got "
-            "both: put the further arguments into the Mapping"
-        )
-    if inputs.get("past_key_values") is not None:
-        raise InputError(
-            "expected inputs without `past_key_values` (the tokens they stand for would get no "
-            "relevance); pass the whole sequence instead"
-        )
-    tensors = {name: v for name, v in inputs.items() if isinstance(v, Tensor)}
-    if not tensors:
-        raise InputError(f"expected a Mapping with tensors, got entries {list(inputs)}")
-    for name, value in tensors.items():
-        if value.ndim == 0 or value.shape[0] == 0:
-            raise InputError(f"{name!r}: expected at least one example, got {tuple(value.shape)}")
-        finite = torch.isfinite(value) | (value == -torch.inf if "mask" in name else False)
-        if not bool(finite.all()):
-            raise InputError(f"{name!r} has NaN or inf: expected finite inputs")
-    return inputs
-
-
-def _check_batch(name: str, value: Tensor, first: Tensor) -> None:
-    if value.ndim == 0 or value.shape[0] == 0:
-        raise InputError(f"{name}: expected at least one example, got {tuple(value.shape)}")
-    if value.shape[0] != first.shape[0]:
-        raise InputError(
-            f"{name}: expected {first.shape[0]} examples as input 0 has, got {value.shape[0]}"
-        )

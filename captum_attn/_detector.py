@@ -1,0 +1,175 @@
+"""What a detector says of its images: logits and boxes, probabilities, the images' real sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_attn.errors import InputError, OptionError, TargetError
+from captum_attn.observe.scope import modules_of
+
+ACTIVATIONS = ("auto", "softmax", "sigmoid")
+Size = tuple[int, int]  # height, width
+
+
+def logits_and_boxes(output: Any, batch: int) -> tuple[Tensor, Tensor]:
+    """(B, Q, classes) and (B, Q, 4), from an output object, a dict or a tuple."""
+    if isinstance(output, (tuple, list)):
+        logits, boxes = (*output, None, None)[:2]
+    elif isinstance(output, Mapping):
+        logits, boxes = output.get("logits"), output.get("pred_boxes")
+    else:
+        logits, boxes = getattr(output, "logits", None), getattr(output, "pred_boxes", None)
+    if not _fit(logits, boxes, batch):
+        shapes = [tuple(v.shape) if isinstance(v, Tensor) else None for v in (logits, boxes)]
+        raise InputError(
+            f"expected a detector with logits ({batch}, queries, classes) and boxes ({batch}, "
+            "queries, 4), as `.logits` and `.pred_boxes`, a dict with these names or a tuple in "
+            f"this order; got {type(output).__name__} with {shapes[0]} and {shapes[1]}"
+        )
+    if not all(bool(torch.isfinite(t).all()) for t in (logits.detach().softmax(-1), boxes)):
+        raise InputError("the detector's output has NaN: expected finite weights and inputs")
+    return logits, boxes
+
+
+def _fit(logits: Any, boxes: Any, batch: int) -> bool:
+    if not isinstance(logits, Tensor) or not isinstance(boxes, Tensor) or logits.ndim != 3:
+        return False
+    return logits.shape[0] == batch and boxes.shape == (batch, logits.shape[1], 4)
+
+
+def config_of(forward_func: Any) -> Any:
+    """The configuration of the outermost module that has one with a number of labels; or None."""
+    modules = (module for root in modules_of(forward_func) for module in root.modules())
+    configs = (getattr(module, "config", None) for module in modules)
+    return next((c for c in configs if getattr(c, "num_labels", None) is not None), None)
+
+
+def probabilities(logits: Tensor, activation: str, config: Any, reads_text: bool) -> Tensor:
+    """Probability of every class, (B, Q, classes); "no object" is left out.
+
+    Args:
+        activation (str): "softmax", "sigmoid", or "auto": what the number of logits says.
+        config: the model's configuration, or None.
+        reads_text (bool): whether the classes are texts among the inputs, so that `config` does
+            not tell their number.
+    """
+    width, labels = logits.shape[-1], getattr(config, "num_labels", None)
+    if activation == "auto":
+        told = {} if labels is None or reads_text else {labels + 1: "softmax", labels: "sigmoid"}
+        if width not in told or getattr(config, "use_focal_loss", None) is False:
+            raise OptionError(
+                f"activation: what turns the {width} logits of a query into probabilities could "
+                f"not be observed (config.num_labels: {labels}); expected 'softmax' where the "
+                "last class is 'no object', else 'sigmoid'"
+            )
+        activation = told[width]
+    if activation == "sigmoid":
+        return logits.detach().sigmoid()
+    if width < 2:
+        raise OptionError("activation: expected 'sigmoid' for a single logit, got 'softmax'")
+    return logits.detach().softmax(-1)[..., :-1]
+
+
+def ordered(scores: Tensor, threshold: float, queries: Any) -> tuple[list[Tensor], list[int]]:
+    """All queries of each image, those that are kept first, and the number of these.
+
+    Args:
+        scores (Tensor): (B, Q).
+        queries (sequence or None): those that are kept, as for `explain_detections`.
+    """
+    batch, count = scores.shape
+    order = list(scores.argsort(dim=1, descending=True, stable=True))
+    if queries is None:
+        return order, (scores > threshold).sum(1).tolist()
+    rows = queries.tolist() if isinstance(queries, Tensor) else list(queries)
+    if not any(isinstance(row, (Sequence, Tensor)) for row in rows):
+        rows = [rows] * batch
+    if len(rows) != batch or not all(isinstance(row, (Sequence, Tensor)) for row in rows):
+        raise TargetError(
+            f"queries: expected numbers of queries, or a sequence of them for each of the {batch} "
+            f"images; got {queries!r}"
+        )
+    given = [torch.as_tensor(row, device=scores.device) for row in rows]
+    for row in given:
+        whole = not row.numel() or not (row.is_floating_point() or row.dtype == torch.bool)
+        if row.ndim != 1 or not whole or bool(((row < 0) | (row >= count)).any()):
+            raise TargetError(f"queries: expected numbers in [0, {count}), got {row.tolist()}")
+    pairs = zip(given, order, strict=True)
+    return [torch.cat([row.long(), rest]) for row, rest in pairs], [len(row) for row in given]
+
+
+def corners(boxes: Tensor, size: Size) -> Tensor:
+    """Normalised centre, width and height -> x_min, y_min, x_max, y_max in pixels; (n, 4)."""
+    centre, extent = boxes.detach().chunk(2, -1)
+    height, width = size
+    normalised = torch.cat([centre - extent / 2, centre + extent / 2], -1)
+    return normalised * normalised.new_tensor([width, height, width, height])
+
+
+def images_of(inputs: Any) -> tuple[str, Tensor]:
+    """The images among the inputs, (B, C, H, W), and the name of their entry ("" for a tensor)."""
+    given = inputs if isinstance(inputs, Mapping) else {"": inputs}
+    images = {
+        name: value
+        for name, value in given.items()
+        if isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
+    }
+    if len(images) != 1:
+        found = {n: tuple(v.shape) for n, v in given.items() if isinstance(v, Tensor)}
+        raise InputError(
+            "expected images (B, C, H, W) of floats, or a Mapping with one such entry; got "
+            f"{found or type(inputs).__name__}"
+        )
+    return next(iter(images.items()))
+
+
+def real_sizes(inputs: Any, pixels: Tensor) -> list[Size]:
+    """Size of every image without the padding at its right and bottom, which `pixel_mask` tells."""
+    mask = inputs.get("pixel_mask") if isinstance(inputs, Mapping) else None
+    height, width = pixels.shape[-2:]
+    if mask is None:
+        return [(height, width)] * len(pixels)
+    sizes = []
+    for real in mask.bool():
+        h, w = int(real.any(-1).sum()), int(real.any(0).sum())
+        if (
+            real.shape != (height, width)
+            or not h
+            or int(real.sum()) != h * w
+            or not real[h - 1, w - 1]
+        ):
+            raise InputError(
+                f"pixel_mask: expected ({len(pixels)}, {height}, {width}) with 1 on the upper left "
+                f"rectangle of each image and 0 on its padding, got {tuple(mask.shape)} otherwise"
+            )
+        sizes.append((h, w))
+    return sizes
+
+
+def checked_sizes(target_sizes: Any, batch: int) -> list[Size]:
+    """`target_sizes` as pairs (height, width)."""
+    given = target_sizes.tolist() if isinstance(target_sizes, Tensor) else list(target_sizes)
+    sizes = [tuple(int(side) for side in size) for size in given]
+    if len(sizes) != batch or any(len(size) != 2 or min(size) < 1 for size in sizes):
+        raise InputError(
+            f"target_sizes: expected (height, width) for each of the {batch} images, got {given}"
+        )
+    return sizes  # type: ignore[return-value]
+
+
+def check_settings(threshold: Any, activation: Any, max_detections: Any) -> None:
+    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+    if not number or not 0 <= threshold <= 1:
+        raise InputError(f"threshold: expected a probability in [0, 1], got {threshold!r}")
+    if activation not in ACTIVATIONS:
+        raise OptionError(f"activation: expected one of {ACTIVATIONS}, got {activation!r}")
+    if max_detections is not None and (
+        isinstance(max_detections, bool)
+        or not isinstance(max_detections, int)
+        or max_detections < 1
+    ):
+        raise InputError(f"max_detections: expected an int >= 1 or None, got {max_detections!r}")

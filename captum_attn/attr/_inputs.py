@@ -1,0 +1,72 @@
+"""What may be explained: inputs that are refused early if they cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from captum._utils.common import _format_tensor_into_tuples
+from torch import Tensor
+
+from captum_attn.errors import InputError, OptionError
+from captum_attn.observe.mapback import INTERPOLATIONS
+
+Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Any]
+
+
+def checked(inputs: Any, additional: Any) -> tuple[Tensor, ...] | Mapping[str, Any]:
+    """Inputs as a tuple or a Mapping, refused early if they cannot be explained."""
+    if isinstance(inputs, Mapping):
+        return _checked_mapping(inputs, additional)
+    if not isinstance(inputs, (Tensor, tuple)) or (
+        isinstance(inputs, tuple) and not (inputs and all(isinstance(v, Tensor) for v in inputs))
+    ):
+        raise InputError(
+            "expected a Tensor, a tuple of Tensors or a Mapping of them (a tokenizer's or "
+            f"processor's output), got {type(inputs).__name__}"
+        )
+    formatted: tuple[Tensor, ...] = _format_tensor_into_tuples(inputs)
+    for i, value in enumerate(formatted):
+        _check_batch(f"input {i}", value, formatted[0])
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(f"input {i} has NaN or inf: expected finite inputs")
+    return formatted
+
+
+def _checked_mapping(inputs: Mapping[str, Any], additional: Any) -> Mapping[str, Any]:
+    if additional is not None:
+        raise InputError(
+            "expected either a Mapping of inputs or positional `additional_forward_args`, got "
+            "both: put the further arguments into the Mapping"
+        )
+    if inputs.get("past_key_values") is not None:
+        raise InputError(
+            "expected inputs without `past_key_values` (the tokens they stand for would get no "
+            "relevance); pass the whole sequence instead"
+        )
+    tensors = {name: v for name, v in inputs.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise InputError(f"expected a Mapping with tensors, got entries {list(inputs)}")
+    for name, value in tensors.items():
+        if value.ndim == 0 or value.shape[0] == 0:
+            raise InputError(f"{name!r}: expected at least one example, got {tuple(value.shape)}")
+        finite = torch.isfinite(value) | (value == -torch.inf if "mask" in name else False)
+        if not bool(finite.all()):
+            raise InputError(f"{name!r} has NaN or inf: expected finite inputs")
+    return inputs
+
+
+def _check_batch(name: str, value: Tensor, first: Tensor) -> None:
+    if value.ndim == 0 or value.shape[0] == 0:
+        raise InputError(f"{name}: expected at least one example, got {tuple(value.shape)}")
+    if value.shape[0] != first.shape[0]:
+        raise InputError(
+            f"{name}: expected {first.shape[0]} examples as input 0 has, got {value.shape[0]}"
+        )
+
+
+def checked_interpolation(interpolation: str) -> None:
+    """Refuses an `interpolation` that is none."""
+    if interpolation not in INTERPOLATIONS:
+        raise OptionError(f"interpolation: expected one of {INTERPOLATIONS}, got {interpolation!r}")

@@ -1,0 +1,272 @@
+"""Detections, each with its attribution: what in the image an object query looked at.
+
+For detectors of the DETR family, and every other model that gives logits and a box for each query.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from captum._utils.progress import progress
+from captum.attr import Attribution
+from torch import Tensor
+
+from captum_attn import _detector as detector
+from captum_attn.attr._base import AttentionAttribution
+from captum_attn.attr._inputs import checked_interpolation
+from captum_attn.attr._run import Explained, Run
+from captum_attn.observe.streams import Entry, Source
+
+__all__ = ["Detections", "explain_detections"]
+
+Explanation = tuple[Tensor, dict[str, Tensor], Tensor | None]  # map, tokens, grid
+
+
+@dataclass
+class Detections:
+    """The detections of one image, the most probable first, each with its attribution.
+
+    Nothing above the threshold is no error: n = 0, every tensor is empty, `tokens` has no entry.
+
+    Args:
+        boxes (Tensor): (n, 4), x_min, y_min, x_max, y_max in pixels of the image.
+        labels (Tensor): (n,), the classes.
+        scores (Tensor): (n,), their probabilities.
+        queries (Tensor): (n,), the object queries: `(query, label)` is what was explained.
+        names (list of str): the classes' names, their numbers where they have none.
+        maps (Tensor): (n, H, W), the attribution of the image's pixels, summed over the channels.
+        tokens (dict): stream name -> (n, n_tokens), relevance of every token; empty for methods
+            that are not of this library.
+        grid (Tensor or None): (n, h, w), relevance of the image's tokens as they lie on the whole
+            input; None where they form no grid.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    queries: Tensor
+    names: list[str]
+    maps: Tensor
+    tokens: dict[str, Tensor] = field(default_factory=dict)
+    grid: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+
+def explain_detections(
+    method: Attribution,
+    inputs: Tensor | Mapping[str, Any],
+    *,
+    threshold: float = 0.5,
+    activation: str = "auto",
+    queries: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    max_detections: int | None = None,
+    target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+    id2label: Mapping[int, str] | None = None,
+    show_progress: bool = False,
+    **options: Any,
+) -> list[Detections]:
+    r"""Runs a detector and attributes every query that detects something.
+
+    One forward pass, and as many backward passes as the image with the most detections has: the
+    j-th detections of all images share one. A query counts once, under its likeliest class.
+
+    Args:
+        method (Attribution): a method on the detector, `GenericAttention(detector)`. The detector
+            gives `.logits` (B, Q, classes) and `.pred_boxes` (B, Q, 4), normalised (x, y) of the
+            centre, width and height, or a dict or a tuple of these two. Methods of Captum serve,
+            too, with a pass of their own for each detection.
+        inputs (Tensor or Mapping of str to Tensor): the images (B, C, H, W), or an image
+            processor's output. With a `pixel_mask`, boxes and maps are those of the real image,
+            without its padding at the right and at the bottom.
+        threshold (float): a detection's probability is above it. Default: 0.5.
+        activation (str): "softmax", with "no object" as the last class, or "sigmoid". Default:
+            "auto", as the model's `config.num_labels` and the number of logits say: one more
+            logit (DETR, Table Transformer, YOLOS), or as many (Conditional and Deformable DETR).
+        queries (sequence, optional): these queries instead of those above the threshold, the same
+            for every image or a sequence for each.
+        max_detections (int, optional): at most so many for each image, the most probable.
+        target_sizes (Tensor (B, 2) or sequence, optional): (height, width) of each image, to which
+            boxes and maps are scaled. Default: the size of the input.
+        id2label (Mapping, optional): class -> name. Default: the model's `config.id2label`.
+        show_progress (bool): a progress bar over the detections. Default: False.
+        **options: as for `attribute`: `objective`, `start_layer`, `interpolation`, and the
+            method's own.
+
+    Returns:
+        list of Detections: one for each image.
+
+    Raises:
+        InputError: if the output has no boxes, or inputs or options do not fit.
+        TargetError: if a query is out of range.
+        OptionError: if the activation cannot be told.
+
+    Examples::
+
+        >>> inputs = processor(images, return_tensors="pt")
+        >>> sizes = [image.size[::-1] for image in images]
+        >>> found = explain_detections(GenericAttention(detr), inputs, target_sizes=sizes)
+        >>> found[0].names, found[0].boxes, found[0].maps    # (n,), (n, 4), (n, H, W)
+    """
+    detector.check_settings(threshold, activation, max_detections)
+    _, pixels = detector.images_of(inputs)
+    real = detector.real_sizes(inputs, pixels)
+    sizes = real if target_sizes is None else detector.checked_sizes(target_sizes, len(pixels))
+    found: list[Detections] = []
+
+    def choose(output: Any) -> list[list[tuple[int, int]]]:
+        """For every j the (query, class) of each image's j-th detection."""
+        logits, boxes = detector.logits_and_boxes(output, len(pixels))
+        config = detector.config_of(method.forward_func)
+        reads_text = isinstance(inputs, Mapping) and "input_ids" in inputs
+        likely = detector.probabilities(logits, activation, config, reads_text)
+        scores, labels = likely.max(-1)  # (B, Q)
+        order, kept = detector.ordered(scores, threshold, queries)
+        known = (getattr(config, "id2label", None) if id2label is None else id2label) or {}
+        for b, size in enumerate(sizes):
+            own = order[b][: kept[b]][:max_detections]
+            found.append(
+                Detections(
+                    boxes=detector.corners(boxes[b, own], size),
+                    labels=labels[b, own],
+                    scores=scores[b, own],
+                    queries=own,
+                    names=[str(known.get(label, label)) for label in labels[b, own].tolist()],
+                    maps=pixels.new_empty(0, *size),
+                )
+            )
+        # An image with fewer detections asks about its first query once more; nobody listens.
+        rows = [
+            [int(order[b][j if j < len(own) else 0]) for b, own in enumerate(found)]
+            for j in range(max(map(len, found)))
+        ]
+        return [[(query, int(labels[b, query])) for b, query in enumerate(row)] for row in rows]
+
+    explain = _from_one_pass if isinstance(method, AttentionAttribution) else _from_own_passes
+    made: list[list[Explanation]] = [[] for _ in sizes]
+    for j, (maps, tokens, grid) in enumerate(
+        explain(method, inputs, choose, dict(options), show_progress)
+    ):
+        for b, own in enumerate(found):
+            if j < len(own):
+                height, width = real[b]
+                mode = options.get("interpolation", "bilinear")
+                laid = _resized(maps[b, :height, :width], sizes[b], mode)
+                streams = {name: rows[b] for name, rows in tokens.items()}
+                made[b].append((laid, streams, None if grid is None else grid[b]))
+    return [_with(own, explained) for own, explained in zip(found, made, strict=True)]
+
+
+def _with(own: Detections, made: list[Explanation]) -> Detections:
+    """The detections of one image with what explains each of them."""
+    if not made:
+        return own
+    maps, tokens, grids = zip(*made, strict=True)
+    return replace(
+        own,
+        maps=torch.stack(maps),
+        tokens={name: torch.stack([rows[name] for rows in tokens]) for name in tokens[0]},
+        grid=None if grids[0] is None else torch.stack(grids),
+    )
+
+
+def _resized(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """(H, W) scaled to another size; the values stay, as they are a patch's relevance."""
+    if image.shape == size:
+        return image
+    smooth = {"align_corners": False} if mode == "bilinear" else {}
+    return F.interpolate(image[None, None], size, mode=mode, **smooth)[0, 0]
+
+
+# ---------------------------------------------------------------------------- explaining
+def _from_one_pass(
+    method: AttentionAttribution,
+    inputs: Any,
+    choose: Callable[[Any], Any],
+    options: dict[str, Any],
+    show_progress: bool,
+) -> Iterator[Explanation]:
+    """The explanations of every target from one forward pass."""
+    shared: dict[str, Any] = {"objective": None, "readout": "auto", "start_layer": 0}
+    given = {name: options.pop(name, default) for name, default in shared.items()}
+    interpolation = options.pop("interpolation", "bilinear")
+    checked_interpolation(interpolation)
+    image, _ = detector.images_of(inputs)
+
+    def made(run: Run, relevance: dict[Source, Tensor]) -> Explanation:
+        laid = run.attributions(relevance, inputs, interpolation)
+        laid = laid[image] if image else laid
+        grid = _grid(run, image or run.seen.names[0], relevance)
+        return laid.sum(1), run.tokens(relevance), grid
+
+    return method.explain_each(
+        inputs,
+        choose,
+        Explained(None, None, None, given["readout"], given["start_layer"]),
+        options,
+        made,
+        objective=given["objective"],
+        show_progress=show_progress,
+    )
+
+
+def _from_own_passes(
+    method: Attribution,
+    inputs: Any,
+    choose: Callable[[Any], Any],
+    options: dict[str, Any],
+    show_progress: bool,
+) -> Iterator[Explanation]:
+    """The same with a method of Captum, which runs the detector anew for every target."""
+    image, pixels = detector.images_of(inputs)
+    forward_func = method.forward_func
+    others = {n: v for n, v in inputs.items() if n != image} if image else {}
+
+    def output(images: Tensor, *values: Any) -> Any:
+        named = {image: images, **dict(zip(others, values, strict=True))}
+        return forward_func(**named) if image else forward_func(images)
+
+    method = copy.copy(method)
+    method.forward_func = lambda *x: detector.logits_and_boxes(output(*x), len(x[0]))[0]
+    extra = tuple(others.values()) or None
+    with torch.no_grad():
+        targets = choose(output(pixels, *others.values()))
+    name = f"{method.get_name()} attribution"
+    for target in progress(targets, desc=name) if show_progress else targets:
+        laid = method.attribute(pixels, target=target, additional_forward_args=extra, **options)
+        yield laid.detach().sum(1), {}, None
+
+
+def _grid(run: Run, image: str, relevance: Mapping[Source, Tensor]) -> Tensor | None:
+    """Relevance of the image's tokens as they lie on it, (B, h, w); None if they form no grid."""
+    for source in run.seen.wiring.sources:
+        for entry in source.entries:
+            if entry.leaf.name == image and entry.to is not None:
+                cells = _cells(entry, entry.to)
+                if cells is not None:
+                    rows = run.rows_of(relevance, source)
+                    cells = cells.expand(len(rows), -1, -1)
+                    taken = rows.gather(1, cells.flatten(1).clamp_min(0)).view(cells.shape)
+                    return taken * (cells >= 0)
+    return None
+
+
+def _cells(entry: Entry, to: Tensor) -> Tensor | None:
+    """The token of every cell of the grid, (B or 1, h, w); -1 for none."""
+    cells = to.view(len(to), *entry.shape)
+    if entry.axes is not None:  # a feature map that runs along these axes of the image
+        return cells if entry.axes == (1, 2) else cells.mT if entry.axes == (2, 1) else None
+    if cells.ndim != 4:
+        return None
+    cells = cells[:, 0]  # every channel of a pixel enters the same token
+    for axis in (1, 2):  # one row and one column of each patch
+        changes = cells.diff(dim=axis).movedim(axis, 0).flatten(1).any(1)
+        first = torch.cat([changes.new_ones(1), changes])
+        cells = cells.index_select(axis, first.nonzero()[:, 0])
+    return cells
