@@ -1,0 +1,197 @@
+"""A prompt as a generating model takes it, and the same with tokens behind it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_attn.errors import InputError
+from captum_attn.observe.scope import modules_of
+
+
+class Prompt:
+    """What a model generates on: the sequence itself and the inputs beside it.
+
+    Args:
+        forward_func (Module or callable): the model, or a callable that runs one.
+        inputs (Tensor or Mapping): what the user gave.
+
+    Attributes:
+        values (dict): the inputs by name.
+        name (str): the entry that holds the sequence, `decoder_input_ids` behind an encoder.
+        ids (Tensor): (B, p), its tokens so far.
+    """
+
+    def __init__(self, forward_func: Callable, inputs: Any) -> None:
+        roots = modules_of(forward_func)
+        self.model: Any = roots[0] if len(roots) == 1 else forward_func
+        self.parameters = _parameters(forward_func)
+        self.values = _by_name(inputs, self.parameters)
+        config = getattr(self.model, "config", None)
+        encodes = getattr(config, "is_encoder_decoder", False) or "decoder_input_ids" in self.values
+        self._prefix = "decoder_" if encodes else ""
+        if encodes:
+            self.name = "decoder_input_ids"
+            if self.name not in self.values:
+                self.values[self.name] = self._start()
+        else:
+            self.name = "input_ids" if isinstance(inputs, Mapping) else next(iter(self.values))
+        self.ids = _checked_ids(self.name, self.values.get(self.name))
+        self._check_padding()
+
+    def setting(self, name: str) -> Any:
+        """What the model's generation config, or else its config, says; or None."""
+        owners = (getattr(self.model, kind, None) for kind in ("generation_config", "config"))
+        return next((v for v in (getattr(o, name, None) for o in owners) if v is not None), None)
+
+    def generate(self, max_new_tokens: Any, settings: dict[str, Any]) -> Tensor:
+        """What the model generates, greedily unless `settings` say otherwise."""
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
+            raise InputError(f"max_new_tokens: expected an int >= 1, got {max_new_tokens!r}")
+        if not hasattr(self.model, "generate"):
+            raise InputError(
+                f"max_new_tokens: expected a model with `generate`, got {type(self.model).__name__}"
+                "; generate by other means and pass the ids as `generated`"
+            )
+        greedy = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens}
+        with torch.no_grad():
+            found = self.model.generate(**self.values, **greedy | settings)
+        return found if isinstance(found, Tensor) else found.sequences
+
+    def continued(self, generated: Any, with_prompt: bool) -> Tensor:
+        """(B, T), the new tokens among `generated`."""
+        ids, (batch, p) = _checked_ids("generated", generated).to(self.ids.device), self.ids.shape
+        if len(ids) != batch:
+            raise InputError(
+                f"generated: expected one sequence for each of the {batch} prompts, got {len(ids)}"
+            )
+        if with_prompt:
+            if not torch.equal(ids[:, :p], self.ids):
+                raise InputError(
+                    f"generated: expected every sequence to begin with the {p} tokens of "
+                    f"{self.name!r}, as `model.generate` returns them; pass `with_prompt=False` if "
+                    f"these are the new tokens alone; got {ids[0, :p].tolist()} for "
+                    f"{self.ids[0].tolist()} in the first"
+                )
+            ids = ids[:, p:]
+        if not ids.shape[1]:
+            raise InputError("generated: expected at least one new token behind the prompt, got 0")
+        return ids
+
+    def with_tokens(self, new: Tensor, real: Tensor) -> dict[str, Any]:
+        """The inputs with further tokens, as `model.generate` extends them.
+
+        Args:
+            new (Tensor): (B, n), their ids.
+            real (Tensor): (B, n), False for padding.
+        """
+        values = dict(self.values)
+        ids, n = self.ids, new.shape[1]
+        values[self.name] = torch.cat([ids, new.to(ids)], 1)
+        mask, places = f"{self._prefix}attention_mask", f"{self._prefix}position_ids"
+        if values.get(mask) is not None:
+            values[mask] = torch.cat([values[mask], real.to(values[mask])], 1)
+        if values.get(places) is not None:
+            steps = torch.arange(1, n + 1, device=ids.device)
+            values[places] = torch.cat([values[places], values[places][..., -1:] + steps], -1)
+        elif self._needs_places(values.get(mask)):
+            values[places] = (values[mask].long().cumsum(1) - 1).clamp_min(0)
+        if self._prefix:
+            return values
+        if values.get("token_type_ids") is not None:
+            types = values["token_type_ids"]
+            values["token_type_ids"] = torch.cat([types, types[:, -1:].expand(-1, n)], 1)
+        if values.get("mm_token_type_ids") is not None:  # 0: text
+            types = values["mm_token_type_ids"]
+            values["mm_token_type_ids"] = torch.cat([types, types.new_zeros(len(types), n)], 1)
+        return values
+
+    def real(self) -> Tensor:
+        """(B, p), False for padding."""
+        mask = self.values.get(f"{self._prefix}attention_mask")
+        return torch.ones_like(self.ids, dtype=torch.bool) if mask is None else mask.bool()
+
+    # ------------------------------------------------------------------------ checks and guesses
+    def _start(self) -> Tensor:
+        """(B, 1), the token that the decoder starts from."""
+        start = self.setting("decoder_start_token_id")
+        start = self.setting("bos_token_id") if start is None else start
+        if start is None:
+            raise InputError(
+                "expected `decoder_input_ids` (B, p), what the decoder starts from: the model's "
+                "config has no `decoder_start_token_id`"
+            )
+        first = next(v for v in self.values.values() if isinstance(v, Tensor))
+        return (
+            torch.as_tensor(start, device=first.device)
+            .view(-1, 1)
+            .repeat(len(first) if torch.as_tensor(start).numel() == 1 else 1, 1)
+        )
+
+    def _check_padding(self) -> None:
+        mask = self.values.get(f"{self._prefix}attention_mask")
+        if mask is not None and mask.shape != self.ids.shape:
+            raise InputError(
+                f"{self._prefix}attention_mask: expected the shape of {self.name!r}, "
+                f"{tuple(self.ids.shape)}; got {tuple(mask.shape)}"
+            )
+        if mask is not None and not bool(mask[:, -1].bool().all()):
+            raise InputError(
+                f"{self.name!r}: expected a batch padded on the left, as `model.generate` takes it "
+                "(padding_side='left'); got padding behind a prompt"
+            )
+        ids, pad = self.values.get("input_ids"), self.setting("pad_token_id")
+        ends = torch.as_tensor(
+            -1 if self.setting("eos_token_id") is None else self.setting("eos_token_id")
+        )
+        if ids is None or self.values.get("attention_mask") is not None or pad is None:
+            return
+        if not bool((ends == pad).any()) and bool((ids == pad).any()):
+            raise InputError(
+                f"'input_ids' hold the padding token {pad}, and there is no 'attention_mask': pass "
+                "the tokenizer's whole output"
+            )
+
+    def _needs_places(self, mask: Tensor | None) -> bool:
+        """Whether `model.generate` counts the positions from the first real token on.
+
+        A model with rotary positions in three dimensions works them out from its mask by itself.
+        """
+        if mask is None or self._prefix or bool(mask.bool().all()):
+            return False
+        modules = self.model.modules() if isinstance(self.model, nn.Module) else []
+        by_itself = any(hasattr(module, "get_rope_index") for module in modules)
+        return "position_ids" in self.parameters and not by_itself
+
+
+def _parameters(forward_func: Callable) -> list[str]:
+    function = forward_func.forward if isinstance(forward_func, nn.Module) else forward_func
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [n for n, p in inspect.signature(function).parameters.items() if p.kind in kinds]
+
+
+def _by_name(inputs: Any, parameters: list[str]) -> dict[str, Any]:
+    if isinstance(inputs, Mapping):
+        values = dict(inputs)
+    elif isinstance(inputs, Tensor) and parameters:
+        values = {parameters[0]: inputs}
+    else:
+        raise InputError(
+            "expected a prompt (B, p) of token ids, or a Mapping with it (a tokenizer's output); "
+            f"got {type(inputs).__name__}"
+        )
+    if not any(isinstance(value, Tensor) for value in values.values()):
+        raise InputError(f"expected a Mapping with tensors, got entries {list(values)}")
+    return values
+
+
+def _checked_ids(name: str, ids: Any) -> Tensor:
+    whole = isinstance(ids, Tensor) and not (ids.is_floating_point() or ids.dtype == torch.bool)
+    if not whole or ids.ndim != 2 or not ids.shape[0]:
+        got = f"{tuple(ids.shape)} of {ids.dtype}" if isinstance(ids, Tensor) else repr(ids)
+        raise InputError(f"{name!r}: expected token ids (B, n), got {got}")
+    return ids
