@@ -34,9 +34,10 @@ class Prompt:
         config = getattr(self.model, "config", None)
         encodes = getattr(config, "is_encoder_decoder", False) or "decoder_input_ids" in self.values
         self._prefix = "decoder_" if encodes else ""
+        self._started = bool(encodes) and "decoder_input_ids" not in self.values
         if encodes:
             self.name = "decoder_input_ids"
-            if self.name not in self.values:
+            if self._started:
                 self.values[self.name] = self._start()
         else:
             self.name = "input_ids" if isinstance(inputs, Mapping) else next(iter(self.values))
@@ -78,6 +79,11 @@ class Prompt:
                     f"{self.ids[0].tolist()} in the first"
                 )
             ids = ids[:, p:]
+        elif self._started:
+            raise InputError(
+                "generated: expected `decoder_input_ids` among the inputs, what the decoder "
+                "started from, as new tokens alone (with_prompt=False) do not show it"
+            )
         if not ids.shape[1]:
             raise InputError("generated: expected at least one new token behind the prompt, got 0")
         return ids
