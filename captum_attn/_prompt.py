@@ -51,7 +51,8 @@ class Prompt:
 
     def generate(self, max_new_tokens: Any, settings: dict[str, Any]) -> Tensor:
         """What the model generates, greedily unless `settings` say otherwise."""
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
+        whole = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
+        if not whole or max_new_tokens < 1:
             raise InputError(f"max_new_tokens: expected an int >= 1, got {max_new_tokens!r}")
         if not hasattr(self.model, "generate"):
             raise InputError(
@@ -132,11 +133,8 @@ class Prompt:
                 "config has no `decoder_start_token_id`"
             )
         first = next(v for v in self.values.values() if isinstance(v, Tensor))
-        return (
-            torch.as_tensor(start, device=first.device)
-            .view(-1, 1)
-            .repeat(len(first) if torch.as_tensor(start).numel() == 1 else 1, 1)
-        )
+        ids = torch.as_tensor(start, device=first.device).view(-1, 1)  # one, or one per example
+        return ids.expand(len(first), 1) if len(ids) == 1 else ids
 
     def _check_padding(self) -> None:
         mask = self.values.get(f"{self._prefix}attention_mask")
@@ -150,13 +148,13 @@ class Prompt:
                 f"{self.name!r}: expected a batch padded on the left, as `model.generate` takes it "
                 "(padding_side='left'); got padding behind a prompt"
             )
-        ids, pad = self.values.get("input_ids"), self.setting("pad_token_id")
-        ends = torch.as_tensor(
-            -1 if self.setting("eos_token_id") is None else self.setting("eos_token_id")
-        )
-        if ids is None or self.values.get("attention_mask") is not None or pad is None:
+        ids, pad, eos = (
+            self.values.get("input_ids"), self.setting("pad_token_id"), self.setting("eos_token_id")
+        )  # fmt: skip
+        if ids is None or pad is None or self.values.get("attention_mask") is not None:
             return
-        if not bool((ends == pad).any()) and bool((ids == pad).any()):
+        ends = [eos] if eos is None or isinstance(eos, int) else list(eos)
+        if pad not in ends and bool((ids == pad).any()):
             raise InputError(
                 f"'input_ids' hold the padding token {pad}, and there is no 'attention_mask': pass "
                 "the tokenizer's whole output"
@@ -200,4 +198,6 @@ def _checked_ids(name: str, ids: Any) -> Tensor:
     if not whole or ids.ndim != 2 or not ids.shape[0]:
         got = f"{tuple(ids.shape)} of {ids.dtype}" if isinstance(ids, Tensor) else repr(ids)
         raise InputError(f"{name!r}: expected token ids (B, n), got {got}")
+    if bool((ids < 0).any()):
+        raise InputError(f"{name!r}: expected token ids >= 0, got {int(ids.min())}")
     return ids

@@ -18,10 +18,15 @@ MAY_IMPORT = {
     "objectives": {"errors"},
     "observe": {"errors"},
     "attr": {"observe", "errors", "objectives"},
+    "_detector": {"observe", "errors"},
+    "detection": {"_detector", "attr", "observe"},
+    "_prompt": {"observe", "errors"},
+    "generation": {"_prompt", "attr", "observe", "errors", "objectives"},
     "metrics": {"errors"},
     "visualization": {"errors"},
 }
 MODEL_LIBRARIES = {"transformers", "timm"}
+HELPERS = ("_detector", "detection", "_prompt", "generation")
 
 
 def part(module: str) -> str:
@@ -54,7 +59,7 @@ def test_imports_run_one_way(module):
     assert parts_imported_by(module) <= MAY_IMPORT[part(module)]
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if part(m) in ("observe", "attr")])
+@pytest.mark.parametrize("module", [m for m in MODULES if part(m) in ("observe", "attr", *HELPERS)])
 def test_the_engine_knows_no_model_library(module):
     tops = {name.split(".")[0] for name in names_imported_by(PACKAGE / module)}
     assert not tops & MODEL_LIBRARIES
@@ -76,7 +81,7 @@ def test_methods_do_not_import_each_other():
 def test_only_the_demo_needs_its_extra():
     extras = {"typer", "tqdm", "matplotlib", "PIL", "sklearn", "safetensors", "torchvision"}
     for module in MODULES:
-        if part(module) in ("errors", "objectives", "observe", "attr"):
+        if part(module) in ("errors", "objectives", "observe", "attr", *HELPERS):
             tops = {name.split(".")[0] for name in names_imported_by(PACKAGE / module)}
             assert not tops & extras, module
 
