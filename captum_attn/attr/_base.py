@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_attn.attr._blocks import Weighed, rows_of
 from captum_attn.attr._describe import Description, describe
 from captum_attn.attr._each import ManyTargets
 from captum_attn.attr._inputs import Inputs, checked, checked_interpolation
@@ -18,7 +20,7 @@ from captum_attn.attr._run import Explained, Readout, Run, finite
 from captum_attn.attr._settings import Layers, active_calls, settle
 from captum_attn.errors import OptionError
 from captum_attn.objectives import Objective
-from captum_attn.observe.call import AttentionCall
+from captum_attn.observe.call import AttentionCall, Block
 from captum_attn.observe.mapback import in_order, input_order
 from captum_attn.observe.observation import observe
 from captum_attn.observe.scope import left_as_found, modules_of, root_of
@@ -54,24 +56,24 @@ class AttentionAttribution(ManyTargets):
         self._findings = Findings()
 
     # ------------------------------------------------------------------------ a method's own
-    def weigh_heads(self, run: Run, update: Updated) -> Tensor:
-        """What the method makes of A, head by head: (B, F, H, q, k)."""
+    def weigh_heads(self, run: Run, block: Block) -> Tensor:
+        """What the method makes of A, head by head: (B, F, H, q', k'), for the block's queries."""
         raise NotImplementedError
 
-    def weigh(self, run: Run, update: Updated) -> tuple[Tensor | float, Tensor] | None:
+    def weigh(self, run: Run, update: Updated, block: Block) -> Weighed | None:
         """(own, A-bar) of a linear rule, R = own * R_asks + A-bar R_reads; None for R = R_asks.
 
-        own is (B, F q) or a number, A-bar (B, F, q, k).
+        own is (B, F, q') or a number, A-bar (B, F, q', k'), for the block's queries.
         """
-        return 1.0, self.weigh_heads(run, update).mean(2)
+        return 1.0, self.weigh_heads(run, block).mean(2)
 
     def update(self, run: Run, state: Updated, maps: Mapping[State, Rows]) -> Rows:
         """The matrix form of the rule: R of the query stream after the call."""
-        return linear(state, self.weigh(run, state), maps)
+        return linear(state, run.whole(state, partial(self.weigh, run)), maps)
 
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         """Relevance of every source's tokens, (B, n): row vectors, from the readout down."""
-        return rows_down(run.weights, lambda u: self._weighed(run, u))
+        return rows_down(run.weights, partial(self._weighed, run), run.at_once)
 
     def maps(self, run: Run, last: Iterable[State]) -> dict[State, Rows]:
         """R of the states in `last`: matrices, from the inputs up."""
@@ -98,12 +100,13 @@ class AttentionAttribution(ManyTargets):
                 add(relevance, source, (weights[:, None] @ block)[:, 0])
         return relevance
 
-    def _weighed(self, run: Run, update: Updated) -> tuple[Tensor | float, Tensor] | None:
+    def _weighed(self, run: Run, update: Updated, block: Block) -> Weighed | None:
         if update.call.index not in run.active:
             return None
-        if self.needs_gradient:
-            return self.weigh(run, update)
-        return run.once(("weighed", update), lambda: self.weigh(run, update))
+        if self.needs_gradient or run.shared is None:
+            return self.weigh(run, update, block)
+        weigh = partial(self.weigh, run)  # no target changes it
+        return rows_of(run.once(("weighed", update), lambda: run.whole(update, weigh)), block)
 
     def _maps_read(self, run: Run) -> dict[State, Rows]:
         if self.needs_gradient or run.last:
@@ -148,7 +151,9 @@ class AttentionAttribution(ManyTargets):
                 nothing. Default: 0.
             interpolation (str): "bilinear" smooths images between patches, "nearest" is exact per
                 patch. Default: "bilinear".
-            **options: the method's own, see the class.
+            **options: the method's own, see the class; and `block_size` (int, optional), the number
+                of queries whose attention maps are formed at a time. Default: as many as suit the
+                cache and the free memory.
 
         Returns:
             *Tensor*, *tuple of Tensor* or *dict* of **attributions**: in the container of the
@@ -245,7 +250,7 @@ class AttentionAttribution(ManyTargets):
         explained = Explained(target, additional_forward_args, objective, None, start_layer)
         with self._run(inputs, explained, options) as run:
             return [
-                (update.call, self.weigh_heads(run, update).flatten(0, 1))
+                (update.call, self.weigh_heads(run, Block(update.call)).flatten(0, 1))
                 for update in run.seen.wiring.updates
                 if update.call.index in run.active
             ]

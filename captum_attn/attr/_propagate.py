@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_attn.attr._blocks import AtOnce, Weigh, Weighed, passed
 from captum_attn.observe.streams import (
     Born,
     Constant,
@@ -23,18 +24,19 @@ from captum_attn.observe.streams import (
 
 # R of one state: its rows' relevance for the tokens of every source, source -> (B, n, n_source).
 Rows = dict[Source, Tensor]
-# A rule that is linear in R: (update, (own, A-bar)), R = own * R_asks + A-bar R_reads,
-# own (B, q) and A-bar (B, q, k); None leaves the state as it was.
-Weigh = Callable[[Updated], "tuple[Tensor | float, Tensor] | None"]
 # Any rule: (update, R of the earlier states) -> R of the query stream after the call.
 MatrixRule = Callable[[Updated, Mapping[State, Rows]], Rows]
 
 
-def rows_down(weights: Mapping[State, Tensor], weigh: Weigh) -> dict[Source, Tensor]:
-    """Row-vector form of a linear rule: O(L n^2), and no n x n matrix outlives its call.
+def rows_down(
+    weights: Mapping[State, Tensor], weigh: Weigh, at_once: AtOnce
+) -> dict[Source, Tensor]:
+    """Row-vector form of a linear rule: O(L n^2) time, and no n x n matrix at any time.
 
     Args:
         weights (dict): state that is read -> weights of its rows, (B, n).
+        weigh (callable): the rule.
+        at_once (callable): how many queries of a call are weighed at a time.
 
     Returns:
         dict: source -> relevance of its tokens, (B, n_source).
@@ -56,13 +58,10 @@ def rows_down(weights: Mapping[State, Tensor], weigh: Weigh) -> dict[Source, Ten
             for branch in state.branches:
                 add(arriving, branch, rows)
         elif isinstance(state, Updated):
-            weighed = weigh(state)
-            if weighed is None:
-                add(arriving, state.asks, rows)
-                continue
-            own, read = weighed
-            add(arriving, state.asks, rows * own)
-            add(arriving, state.reads, _by_lane(rows, read))
+            asks, reads = passed(state, rows, weigh, at_once)
+            add(arriving, state.asks, asks)
+            if reads is not None:
+                add(arriving, state.reads, reads)
     return relevance
 
 
@@ -125,14 +124,12 @@ def answers(update: Updated, read: Tensor, maps: Mapping[State, Rows]) -> list[A
     return [Answer(p.state, _columns(read, p), maps[p.state]) for p in parts]
 
 
-def linear(
-    update: Updated, weighed: tuple[Tensor | float, Tensor] | None, maps: Mapping[State, Rows]
-) -> Rows:
+def linear(update: Updated, weighed: Weighed | None, maps: Mapping[State, Rows]) -> Rows:
     """R after a call by a rule that is linear in R: own * R_asks + A-bar R_reads."""
     if weighed is None:
         return maps[update.asks]
     own, read = weighed
-    scale = own[..., None] if isinstance(own, Tensor) else own
+    scale = own.flatten(1)[..., None] if isinstance(own, Tensor) else own
     rows = {source: block * scale for source, block in maps[update.asks].items()}
     for answer in answers(update, read, maps):
         for source, block in answer.rows.items():
@@ -240,12 +237,6 @@ def _columns(read: Tensor, part: Part) -> Tensor:
         return read
     index = part.to.expand(read.shape[0], -1)[:, None].expand(-1, read.shape[1], -1)
     return read.gather(2, index.clamp_min(0)) * part.shares.to(read)[:, None]
-
-
-def _by_lane(rows: Tensor, read: Tensor) -> Tensor:
-    """rows A-bar: (B, F q) and (B, F, q, k) -> (B, F k)."""
-    batch, lanes, queries, _ = read.shape
-    return (rows.view(batch, lanes, 1, queries) @ read).view(batch, -1)
 
 
 def _taken(rows: Tensor, part: Part) -> Tensor:

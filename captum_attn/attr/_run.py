@@ -12,10 +12,11 @@ from captum._utils.common import _format_output, _format_tensor_into_tuples
 from torch import Tensor
 
 from captum_attn import objectives
+from captum_attn.attr._blocks import AtOnce, Weigh, Weighed, queries_at_once, whole
 from captum_attn.attr._inputs import Inputs
 from captum_attn.attr._propagate import Rows
 from captum_attn.errors import AttnError, InputError, ReadoutError, TargetError
-from captum_attn.observe.call import AttentionCall, attention_map, working_dtype
+from captum_attn.observe.call import AttentionCall, Block, attention_map, working_dtype
 from captum_attn.observe.graph import gradients
 from captum_attn.observe.mapback import in_order, input_order, to_input
 from captum_attn.observe.observation import Observation
@@ -102,10 +103,25 @@ class Run:
         dtype = working_dtype(value.dtype)
         return torch.empty(self.seen.batch, 0, dtype=dtype, device=value.device)
 
-    def attention_gradient(self, call: AttentionCall) -> Tensor | None:
-        """d objective / d A, (B, F, H, q, k); None where the objective does not depend on A."""
-        gradient = self.gradients.get(call)
-        return None if gradient is None else call.map_gradient(gradient)
+    def attention_gradient(self, block: Block) -> Tensor | None:
+        """d objective / d A, (B, F, H, q', k'); None where the objective does not depend on A."""
+        gradient = self.gradients.get(block.call)
+        return None if gradient is None else block.map_gradient(gradient)
+
+    @property
+    def at_once(self) -> AtOnce:
+        """How many queries of a call are weighed at a time."""
+        return queries_at_once(self.seen.batch, self.options["block_size"])
+
+    def whole(self, update: Updated, weigh: Weigh) -> Weighed | None:
+        """(own, A-bar) for all queries of a call, formed block by block."""
+        return whole(update, weigh, self.at_once)
+
+    def whole_map(self, update: Updated, form: Callable[[Block], Tensor]) -> Tensor:
+        """`form` of every block of a call, (B, F, q', k'), put together: (B, F, q, k)."""
+        weighed = self.whole(update, lambda _, block: (0.0, form(block)))
+        assert weighed is not None
+        return weighed[1]
 
     def updates(self, last: Iterable[State] | None = None) -> list[Updated]:
         """The active attention calls that went into `last` (default: into what is read)."""

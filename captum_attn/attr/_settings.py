@@ -11,6 +11,9 @@ from torch import nn
 from captum_attn.errors import OptionError
 from captum_attn.observe.streams import Updated
 
+# Options of every method.
+COMMON: dict[str, Any] = {"block_size": None}
+
 Layers = nn.Module | str | Sequence[nn.Module | str]
 
 
@@ -21,6 +24,7 @@ def settle(
     method: str,
 ) -> dict[str, Any]:
     """A method's options with their defaults; unknown names and values are refused."""
+    options = {**options, **COMMON}
     for name, value in given.items():
         if name not in options:
             known = ", ".join(options) or "none"
@@ -29,6 +33,9 @@ def settle(
         allowed = (True, False) if is_flag else choices.get(name)
         if allowed and (value not in allowed or isinstance(value, bool) != is_flag):
             raise OptionError(f"{name}: expected one of {allowed}, got {value!r}")
+    size = given.get("block_size")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise OptionError(f"block_size: expected an int >= 1 or None, got {size!r}")
     return {**options, **given}
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_attn.attr._base import AttentionAttribution
+from captum_attn.attr._blocks import Weighed
 from captum_attn.attr._propagate import (
     Answer,
     Rows,
@@ -22,6 +23,7 @@ from captum_attn.attr._propagate import (
 from captum_attn.attr._rules import normalized
 from captum_attn.attr._run import Run
 from captum_attn.errors import WiringError
+from captum_attn.observe.call import Block
 from captum_attn.observe.streams import Source, State, Updated
 
 
@@ -81,22 +83,23 @@ class GenericAttention(AttentionAttribution):
     def get_name(cls) -> str:
         return "Generic Attention (GAE)"
 
-    def weigh_heads(self, run: Run, update: Updated) -> Tensor:
-        attention = update.call.attention()  # (B, F, H, q, k)
-        gradient = run.attention_gradient(update.call)
+    def weigh_heads(self, run: Run, block: Block) -> Tensor:
+        attention = block.attention()  # (B, F, H, q, k)
+        gradient = run.attention_gradient(block)
         return (
             torch.zeros_like(attention) if gradient is None else positive_heads(attention, gradient)
         )
 
-    def weigh(self, run: Run, update: Updated) -> tuple[Tensor | float, Tensor] | None:
+    def weigh(self, run: Run, update: Updated, block: Block) -> Weighed | None:
         if run.gradients[update.call] is None and run.options["aggregate"]:
             return None
-        return float(run.options["aggregate"]), self.weigh_heads(run, update).mean(2)
+        return float(run.options["aggregate"]), self.weigh_heads(run, block).mean(2)
 
     def update(self, run: Run, state: Updated, maps: Mapping[State, Rows]) -> Rows:
         asks, added = maps[state.asks], {}  # type: Rows, Rows
         own = next((block for x, block in asks.items() if x.name == state.stream), None)
-        for answer in answers(state, self.weigh_heads(run, state).mean(2), maps):
+        read = run.whole_map(state, lambda block: self.weigh_heads(run, block).mean(2))
+        for answer in answers(state, read, maps):
             for source, block in answer.rows.items():
                 if answer.stream != state.stream and source.name == answer.stream:
                     change = self._across(run, state, own, answer)  # Eq. 10

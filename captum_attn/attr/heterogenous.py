@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from captum_attn.attr._base import AttentionAttribution
+from captum_attn.attr._blocks import Weighed
 from captum_attn.attr._propagate import Rows, crosses, initial_block, read_parts
 from captum_attn.attr._rules import normalized
 from captum_attn.attr._run import Run
 from captum_attn.errors import OptionError
+from captum_attn.observe.call import Block
 from captum_attn.observe.streams import Source, State, Updated
 
 CORRECTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -72,18 +74,18 @@ class HeterogenousAttention(AttentionAttribution):
             )
         return settled
 
-    def weigh_heads(self, run: Run, update: Updated) -> Tensor:
-        attention = update.call.attention()  # (B, F, H, q, k)
-        gradient = run.attention_gradient(update.call)
+    def weigh_heads(self, run: Run, block: Block) -> Tensor:
+        attention = block.attention()  # (B, F, H, q, k)
+        gradient = run.attention_gradient(block)
         if gradient is None:
             return torch.zeros_like(attention)
         return CORRECTIONS[run.options["correction"]](gradient).mul_(attention)
 
-    def weigh(self, run: Run, update: Updated) -> tuple[Tensor | float, Tensor] | None:
+    def weigh(self, run: Run, update: Updated, block: Block) -> Weighed | None:
         alone = run.options["part"] == "homogenous"
         if run.gradients[update.call] is None or (alone and crosses(update)):
             return None
-        return 1.0, self.weigh_heads(run, update).mean(2)
+        return 1.0, self.weigh_heads(run, block).mean(2)
 
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         if run.options["part"] == "homogenous":

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from captum_attn.attr._base import AttentionAttribution
+from captum_attn.attr._blocks import Weigh, Weighed
 from captum_attn.attr._propagate import (
     MatrixRule,
     Rows,
-    Weigh,
     add,
     crosses,
     linear,
@@ -21,6 +21,7 @@ from captum_attn.attr._propagate import (
 from captum_attn.attr._run import Run
 from captum_attn.attr._settings import matches
 from captum_attn.errors import OptionError
+from captum_attn.observe.call import Block
 from captum_attn.observe.scope import modules_of
 from captum_attn.observe.streams import Source, State, Updated
 
@@ -51,14 +52,14 @@ class RawAttention(AttentionAttribution):
     def get_name(cls) -> str:
         return "Raw Attention"
 
-    def weigh_heads(self, run: Run, update: Updated) -> Tensor:
-        return update.call.attention()
+    def weigh_heads(self, run: Run, block: Block) -> Tensor:
+        return block.attention()
 
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         relevance: dict[Source, Tensor] = {}
         for state, weights in run.weights.items():
             for call in self._chosen(run, state):
-                found = rows_down({state: weights}, self._through(run, call))
+                found = rows_down({state: weights}, self._through(run, call), run.at_once)
                 for source, rows in found.items():
                     add(relevance, source, rows)
         if not any(source.entries for source in relevance):
@@ -82,16 +83,15 @@ class RawAttention(AttentionAttribution):
 
     def _through(self, run: Run, call: Updated) -> Weigh:
         """Tokens stay where they are below and above the call, and pass through it by A."""
-        read = self.weigh_heads(run, call).mean(2)
 
-        def weigh(update: Updated) -> tuple[Tensor | float, Tensor] | None:
-            return (0.0, read) if update is call else None
+        def weigh(update: Updated, block: Block) -> Weighed | None:
+            return (0.0, self.weigh_heads(run, block).mean(2)) if update is call else None
 
         return weigh
 
     def _matrix_form(self, run: Run, call: Updated) -> MatrixRule:
         weigh = self._through(run, call)
-        return lambda update, maps: linear(update, weigh(update), maps)
+        return lambda update, maps: linear(update, run.whole(update, weigh), maps)
 
     def _chosen(self, run: Run, state: State) -> list[Updated]:
         """The last call within the stream, and the last one to every other stream."""

@@ -4,10 +4,12 @@ the extension to several streams of Chefer, Gur & Wolf, ICCV 2021 (Eq. 12)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from torch import Tensor
 
 from captum_attn.attr._base import AttentionAttribution
+from captum_attn.attr._blocks import Weighed
 from captum_attn.attr._propagate import (
     Rows,
     add,
@@ -19,6 +21,7 @@ from captum_attn.attr._propagate import (
     squared,
 )
 from captum_attn.attr._run import Run
+from captum_attn.observe.call import Block
 from captum_attn.observe.streams import Source, State, Updated
 
 FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -60,17 +63,16 @@ class AttentionRollout(AttentionAttribution):
     def get_name(cls) -> str:
         return "Attention Rollout"
 
-    def weigh_heads(self, run: Run, update: Updated) -> Tensor:
-        return update.call.attention()
+    def weigh_heads(self, run: Run, block: Block) -> Tensor:
+        return block.attention()
 
-    def fused(self, run: Run, update: Updated) -> Tensor:
-        return FUSIONS[run.options["head_fusion"]](self.weigh_heads(run, update))
+    def fused(self, run: Run, block: Block) -> Tensor:
+        return FUSIONS[run.options["head_fusion"]](self.weigh_heads(run, block))
 
-    def weigh(self, run: Run, update: Updated) -> tuple[Tensor | float, Tensor] | None:
+    def weigh(self, run: Run, update: Updated, block: Block) -> Weighed | None:
         if crosses(update):  # of these only the last one counts, in Eq. 12
             return None
-        own, read = residual(self.fused(run, update))
-        return own.flatten(1), read
+        return residual(self.fused(run, block))
 
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         if not any(map(crosses, run.updates())):
@@ -92,7 +94,11 @@ class AttentionRollout(AttentionAttribution):
             if own is None or start is None or moved is None:
                 continue
             own = own * self._attended(run, update, start)
-            read = moved @ squared(own, start).mT @ dense(self.fused(run, update))
+            read = (
+                moved
+                @ squared(own, start).mT
+                @ dense(run.whole_map(update, partial(self.fused, run)))
+            )
             for source, block in self._joined(run, update.reads).items():
                 if source.name != state.stream:
                     add(rows, source, read @ block)
@@ -108,8 +114,12 @@ class AttentionRollout(AttentionAttribution):
         calls = [u for u in earlier if not crosses(u)][-1:]
         if not calls:
             return start.new_ones(*start.shape[:2], 1)
-        read = self.weigh_heads(run, calls[0]).abs().amax(2)
+
+        def strongest(update: Updated, block: Block) -> Weighed | None:
+            own = update is calls[0]
+            return (0.0, self.weigh_heads(run, block).abs().amax(2)) if own else None
+
         rows = run.like.new_ones(run.seen.batch, calls[0].n)
-        found = rows_down({calls[0]: rows}, lambda u: (0.0, read) if u is calls[0] else None)
+        found = rows_down({calls[0]: rows}, strongest, run.at_once)
         attended = next(rows for x, rows in found.items() if x.name == update.stream)
         return (start @ attended[..., None] != 0).to(start)
