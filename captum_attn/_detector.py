@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError, TargetError
+from captum_attn.observe.call import working_dtype
 from captum_attn.observe.scope import modules_of
 
 ACTIVATIONS = ("auto", "softmax", "sigmoid")
@@ -32,7 +33,7 @@ def logits_and_boxes(output: Any, batch: int) -> tuple[Tensor, Tensor]:
         )
     if not all(bool(torch.isfinite(t).all()) for t in (logits.detach().softmax(-1), boxes)):
         raise InputError("the detector's output has NaN: expected finite weights and inputs")
-    return logits, boxes
+    return logits, boxes.detach()
 
 
 def _fit(logits: Any, boxes: Any, batch: int) -> bool:
@@ -67,11 +68,12 @@ def probabilities(logits: Tensor, activation: str, config: Any, reads_text: bool
                 "last class is 'no object', else 'sigmoid'"
             )
         activation = told[width]
+    logits = logits.detach().to(working_dtype(logits.dtype))
     if activation == "sigmoid":
-        return logits.detach().sigmoid()
+        return logits.sigmoid()
     if width < 2:
         raise OptionError("activation: expected 'sigmoid' for a single logit, got 'softmax'")
-    return logits.detach().softmax(-1)[..., :-1]
+    return logits.softmax(-1)[..., :-1]
 
 
 def ordered(scores: Tensor, threshold: float, queries: Any) -> tuple[list[Tensor], list[int]]:
@@ -104,7 +106,7 @@ def ordered(scores: Tensor, threshold: float, queries: Any) -> tuple[list[Tensor
 
 def corners(boxes: Tensor, size: Size) -> Tensor:
     """Normalised centre, width and height -> x_min, y_min, x_max, y_max in pixels; (n, 4)."""
-    centre, extent = boxes.detach().chunk(2, -1)
+    centre, extent = boxes.to(working_dtype(boxes.dtype)).chunk(2, -1)
     height, width = size
     normalised = torch.cat([centre - extent / 2, centre + extent / 2], -1)
     return normalised * normalised.new_tensor([width, height, width, height])

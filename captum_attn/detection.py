@@ -27,7 +27,7 @@ __all__ = ["Detections", "explain_detections"]
 Explanation = tuple[Tensor, dict[str, Tensor], Tensor | None]  # map, tokens, grid
 
 
-@dataclass
+@dataclass(eq=False)
 class Detections:
     """The detections of one image, the most probable first, each with its attribution.
 

@@ -19,7 +19,7 @@ from captum_attn.observe.observation import tensor_of
 __all__ = ["Generation", "explain_generation"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Generation:
     """The T tokens that a model generated, each with its attribution.
 

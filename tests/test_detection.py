@@ -484,12 +484,23 @@ def test_inputs_without_an_image(inputs: Any) -> None:
         explain_detections(GenericAttention(detector("Detr")), inputs)
 
 
-def test_nan_in_the_output_is_no_empty_result() -> None:
+@pytest.mark.parametrize("head", ["classes", "boxes"])
+def test_nan_in_the_output_is_no_empty_result(head: str) -> None:
     model = Fixed(4, num_labels=3).eval()
     with torch.no_grad():
-        model.classes.bias[1] = torch.nan
+        getattr(model, head).bias[1] = torch.nan
     with pytest.raises(InputError, match="NaN"):
         explain_detections(RawAttention(model), images(1).float())
+
+
+def test_half_precision_keeps_its_boxes() -> None:
+    """In bfloat16 a box of 1,000 pixels would be known to 4 pixels only."""
+    model = Fixed(4, num_labels=3).eval().bfloat16()
+    options: dict[str, Any] = {"queries": [0], "target_sizes": [(1000, 1000)]}
+    (found,) = explain_detections(RawAttention(model), images(1).bfloat16(), **options)
+    box = model(images(1).bfloat16())["pred_boxes"][0, 0].float()
+    assert found.boxes.dtype == found.scores.dtype == torch.float32
+    torch.testing.assert_close(found.boxes[0, :2], 1000 * (box[:2] - box[2:] / 2))
 
 
 def test_the_model_is_left_as_found(left_as_found: Callable) -> None:

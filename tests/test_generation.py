@@ -320,6 +320,20 @@ def test_rows_behind_the_end_are_zero(name: str) -> None:
                     torch.testing.assert_close(own, row[b], atol=tolerance(name), rtol=1e-5)
 
 
+def test_the_model_sees_a_mask_without_what_follows_the_end() -> None:
+    model, inputs, new = model_of("llama"), inputs_of("llama"), text(5, seed=3)
+    new[0, 1], new[0, 2:] = EOS, PAD
+    seen: list[Tensor] = []
+
+    def run(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        seen.append(attention_mask)
+        return model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    found = explain_generation(RawAttention(run), inputs, new, with_prompt=False, eos_token_id=EOS)
+    assert torch.equal(seen[0].bool(), found.real)
+    assert found.real[0].tolist() == [True] * 8 + [False] * 2
+
+
 def test_all_examples_may_end_early() -> None:
     new = text(6)
     new[:, 2], new[:, 3:] = EOS, PAD
