@@ -5,6 +5,7 @@ from captum_attn.attr.generic_attention import GenericAttention
 from captum_attn.attr.heterogenous import HeterogenousAttention
 from captum_attn.attr.raw_attention import RawAttention
 from captum_attn.attr.rollout import AttentionRollout
+from captum_attn.attr.vtranm import VTranM
 from captum_attn.errors import AttnError
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ __all__ = [
     "GenericAttention",
     "HeterogenousAttention",
     "RawAttention",
+    "VTranM",
     "errors",
     "objectives",
 ]

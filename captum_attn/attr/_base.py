@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from captum_attn.observe.mapback import in_order, input_order
 from captum_attn.observe.observation import observe
 from captum_attn.observe.scope import left_as_found, modules_of, root_of
 from captum_attn.observe.streams import Source, State, Updated
+from captum_attn.observe.tap import Tap
 from captum_attn.observe.wiring import Findings
 
 
@@ -41,10 +43,12 @@ class AttentionAttribution(ManyTargets):
         options (dict): the method's own options and their defaults.
         choices (dict): the values an option may have, where it is not a bool.
         needs_gradient (bool): False for a class-agnostic method.
+        tap (type): what watches the model run.
     """
 
     options: ClassVar[dict[str, Any]] = {}
     choices: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    tap: ClassVar[type[Tap]] = Tap
 
     def __init__(self, forward_func: Callable, layers: Layers | None = None) -> None:
         if not callable(forward_func):
@@ -56,6 +60,10 @@ class AttentionAttribution(ManyTargets):
         self._findings = Findings()
 
     # ------------------------------------------------------------------------ a method's own
+    def default_objective(self) -> Objective | None:
+        """What is explained where the user names no objective; None: the logit."""
+        return None
+
     def weigh_heads(self, run: Run, block: Block) -> Tensor:
         """What the method makes of A, head by head: (B, F, H, q', k'), for the block's queries."""
         raise NotImplementedError
@@ -290,9 +298,15 @@ class AttentionAttribution(ManyTargets):
         roots = modules_of(self.forward_func)
         with left_as_found(roots):
             run = self._observed(self.forward_func, inputs, explained, options)
-            run.explain(explained, self.needs_gradient)
+            self.explain(run, explained)
             with torch.no_grad():
                 yield run
+
+    def explain(self, run: Run, explained: Explained) -> None:
+        """One backward pass of what the user asked for, or of the method's own objective."""
+        if explained.objective is None:
+            explained = replace(explained, objective=self.default_objective())
+        run.explain(explained, self.needs_gradient)
 
     def _observed(
         self,
@@ -304,6 +318,6 @@ class AttentionAttribution(ManyTargets):
         """One forward pass, of which nothing is explained yet."""
         settled, additional = self.settled(options), explained.additional_forward_args
         values, roots = checked(inputs, additional), modules_of(self.forward_func)
-        seen = observe(forward_func, values, additional, roots, self._findings)
+        seen = observe(forward_func, values, additional, roots, self._findings, self.tap)
         active = active_calls(seen.wiring.updates, self.layers, roots, explained.start_layer)
         return Run(seen, active, settled)

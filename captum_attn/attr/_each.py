@@ -34,6 +34,9 @@ class ManyTargets(GradientAttribution):
         """Relevance of every source's tokens, (B, n)."""
         raise NotImplementedError
 
+    def explain(self, run: Run, explained: Explained) -> None:
+        raise NotImplementedError
+
     def _observed(
         self,
         forward_func: Callable,
@@ -153,7 +156,7 @@ class ManyTargets(GradientAttribution):
         roots = modules_of(self.forward_func)
 
         def result(run: Run, one: Explained) -> Made:
-            run.explain(one, self.needs_gradient)
+            self.explain(run, one)
             with torch.no_grad():
                 return made(run, finite(self.relevance(run)))
 

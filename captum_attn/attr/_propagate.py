@@ -24,12 +24,17 @@ from captum_attn.observe.streams import (
 
 # R of one state: its rows' relevance for the tokens of every source, source -> (B, n, n_source).
 Rows = dict[Source, Tensor]
+# What a state's own rows are multiplied with, (B, n); None: nothing.
+Factor = Callable[[State], "Tensor | None"]
 # Any rule: (update, R of the earlier states) -> R of the query stream after the call.
 MatrixRule = Callable[[Updated, Mapping[State, Rows]], Rows]
 
 
 def rows_down(
-    weights: Mapping[State, Tensor], weigh: Weigh, at_once: AtOnce
+    weights: Mapping[State, Tensor],
+    weigh: Weigh,
+    at_once: AtOnce,
+    factor: Factor | None = None,
 ) -> dict[Source, Tensor]:
     """Row-vector form of a linear rule: O(L n^2) time, and no n x n matrix at any time.
 
@@ -37,6 +42,7 @@ def rows_down(
         weights (dict): state that is read -> weights of its rows, (B, n).
         weigh (callable): the rule.
         at_once (callable): how many queries of a call are weighed at a time.
+        factor (callable, optional): state -> what each of its tokens' rows is multiplied with.
 
     Returns:
         dict: source -> relevance of its tokens, (B, n_source).
@@ -48,6 +54,8 @@ def rows_down(
         rows = arriving.pop(state, None)
         if rows is None or isinstance(state, Constant):
             continue
+        scale = None if factor is None else factor(state)
+        rows = rows if scale is None else rows * scale
         if isinstance(state, Born):
             add(relevance, state.source, rows)
         elif isinstance(state, Gathered):

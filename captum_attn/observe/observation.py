@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Observation:
         batch (int): number of examples.
         tap, graph, wiring: what was seen, and how it hangs together.
         names (list of str): names of the inputs, in the order of the user's container.
+        notes (dict): what was worked out from it.
     """
 
     output: Tensor
@@ -37,6 +38,7 @@ class Observation:
     graph: Graph
     wiring: Wiring
     names: list[str]
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def reads(self) -> list[Read]:
         return find_reads(self.output, self.wiring, self.graph)
@@ -48,13 +50,14 @@ def observe(
     additional_forward_args: Any,
     roots: list[nn.Module],
     findings: Findings,
+    tap_class: type[Tap] = Tap,
 ) -> Observation:
     """Runs the model once on `inputs` and reads off how its attention is wired.
 
     To be called inside `left_as_found`. Inputs and additional tensors enter as leaves of their own;
     the user's tensors are not touched.
     """
-    tap = Tap(roots[0] if len(roots) == 1 else None)
+    tap = tap_class(roots[0] if len(roots) == 1 else None)
     batch = _batch(inputs)
     if isinstance(inputs, Mapping):
         names = list(inputs)

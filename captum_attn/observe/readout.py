@@ -25,7 +25,7 @@ from captum_attn.observe.wiring import Wiring
 
 # Operations that move, mask or weight tokens without mixing channels: looked through, so that a
 # masked mean gives padding no weight and a weighted one its weights.
-_MOVES = frozenset(
+MOVES = frozenset(
     "Mul Div Permute Transpose View UnsafeView Reshape ReshapeAlias Clone ToCopy Slice Select "
     "Squeeze Unsqueeze Expand MaskedFill Where T Alias Cat Split Index AsStrided".split()
 )
@@ -222,7 +222,7 @@ def _uncropped(output: Tensor, call: AttentionCall, wiring: Wiring) -> int:
 
 
 def _moves(node: Node) -> bool:
-    return node.name().rstrip("0123456789").removesuffix("Backward") in _MOVES
+    return node.name().rstrip("0123456789").removesuffix("Backward") in MOVES
 
 
 def _token_order(shape: tuple[int, ...], batch: int, n: int) -> tuple[int, ...] | None:

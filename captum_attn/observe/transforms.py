@@ -1,0 +1,326 @@
+"""How vectors change: lengths and angles of tokens before and after each sub-layer's transform.
+
+What VTranM asks of a run, beside its attention maps. E are the vectors on the skip connection, and
+E-tilde is what the values of a head, or a feed-forward branch, would add to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_attn.errors import WiringError
+from captum_attn.observe.call import AttentionCall, positions, working_dtype
+from captum_attn.observe.graph import gradients, shape_of
+from captum_attn.observe.linear import Branch
+from captum_attn.observe.observation import Observation
+from captum_attn.observe.padding import real_keys
+from captum_attn.observe.placements import Placement, Placements
+from captum_attn.observe.recording import RecordingTap
+from captum_attn.observe.rows import gathered, inverted
+from captum_attn.observe.streams import Born, Gathered, Merged, State, Updated
+from captum_attn.observe.sublayers import FeedForward, Residual, SubLayers
+from captum_attn.observe.tokenmap import TokenMap
+
+_WAY_OUT = "leave the block out with `layers=`, or set length=False and direction=False"
+
+
+@dataclass
+class Change:
+    """Vectors of n tokens before and after a transformation by each of H heads.
+
+    Args:
+        before (Tensor): their lengths before, (B, 1, n).
+        after (Tensor): their lengths after, (B, H, n).
+        dot (Tensor or None): inner products of the two, (B, H, n); None where they have not the
+            same number of channels.
+        real (Tensor or None): (B, 1, n) which of them are tokens of the example, no padding and no
+            learned keys; None: all.
+        module (str): where it happens.
+    """
+
+    before: Tensor
+    after: Tensor
+    dot: Tensor | None
+    real: Tensor | None
+    module: str
+
+
+class Transforms:
+    """The changes of vectors in one run, found when they are asked for.
+
+    Args:
+        seen (Observation): a run that was recorded.
+    """
+
+    def __init__(self, seen: Observation) -> None:
+        assert isinstance(seen.tap, RecordingTap)
+        self.tap, self.wiring, self.graph = seen.tap, seen.wiring, seen.graph
+        self.placements = Placements(seen.wiring, seen.graph, seen.batch)
+        self.layers = SubLayers(seen.graph, seen.tap.calls, seen.tap.additions)
+        self._generator = torch.Generator().manual_seed(0)
+        self._changes: dict[AttentionCall, Change] = {}
+        self._reals: dict[AttentionCall, Tensor | None] = {}
+        self._behind: dict[Any, list[tuple[FeedForward, Placement]]] | None = None
+
+    # ------------------------------------------------------------------------ attention
+    def attention(self, update: Updated) -> Change:
+        """The values of every head through its slice of the output projection; n = F k keys.
+
+        Raises:
+            WiringError: if the skip connection, the projection or the vectors were not observed.
+        """
+        if update.call not in self._changes:
+            self._changes[update.call] = self._of_values(update)
+        return self._changes[update.call]
+
+    def _of_values(self, update: Updated) -> Change:
+        call = update.call
+        matrix = self._linear_map(call)  # (H, d, D)
+        values = call.fold(call.v.detach()).to(matrix)  # (B, F, H, k, d)
+        before, real = self._keys(update)
+        before = before.to(matrix)  # (B, F k, D)
+        # |V W| by the d x d products of W: no (H, n, D) tensor is formed.
+        after = ((values @ (matrix @ matrix.mT)) * values).sum(-1).clamp_min(0).sqrt()
+        dot = None
+        if before.shape[-1] == matrix.shape[-1]:
+            pulled = before @ matrix.flatten(0, 1).mT  # (B, F k, H d)
+            pulled = pulled.unflatten(-1, matrix.shape[:2]).unflatten(1, (call.lanes, -1))
+            dot = _in_a_row((pulled.transpose(2, 3) * values).sum(-1))
+        lengths = before.norm(dim=-1)[:, None]
+        return Change(lengths, _in_a_row(after), dot, real, call.module)
+
+    def _linear_map(self, call: AttentionCall) -> Tensor:
+        residual, placement = self._residual(call), self._placement(call)
+        branch = Branch(
+            call, residual.edge, placement.layout, placement.index, residual.branch.value
+        )
+        return branch.linear_map(self.graph, self._generator)
+
+    def _residual(self, call: AttentionCall) -> Residual:
+        residual = self.layers.residuals.get(call)
+        if residual is None:
+            raise WiringError(
+                f"{call.module!r}: where its output is added onto a skip connection could not be "
+                "observed (looked for an addition of something that stems from it and of what its "
+                f"queries are made of), so the vectors around it are unknown; {_WAY_OUT}"
+            )
+        return residual
+
+    def _placement(self, call: AttentionCall) -> Placement:
+        """How the skip connection of a call holds the call's query positions."""
+        residual = self._residual(call)
+        found = self.placements.behind(call, residual.branch, residual.edge)
+        if found is None:
+            raise WiringError(
+                f"{call.module!r}: which of its {call.positions[0]} positions are which rows of "
+                f"the {tuple(residual.branch.value.shape)} that it is added to could not be "
+                f"observed (something else than attention mixes the tokens); {_WAY_OUT}"
+            )
+        return found
+
+    def _skip_rows(self, call: AttentionCall) -> Tensor | None:
+        """The vectors on the skip connection, (B, n_q, D), in the order of the query positions."""
+        skip = self._residual(call).skip
+        return None if skip is None else self._placement(call).rows(skip.vectors())
+
+    def _keys(self, update: Updated) -> tuple[Tensor, Tensor | None]:
+        """The vectors E of the key positions, (B, F k, D), and which of them are real tokens.
+
+        The tokens on the skip connection where the call reads those; else (another stream, other
+        tokens of its own) the vectors that the values are projected from.
+        """
+        call, n = update.call, update.call.positions[1]
+        rows, real = self._skip_rows(call), self._real_keys(update)
+        reads = update.reads
+        if reads is update.asks and rows is not None:
+            return rows, real
+        parts = reads.parts if isinstance(reads, Gathered) else ()
+        if rows is not None and parts and all(part.state is update.asks for part in parts):
+            moved = [gathered(rows, inverted(TokenMap(part.to), n)) for part in parts]
+            return torch.stack(moved).sum(0), real
+        origin = self.tap.origins.get(call)
+        placement = None if origin is None else self.placements.before(call, "v", origin)
+        if origin is None or placement is None:
+            raise WiringError(
+                f"{call.module!r}: the vectors that its values are made of could not be observed "
+                "(it reads other tokens than those it updates, and no tensor of one row for each "
+                f"of its {n} keys was projected to its values); {_WAY_OUT}"
+            )
+        return placement.rows(origin.vectors()), real
+
+    # ------------------------------------------------------------------------ feed-forward
+    def beside(self, update: Updated) -> Iterator[Change]:
+        """Feed-forward branches that are added in the same step as an attention call."""
+        residual = self.layers.residuals.get(update.call)
+        if residual is None or residual.skip is None:
+            return
+        sharing = [c for c, r in self.layers.residuals.items() if r.addition is residual.addition]
+        if sharing[0] is not update.call:  # several calls in one step: with the first of them
+            return
+        placement = self._placement(update.call)
+        for branch in residual.parallel:
+            if self.placements.tokenwise(branch.skip, branch.branch):
+                yield self._changed(branch, placement, update)
+        if residual.joined and self.placements.tokenwise(residual.skip, residual.branch):
+            yield self._joined(residual, placement, update)
+
+    def _joined(self, residual: Residual, placement: Placement, update: Updated) -> Change:
+        """What a branch adds beside the call's output, where one projection is for both."""
+        assert residual.skip is not None
+        call, matrix = update.call, self._linear_map(update.call)
+        output = positions(call.output_rows(self.tap.outputs[call].vectors())).to(matrix)
+        rows = placement.rows(residual.branch.vectors()).to(matrix)
+        rows = rows - output @ matrix.flatten(0, 1)
+        skip = placement.rows(residual.skip.vectors())
+        return _change(skip, rows, self._real_tokens(update), call.module)
+
+    def behind(self, state: State) -> Iterator[Change]:
+        """The feed-forward sub-layers that act on a state, its tokens in their order."""
+        for branch, placement in self._by_state().get(_key(state), []):
+            yield self._changed(branch, placement, state)
+
+    def _by_state(self) -> dict[Any, list[tuple[FeedForward, Placement]]]:
+        if self._behind is None:
+            self._behind = {}
+            for branch in self.layers.feed_forwards:
+                if self.placements.tokenwise(branch.skip, branch.branch):
+                    key, placement = self._acts_on(branch)
+                    self._behind.setdefault(key, []).append((branch, placement))
+        return self._behind
+
+    def _acts_on(self, branch: FeedForward) -> tuple[Any, Placement]:
+        """The state that a feed-forward sub-layer acts on, and how it holds the state's tokens."""
+        calls = self.graph.calls(branch.version)
+        edge = branch.skip.edge
+        if calls and edge is not None:
+            found = [self.placements.behind(call, branch.skip, edge) for call in calls]
+            alike = all(p is not None and p.index is None for p in found) or len(found) == 1
+            if alike and found[0] is not None and found[0].is_whole:
+                return tuple(calls), found[0]
+        for update in self.wiring.updates:  # tokens of several states: the state they make next
+            if self.layers.leads_to(branch.addition, update.call):
+                placement = self.placements.before(update.call, "q", branch.skip)
+                if placement is not None and placement.is_whole:
+                    return _key(update.asks), placement
+                break
+        raise WiringError(
+            f"{branch.addition.module!r}: which tokens its feed-forward branch "
+            f"{tuple(branch.branch.value.shape)} acts on could not be observed; leave the blocks "
+            "out with `layers=`"
+        )
+
+    def _changed(self, branch: FeedForward, placement: Placement, state: State) -> Change:
+        skip = placement.rows(branch.skip.vectors())
+        rows = placement.rows(self._scaled(branch))
+        return _change(skip, rows, self._real_tokens(state), branch.addition.module)
+
+    def _scaled(self, branch: FeedForward) -> Tensor:
+        """The branch's output, with whatever scale follows before it is added."""
+        value = branch.branch.vectors()
+        if branch.through is None or branch.branch.edge is None:
+            return value
+        if shape_of(branch.through.node, branch.through.output_nr) != tuple(value.shape):
+            raise WiringError(
+                f"{branch.addition.module!r}: its feed-forward branch {tuple(value.shape)} is "
+                "reshaped before it is added; leave the block out with `layers=`"
+            )
+        (scale,) = gradients([(branch.through, torch.ones_like(value))], [branch.branch.edge])
+        return value if scale is None else value * scale
+
+    # ------------------------------------------------------------------------ tokens
+    def initial(self, state: Born) -> Tensor:
+        """Lengths of the tokens that enter the first block, (B, n)."""
+        for branch, placement in self._by_state().get(state, []):
+            return _lengths(placement.rows(branch.skip.vectors()))
+        for update in self.wiring.updates:
+            for side, used in ((True, update.asks), (False, update.reads)):
+                parts = used.parts if isinstance(used, Gathered) else ()
+                part = next((p for p in parts if p.state is state), None)
+                if used is not state and part is None:
+                    continue
+                rows = self._skip_rows(update.call) if side else self._keys(update)[0]
+                if rows is None:
+                    continue
+                return _lengths(rows if part is None else gathered(rows, part.to))
+        raise WiringError(
+            f"the vectors of the stream {state.stream!r} before its first attention could not be "
+            "observed; set length=False"
+        )
+
+    def _real_keys(self, update: Updated) -> Tensor | None:
+        """(B, 1, F k): no padding, and no learned keys; None: all."""
+        call, reads = update.call, update.reads
+        if call not in self._reals:
+            found = real_keys(call)
+            real = None if found is None else found.flatten(1)[:, None]
+            if isinstance(reads, Gathered):
+                tokens = torch.zeros(
+                    1, 1, call.positions[1], dtype=torch.bool, device=call.v.device
+                )
+                for part in reads.parts:
+                    index = inverted(TokenMap(part.to), call.positions[1])
+                    tokens = tokens | (True if index is None else index[:, None] >= 0)
+                real = tokens if real is None else real & tokens
+            self._reals[call] = real
+        return self._reals[call]
+
+    def _real_tokens(self, state: State) -> Tensor | None:
+        """(B, 1, n) which tokens of a state are no padding, as attention within it shows."""
+        while isinstance(state, (Updated, Merged)):
+            before = state.base if isinstance(state, Merged) else state.asks
+            for update in self.wiring.updates:
+                if update.asks is before and _reads_itself(update):
+                    return self._within(update)
+            state = before
+        for update in self.wiring.updates:
+            if update.asks is state and _reads_itself(update):
+                return self._within(update)
+        return None
+
+    def _within(self, update: Updated) -> Tensor | None:
+        """Of the real keys those of the tokens that the call updates."""
+        real = self._real_keys(update)
+        if real is None or not isinstance(update.reads, Gathered) or update.reads is update.asks:
+            return real
+        to = update.reads.parts[0].to
+        if to is None:
+            return real[..., : update.n]
+        return gathered(real.mT, to).mT
+
+
+def _reads_itself(update: Updated) -> bool:
+    reads = update.reads
+    if reads is update.asks:
+        return True
+    return isinstance(reads, Gathered) and all(part.state is update.asks for part in reads.parts)
+
+
+def _change(skip: Tensor, rows: Tensor, real: Tensor | None, module: str) -> Change:
+    dtype = working_dtype(rows.dtype)
+    before, after = skip.to(dtype), rows.to(dtype)
+    dot = (before * after).sum(-1)[:, None]
+    return Change(_lengths(before)[:, None], _lengths(after)[:, None], dot, real, module)
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    return rows.to(working_dtype(rows.dtype)).norm(dim=-1)
+
+
+def _in_a_row(heads: Tensor) -> Tensor:
+    """(B, F, H, k) -> (B, H, F k)."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def _key(state: State) -> Any:
+    """What names a state: the calls that made it together, or the state itself."""
+    if isinstance(state, Updated):
+        return (state.call,)
+    if isinstance(state, Merged):
+        made = [branch.call for branch in state.branches if isinstance(branch, Updated)]
+        return tuple(sorted(made, key=lambda call: call.index))
+    return state
