@@ -174,11 +174,15 @@ class SubLayers:
         graph = self.graph
         if skip.edge is None or branch.edge is None:
             return None
-        version = graph.latest(graph.reach(skip.edge.node))
-        if not version or graph.latest(graph.reach(branch.edge.node)) != version:
+        # An expert's weight, picked by an index, is no token though it is a leaf.
+        version, made_of = (
+            graph.named(graph.latest(graph.reach(edge.node))) for edge in (skip.edge, branch.edge)
+        )
+        if not version or made_of != version:
             return None
         path = set(graph.between(branch.edge.node, version)) | set(self._stops(version))
-        if self._on(skip, path) is None or not _projects(path):
+        start = self._on(skip, path)
+        if start is None or not _projects(_from(branch.edge.node, start)):
             return None
         if not graph.calls(version) and not self._in_first_block(addition):
             return None
@@ -211,7 +215,8 @@ class SubLayers:
                 asked = graph.latest(graph.reach(call.q))
                 if self._made_of(node, start.node, asked):
                     return True
-        for outer in found:
+        beside = [branch for residual in self.residuals.values() for branch in residual.parallel]
+        for outer in [*found, *beside]:
             if outer is inner or outer.version != inner.version:
                 continue
             start = _edge(outer.skip).node
@@ -257,9 +262,20 @@ class SubLayers:
         )
 
 
+def _from(end: Node, start: Node) -> set[Node]:
+    """The nodes from `end` backwards, as far as `start`."""
+    seen, queue = {end, start}, [end]
+    for node in queue:
+        before = [n for n, _ in node.next_functions if n is not None and n not in seen]
+        queue += before
+        seen.update(before)
+    return set(queue) - {start}
+
+
 def _projects(path: Iterable[Node]) -> bool:
     """Whether there is a projection on a path: a feed-forward branch has one, rotary has none."""
-    return any("mm" in n.name() or "Conv" in n.name() or "Bilinear" in n.name() for n in path)
+    names = {node.name().lower() for node in path}
+    return any(word in name for name in names for word in ("mm", "conv", "bilinear"))
 
 
 def _moved(node: Node, goal: Any) -> Node:
