@@ -88,23 +88,26 @@ class SubLayers:
 
     # ------------------------------------------------------------------------ attention
     def _residual(self, call: AttentionCall) -> Residual | None:
-        """The outermost sum of the call's branch with a tensor on its query's path."""
+        """The first sum of the call's branch with a tensor that its query is projected from.
+
+        Sums that this one is a term of belong to the same step (x + attention + feed-forward).
+        """
         graph, found = self.graph, None
         asked = graph.latest(graph.reach(call.q))
-        path = set(graph.between(call.q.grad_fn, asked)) if call.q.grad_fn is not None else set()
-        path |= {n for n in self._stops(asked)}
+        path = self._before_query(call, asked)
         for addition in self.additions:
             one, other = (self._holds(term, call) for term in addition.terms)
             if one == other:
                 continue
+            if found is not None and found[0].out.node not in self._tree(addition, path):
+                continue
             leaves = list(self._leaves(addition, path))
             holding = [leaf for leaf, _ in leaves if self._holds(leaf, call)]
             skips = [leaf for leaf, _ in leaves if self._on(leaf, path) is not None]
+            if not skips and self._begins(call, asked, leaves):
+                skips = [leaf for leaf, _ in leaves if leaf is not holding[0]]
             if len(holding) == 1 and len(skips) == 1 and self._reaches(holding[0], call):
                 found = addition, leaves, holding[0], skips[0]
-            elif len(holding) == 1 and not skips and self._begins(call, asked, leaves):
-                skips = [leaf for leaf, _ in leaves if leaf is not holding[0]]
-                found = found or (addition, leaves, holding[0], skips[0])
         if found is None:
             return None
         addition, leaves, holds, skip = found
@@ -121,6 +124,22 @@ class SubLayers:
         if start is not None and graph.reach(_edge(holds).node) & ~graph.bit[call] & asked:
             residual.joined = True
         return residual
+
+    def _before_query(self, call: AttentionCall, asked: int) -> set[Node]:
+        """The nodes that a call's query is projected from, back to the version that asks.
+
+        What comes behind the projection (rotary, a norm) is no skip connection, though some models
+        add it to the output (pooling attention).
+        """
+        if call.q.grad_fn is None:
+            return set()
+        path = self.graph.between(call.q.grad_fn, asked)
+        behind: set[Node] = set()
+        for node in path:
+            behind.add(node)
+            if _projects([node]):
+                return (set(path) | set(self._stops(asked))) - behind
+        return set(path) | set(self._stops(asked))
 
     def _begins(self, call: AttentionCall, asked: int, leaves: list[Any]) -> bool:
         """Whether the call's stream begins with constants, which no path leads to (DETR)."""
