@@ -114,7 +114,9 @@ def vtranm(trace, objective, with_length=True, with_direction=True, aggregate=Tr
     C = torch.diag(torch.tensor(lengths, dtype=torch.float64))  # C0
     seen = 0
     for step in trace.steps:
-        counts = seen >= start if isinstance(step, AttentionStep) else seen > start
+        # a feed-forward step belongs to the attention before it, the first one to the first block
+        block = seen if isinstance(step, AttentionStep) else max(seen - 1, 0)
+        counts = block >= start
         if counts:
             C = update_map(step, gradients, trace.real, **options) @ C
         seen += isinstance(step, AttentionStep)

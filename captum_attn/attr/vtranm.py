@@ -132,10 +132,11 @@ class VTranM(AttentionAttribution):
         return weighted
 
     def weigh(self, run: Run, update: Updated) -> tuple[Tensor | float, Tensor] | None:
-        own: Tensor | float = 1.0
-        for change in _transforms(run).beside(update):
+        transforms = _transforms(run)
+        own: Tensor | float = float(transforms.keeps(update))
+        for change in transforms.beside(update):
             own = own + self.weights_of(run, change)[:, 0]
-        if run.gradients[update.call] is None and isinstance(own, float):
+        if run.gradients[update.call] is None and isinstance(own, float) and own:
             return None
         return own, self.weigh_heads(run, update).mean(2)
 

@@ -39,7 +39,7 @@ class Graph:
         self._reached: dict[Node, int] = dict(self._stops)
         self._closure: dict[int, int] = {}  # bit of a call -> all that its query stems from
         for call in calls:
-            self._closure[self.bit[call]] = self._closed(self.reach(call.q))
+            self._closure[self.bit[call]] = self.closed(self.reach(call.q))
 
     def reach(self, start: Tensor | Node | None) -> int:
         """Calls and leaves that `start` stems from without another call in between."""
@@ -72,7 +72,7 @@ class Graph:
 
     def contains(self, members: int, other: Member) -> bool:
         """Whether `other` went into `members`, directly or through earlier calls."""
-        return bool(self.bit[other] & self._closed(members))
+        return bool(self.bit[other] & self.closed(members))
 
     def members(self, members: int) -> list[Member]:
         return [self._members[bit.bit_length() - 1] for bit in bits(members)]
@@ -103,7 +103,8 @@ class Graph:
         """Whether the node is the output of a call, or a leaf."""
         return node in self._stops
 
-    def _closed(self, members: int) -> int:
+    def closed(self, members: int) -> int:
+        """All that went into `members`, directly or through earlier calls, and they themselves."""
         closed = members
         for bit in bits(members):
             closed |= self._closure.get(bit, 0)

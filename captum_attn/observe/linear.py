@@ -17,6 +17,7 @@ from torch.autograd.graph import GradientEdge
 from captum_attn.errors import WiringError
 from captum_attn.observe.call import AttentionCall, positions, working_dtype
 from captum_attn.observe.graph import Graph, Node, gradients
+from captum_attn.observe.recording import Term
 from captum_attn.observe.rows import Layout, gathered
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
@@ -28,22 +29,29 @@ class Branch:
 
     Args:
         call (AttentionCall): the call.
-        edge (GradientEdge): the branch, where it is added.
+        term (Term): the branch, as it is added.
         layout (Layout): how the branch holds its rows.
         index (Tensor or None): (B or 1, n) the row of the branch that each query position enters,
             -1 for none; None: its own.
-        like (Tensor): for the branch's dtype and device.
     """
 
     call: AttentionCall
-    edge: GradientEdge
+    term: Term
     layout: Layout
     index: Tensor | None
-    like: Tensor
+
+    @property
+    def edge(self) -> GradientEdge:
+        assert self.term.edge is not None
+        return self.term.edge
+
+    @property
+    def like(self) -> Tensor:
+        return self.term.value
 
     def pulled(self, rows: Tensor) -> Tensor:
         """Rows at the branch, (B, n, D), pulled back to the call's output: (B, n_q, H d)."""
-        vector = self.layout.placed(rows.to(self.like))
+        vector = self.layout.placed(rows.to(self.like) * self.term.scale)
         (found,) = gradients([(self.edge, vector)], [self.call.edge])
         if found is None:
             raise WiringError(f"{self.call.module!r}: its branch does not depend on its output")
@@ -107,7 +115,8 @@ class Branch:
 
     def _factor(self, node: Node) -> Tensor | None:
         batch, n, width = self.layout.batch, self.layout.n, self.layout.width
-        ones = self.layout.placed(torch.ones(batch, n, width).to(self.like))
+        ones = torch.full((batch, n, width), self.term.scale).to(self.like)
+        ones = self.layout.placed(ones)
         (found,) = gradients([(self.edge, ones)], [GradientEdge(node, 0)])
         if found is None or found.shape[-1] != width:
             return None

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_attn.observe.call import AttentionCall
-from captum_attn.observe.graph import Graph, depends_on_content
+from captum_attn.observe.graph import Graph, depends_on_content, shape_of
 from captum_attn.observe.recording import Term
 from captum_attn.observe.rows import Layout, gathered, inverted, layouts
 from captum_attn.observe.tokenmap import Downstream, TokenMap, Upstream
@@ -50,8 +50,11 @@ class Placements:
     def __init__(self, wiring: Wiring, graph: Graph, batch: int) -> None:
         self.wiring, self.graph, self.batch = wiring, graph, batch
 
-    def behind(self, call: AttentionCall, term: Term, edge: GradientEdge) -> Placement | None:
+    def behind(self, call: AttentionCall, term: Term) -> Placement | None:
         """How a tensor that stems from a call holds the call's query positions."""
+        edge = term.edge
+        if edge is None:
+            return None
 
         def place(layout: Layout) -> Placement | None:
             down = layout.downstream(edge, term.value)
@@ -82,19 +85,24 @@ class Placements:
         key = ("before", call.index, side, self._number(edge))
         return self._kept(key, depends_on_content(path), tuple(term.value.shape), place)
 
-    def tokenwise(self, start: Term, end: Term) -> bool:
-        """Whether a tensor is made of another one row by row, apart from attention."""
-        if start.edge is None or end.edge is None:
+    def tokenwise(self, start: GradientEdge, end: Term, layout: Layout) -> bool:
+        """Whether a tensor in `layout` is made of another one row by row, apart from attention."""
+        last, shape = end.edge, shape_of(start.node, start.output_nr)
+        if last is None or not layout.fits(end.value.shape):
             return False
-        first, last, shape = start.edge, end.edge, tuple(end.value.shape)
 
-        def place(layout: Layout) -> Placement | None:
+        def find() -> bool:
             down = layout.downstream(last, end.value)
-            (found,) = self.wiring.prober.maps(down, [layout.upstream(first)])
-            return Placement(layout, None) if _in_place(found) else None
+            same = shape == tuple(end.value.shape)
+            ways = [layout] if same else list(layouts(shape, self.batch))
+            return any(
+                _in_place(self.wiring.prober.maps(down, [way.upstream(start)])[0])
+                for way in ways
+                if way.n == layout.n
+            )
 
-        key = ("tokenwise", self._number(first), self._number(last))
-        return self._kept(key, False, shape, place) is not None
+        key = ("tokenwise", self._number(start), self._number(last), layout)
+        return self.wiring.findings.keep(key, find)
 
     def _number(self, edge: GradientEdge) -> Any:
         """What tells tensors of a run apart, alike in the next run."""

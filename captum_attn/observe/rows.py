@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,11 @@ class Layout:
     @property
     def width(self) -> int:
         return self.shape[-1]
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of a shape can be read in this way."""
+        ordered = len(shape) == len(self.order) and tuple(shape[axis] for axis in self.order)
+        return ordered == self.shape
 
     def rows(self, tensor: Tensor) -> Tensor:
         """A tensor (or its gradient) -> (B, n, D)."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captum_attn.errors import WiringError
 from captum_attn.observe.call import AttentionCall, positions, working_dtype
-from captum_attn.observe.graph import gradients, shape_of
+from captum_attn.observe.graph import gradients
 from captum_attn.observe.linear import Branch
 from captum_attn.observe.observation import Observation
 from captum_attn.observe.padding import real_keys
@@ -96,9 +96,7 @@ class Transforms:
 
     def _linear_map(self, call: AttentionCall) -> Tensor:
         residual, placement = self._residual(call), self._placement(call)
-        branch = Branch(
-            call, residual.edge, placement.layout, placement.index, residual.branch.value
-        )
+        branch = Branch(call, residual.branch, placement.layout, placement.index)
         return branch.linear_map(self.graph, self._generator)
 
     def _residual(self, call: AttentionCall) -> Residual:
@@ -114,7 +112,9 @@ class Transforms:
     def _placement(self, call: AttentionCall) -> Placement:
         """How the skip connection of a call holds the call's query positions."""
         residual = self._residual(call)
-        found = self.placements.behind(call, residual.branch, residual.edge)
+        found = self.placements.behind(call, residual.branch)
+        if found is None and residual.skip is not None:  # a branch that is scaled by 0
+            found = self.placements.before(call, "q", residual.skip)
         if found is None:
             raise WiringError(
                 f"{call.module!r}: which of its {call.positions[0]} positions are which rows of "
@@ -154,30 +154,46 @@ class Transforms:
         return placement.rows(origin.vectors()), real
 
     # ------------------------------------------------------------------------ feed-forward
+    def keeps(self, update: Updated) -> bool:
+        """Whether a call is added to what asked, and does not replace it (attention pooling)."""
+        residual = self.layers.residuals.get(update.call)
+        return residual is None or residual.skip is not None
+
     def beside(self, update: Updated) -> Iterator[Change]:
         """Feed-forward branches that are added in the same step as an attention call."""
         residual = self.layers.residuals.get(update.call)
-        if residual is None or residual.skip is None:
+        if residual is None or residual.start is None:
             return
-        sharing = [c for c, r in self.layers.residuals.items() if r.addition is residual.addition]
-        if sharing[0] is not update.call:  # several calls in one step: with the first of them
+        together = [c for c, r in self.layers.residuals.items() if r.addition is residual.addition]
+        if together[0] is not update.call:  # several calls in one step: with the first of them
             return
-        placement = self._placement(update.call)
-        for branch in residual.parallel:
-            if self.placements.tokenwise(branch.skip, branch.branch):
-                yield self._changed(branch, placement, update)
-        if residual.joined and self.placements.tokenwise(residual.skip, residual.branch):
-            yield self._joined(residual, placement, update)
+        for part in residual.parallel:
+            placement = self._placement(update.call)
+            if self.placements.tokenwise(part.start, part.branch, placement.layout):
+                yield self._changed(part, placement, update)
+        if residual.joined and self._are_linear(together):
+            placement = self._placement(update.call)
+            if self.placements.tokenwise(residual.start, residual.branch, placement.layout):
+                yield self._joined(residual, together, update)
 
-    def _joined(self, residual: Residual, placement: Placement, update: Updated) -> Change:
-        """What a branch adds beside the call's output, where one projection is for both."""
+    def _are_linear(self, calls: list[AttentionCall]) -> bool:
+        """Not so behind a gate, which stems from the tokens too, but adds nothing of its own."""
+        try:
+            return all(self._linear_map(call) is not None for call in calls)
+        except WiringError:
+            return False
+
+    def _joined(self, residual: Residual, together: list[AttentionCall], update: Updated) -> Change:
+        """What a branch adds beside the calls' output, where one projection is for both."""
         assert residual.skip is not None
-        call, matrix = update.call, self._linear_map(update.call)
-        output = positions(call.output_rows(self.tap.outputs[call].vectors())).to(matrix)
-        rows = placement.rows(residual.branch.vectors()).to(matrix)
-        rows = rows - output @ matrix.flatten(0, 1)
+        placement = self._placement(update.call)
+        rows = placement.rows(residual.branch.vectors())
+        rows = rows.to(working_dtype(rows.dtype))
+        for call in together:
+            output = positions(call.output_rows(self.tap.outputs[call].vectors()))
+            rows = rows - output.to(rows) @ self._linear_map(call).flatten(0, 1)
         skip = placement.rows(residual.skip.vectors())
-        return _change(skip, rows, self._real_tokens(update), call.module)
+        return _change(skip, rows, self._real_tokens(update), update.call.module)
 
     def behind(self, state: State) -> Iterator[Change]:
         """The feed-forward sub-layers that act on a state, its tokens in their order."""
@@ -188,31 +204,42 @@ class Transforms:
         if self._behind is None:
             self._behind = {}
             for branch in self.layers.feed_forwards:
-                if self.placements.tokenwise(branch.skip, branch.branch):
-                    key, placement = self._acts_on(branch)
-                    self._behind.setdefault(key, []).append((branch, placement))
+                found = self._acts_on(branch)
+                if found is not None:
+                    self._behind.setdefault(found[0], []).append((branch, found[1]))
         return self._behind
 
-    def _acts_on(self, branch: FeedForward) -> tuple[Any, Placement]:
-        """The state that a feed-forward sub-layer acts on, and how it holds the state's tokens."""
+    def _acts_on(self, branch: FeedForward) -> tuple[Any, Placement] | None:
+        """The state that a sub-layer acts on, and how it holds its tokens; None: on no tokens.
+
+        A sum that mixes the tokens (a convolution that is added) is no feed-forward sub-layer.
+        """
         calls = self.graph.calls(branch.version)
-        edge = branch.skip.edge
-        if calls and edge is not None:
-            found = [self.placements.behind(call, branch.skip, edge) for call in calls]
-            alike = all(p is not None and p.index is None for p in found) or len(found) == 1
-            if alike and found[0] is not None and found[0].is_whole:
-                return tuple(calls), found[0]
+        found: list[tuple[Any, Placement]] = []
+        if calls:
+            behind = [self.placements.behind(call, branch.skip) for call in calls]
+            alike = all(p is not None and p.index is None for p in behind) or len(behind) == 1
+            if alike and behind[0] is not None:
+                found.append((tuple(calls), behind[0]))
         for update in self.wiring.updates:  # tokens of several states: the state they make next
             if self.layers.leads_to(branch.addition, update.call):
                 placement = self.placements.before(update.call, "q", branch.skip)
-                if placement is not None and placement.is_whole:
-                    return _key(update.asks), placement
+                if placement is not None:
+                    found.append((_key(update.asks), placement))
                 break
-        raise WiringError(
-            f"{branch.addition.module!r}: which tokens its feed-forward branch "
-            f"{tuple(branch.branch.value.shape)} acts on could not be observed; leave the blocks "
-            "out with `layers=`"
-        )
+        found = [
+            (key, placement)
+            for key, placement in found
+            if self.placements.tokenwise(branch.start, branch.branch, placement.layout)
+        ]
+        whole = [(key, placement) for key, placement in found if placement.is_whole]
+        if found and not whole:
+            raise WiringError(
+                f"{branch.addition.module!r}: which tokens its feed-forward branch "
+                f"{tuple(branch.branch.value.shape)} acts on could not be observed; leave the "
+                "blocks out with `layers=`"
+            )
+        return whole[0] if whole else None
 
     def _changed(self, branch: FeedForward, placement: Placement, state: State) -> Change:
         skip = placement.rows(branch.skip.vectors())
@@ -222,14 +249,17 @@ class Transforms:
     def _scaled(self, branch: FeedForward) -> Tensor:
         """The branch's output, with whatever scale follows before it is added."""
         value = branch.branch.vectors()
-        if branch.through is None or branch.branch.edge is None:
+        start, end = branch.branch.edge, None if branch.through is None else branch.through.edge
+        if branch.through is None or start is None or end is None:
             return value
-        if shape_of(branch.through.node, branch.through.output_nr) != tuple(value.shape):
+        if branch.through.value.shape != value.shape:
             raise WiringError(
                 f"{branch.addition.module!r}: its feed-forward branch {tuple(value.shape)} is "
                 "reshaped before it is added; leave the block out with `layers=`"
             )
-        (scale,) = gradients([(branch.through, torch.ones_like(value))], [branch.branch.edge])
+        # The gradient holds the factors of the sums in between, the branch's own among them.
+        ones = torch.full_like(value, branch.through.scale / branch.branch.scale)
+        (scale,) = gradients([(end, ones)], [start])
         return value if scale is None else value * scale
 
     # ------------------------------------------------------------------------ tokens
@@ -244,8 +274,10 @@ class Transforms:
                 if used is not state and part is None:
                     continue
                 rows = self._skip_rows(update.call) if side else self._keys(update)[0]
-                if rows is None:
-                    continue
+                if rows is None:  # these tokens are asked for, and then no longer there
+                    return torch.ones(
+                        self.placements.batch, state.n, device=self.tap.calls[0].v.device
+                    )
                 return _lengths(rows if part is None else gathered(rows, part.to))
         raise WiringError(
             f"the vectors of the stream {state.stream!r} before its first attention could not be "

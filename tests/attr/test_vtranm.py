@@ -12,10 +12,8 @@ from tests import plain_vtranm as plain
 from tests.plain import close
 from tests.zoo import (
     BERT_SIZE,
-    GPT_SIZE,
     LLAMA_SIZE,
     VOCABULARY,
-    ZOO,
     bert,
     gpt2,
     hf,

@@ -1,0 +1,615 @@
+"""VTranM on blocks written in many ways: what is a skip connection and what is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from captum_attn import HeterogenousAttention, VTranM, objectives
+from captum_attn.errors import AttnError, OptionError, WiringError
+from tests import plain_vtranm as plain
+from tests.plain import close
+from tests.zoo import set_weights
+
+D, HEADS, N = 8, 2, 5
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(D, 3 * D), nn.Linear(D, D)
+        self.down, self.up = nn.Linear(D, 3, bias=False), nn.Linear(3, D, bias=False)
+        self.gate, self.norm = nn.Linear(D, D), nn.LayerNorm(D)
+        self.drop = nn.Dropout(0.5)
+
+    def heads(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, D // HEADS)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v)  # (B, H, n, d)
+
+    def merged(self, x):
+        return self.heads(x).transpose(1, 2).flatten(2)
+
+    def forward(self, x):
+        return self.out(self.merged(x))
+
+
+class Block(nn.Module):
+    """One block; `style` is how it adds."""
+
+    def __init__(self, style):
+        super().__init__()
+        self.style, self.attention = style, Attention()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(D) for _ in range(3))
+        self.mlp = nn.Sequential(nn.Linear(D, 2 * D), nn.GELU(), nn.Linear(2 * D, D))
+        self.other = nn.Sequential(nn.Linear(D, 2 * D), nn.ReLU(), nn.Linear(2 * D, D))
+        self.convolution = nn.Conv1d(D, D, 3, padding=1, groups=D)
+        self.scale = nn.Parameter(torch.ones(D))
+        self.joint = nn.Linear(3 * D, D)
+
+    def forward(self, x):
+        return self.style(self, x)
+
+
+class Model(nn.Module):
+    def __init__(self, style, depth=2):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(style) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(D), nn.Linear(D, 4)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, 0])
+
+
+def made(style, depth=2):
+    model = Model(style, depth)
+    set_weights(model)
+    return model.double().eval().requires_grad_(False)
+
+
+def vectors(batch=1):
+    return torch.randn(batch, N, D, generator=torch.Generator().manual_seed(3)).double()
+
+
+def maps(style, x=None, **options):
+    found = VTranM(made(style)).relevance_maps(vectors() if x is None else x, 1, **options)
+    return found["x", "x"]
+
+
+# ---------------------------------------------------------------- the same block in other words
+def standard(block, x):
+    x = x + block.attention(block.norm1(x))
+    return x + block.mlp(block.norm2(x))
+
+
+def in_place(block, x):
+    x = x.clone()
+    x += block.attention(block.norm1(x.clone()))  # a norm keeps its input for the backward pass
+    x += block.mlp(block.norm2(x.clone()))
+    return x
+
+
+def in_place_on_the_branch(block, x):
+    branch = block.attention(block.norm1(x))
+    branch += x
+    mlp = block.mlp(block.norm2(branch))
+    return mlp.add_(branch)
+
+
+def by_function(block, x):
+    x = torch.add(input=block.attention(block.norm1(x)), other=x)
+    return torch.add(x, block.mlp(block.norm2(x)))
+
+
+def with_alpha(block, x):
+    x = torch.add(x, 0.5 * block.attention(block.norm1(x)), alpha=2)
+    return x.add(4 * block.mlp(block.norm2(x)), alpha=0.25)
+
+
+def by_sum(block, x):
+    x = sum([x, block.attention(block.norm1(x))])
+    return sum([block.mlp(block.norm2(x)), x])
+
+
+def length_first(block, x):
+    a = block.attention(block.norm1(x)).transpose(0, 1)
+    x = x.transpose(0, 1) + a
+    return (x + block.mlp(block.norm2(x))).transpose(0, 1)
+
+
+def channels_first(block, x):
+    x = x.mT + block.attention(block.norm1(x)).mT
+    return (x + block.mlp(block.norm2(x.mT)).mT).mT
+
+
+def flat(block, x):
+    a = block.attention(block.norm1(x)).flatten(0, 1)
+    y = x.flatten(0, 1) + a
+    return (y + block.mlp(block.norm2(y))).view(x.shape)
+
+
+def by_convolution(block, x):
+    out = block.attention.out
+    a = F.conv1d(block.attention.merged(block.norm1(x)).mT, out.weight[..., None], out.bias).mT
+    x = x + a
+    return x + block.mlp(block.norm2(x))
+
+
+def by_einsum(block, x):
+    out = block.attention.out
+    weight = out.weight.view(D, HEADS, D // HEADS)
+    a = torch.einsum("bhnd,chd->bnc", block.attention.heads(block.norm1(x)), weight) + out.bias
+    x = x + a
+    return x + block.mlp(block.norm2(x))
+
+
+def heads_last(block, x):
+    """The projection's inputs in another order than head by head."""
+    out = block.attention.out
+    weight = out.weight.view(D, HEADS, D // HEADS).transpose(1, 2).flatten(1)
+    merged = block.attention.heads(block.norm1(x)).permute(0, 2, 3, 1).flatten(2)
+    x = x + F.linear(merged, weight, out.bias)
+    return x + block.mlp(block.norm2(x))
+
+
+def two_factors(block, x):
+    """An output projection that is applied in two summands (LoRA)."""
+    merged = block.attention.merged(block.norm1(x))
+    low = block.attention.up(block.attention.down(merged))
+    delta = block.attention.up.weight @ block.attention.down.weight
+    out = block.attention.out
+    x = x + (F.linear(merged, out.weight - delta, out.bias) + low)
+    return x + block.mlp(block.norm2(x))
+
+
+SAME = [
+    in_place, in_place_on_the_branch, by_function, with_alpha, by_sum, length_first,
+    channels_first, flat, by_convolution, by_einsum, heads_last, two_factors,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, N])
+@pytest.mark.parametrize("style", SAME, ids=lambda s: s.__name__)
+def test_the_same_block_in_other_words(style, batch):
+    x = vectors(batch)
+    close(made(style)(x), made(standard)(x))
+    close(maps(style, x), maps(standard, x))
+
+
+# ---------------------------------------------------------------- blocks against the equations
+def trace_of(style, walk):
+    """Steps of the two blocks of a model; `walk`: (block, x, steps) -> x."""
+    model, x = made(style), plain.in_graph(vectors()[0])
+    steps = []
+    for block in model.blocks:
+        x = walk(block, x, steps)
+    trace = plain.Trace(steps, model.head(model.norm(x[None])[:, 0]), plain.all_real(x))
+    close(trace.output.detach(), model(vectors()))
+    return trace
+
+
+def attend(block, h):
+    q, k, v = (plain.heads_of(p, HEADS) for p in block.attention.qkv(h).chunk(3, -1))
+    A, out = plain.attend(q, k, v)
+    return A, v, out
+
+
+def attention_step(block, x, h, steps, scale=1.0, beside=()):
+    A, v, out = attend(block, h)
+    weight = block.attention.out.weight.T * scale
+    steps.append(
+        plain.AttentionStep(A, v, weight, x, [plain.FeedForwardStep(x, b) for b in beside])
+    )
+    return block.attention.out(out) * scale
+
+
+def feed_forward_step(x, branch, steps):
+    steps.append(plain.FeedForwardStep(x, branch))
+    return x + branch
+
+
+def walk_standard(block, x, steps):
+    x = x + attention_step(block, x, block.norm1(x), steps)
+    return feed_forward_step(x, block.mlp(block.norm2(x)), steps)
+
+
+def post_norm(block, x):
+    x = block.norm1(x + block.attention(x))
+    return block.norm2(x + block.mlp(x))
+
+
+def walk_post_norm(block, x, steps):
+    x = block.norm1(x + attention_step(block, x, x, steps))
+    return block.norm2(feed_forward_step(x, block.mlp(x), steps))
+
+
+def scaled_skip(block, x):
+    """DeepNorm: the skip connection is scaled, and its vectors are those that are added."""
+    x = block.norm1(1.5 * x + block.attention(x))
+    return block.norm2(1.5 * x + block.mlp(x))
+
+
+def walk_scaled_skip(block, x, steps):
+    x = block.norm1(1.5 * x + attention_step(block, 1.5 * x, x, steps))
+    return block.norm2(feed_forward_step(1.5 * x, block.mlp(x), steps))
+
+
+def macaron(block, x):
+    """Half a feed-forward sub-layer in front of the attention, half of one behind it."""
+    x = x + 0.5 * block.other(block.norm3(x))
+    return standard(block, x)
+
+
+def walk_macaron(block, x, steps):
+    x = feed_forward_step(x, 0.5 * block.other(block.norm3(x)), steps)
+    return walk_standard(block, x, steps)
+
+
+def two_feed_forwards(block, x):
+    x = standard(block, x)
+    return x + block.other(block.norm3(x))
+
+
+def walk_two_feed_forwards(block, x, steps):
+    x = walk_standard(block, x, steps)
+    return feed_forward_step(x, block.other(block.norm3(x)), steps)
+
+
+def attention_only(block, x):
+    return x + block.attention(block.norm1(x))
+
+
+def walk_attention_only(block, x, steps):
+    return x + attention_step(block, x, block.norm1(x), steps)
+
+
+def adapter(block, x):
+    """A skip connection inside a feed-forward branch is a part of the branch."""
+    x = x + block.attention(block.norm1(x))
+    branch = block.mlp(block.norm2(x))
+    branch = branch + block.other(branch)
+    return x + branch
+
+
+def walk_adapter(block, x, steps):
+    x = x + attention_step(block, x, block.norm1(x), steps)
+    branch = block.mlp(block.norm2(x))
+    return feed_forward_step(x, branch + block.other(branch), steps)
+
+
+def convolved(block, x):
+    """A convolution that is added mixes tokens: it is no feed-forward sub-layer."""
+    x = standard(block, x)
+    return x + block.convolution(x.mT).mT
+
+
+def walk_convolved(block, x, steps):
+    x = walk_standard(block, x, steps)
+    return x + block.convolution(x.T[None])[0].T
+
+
+def turned(block, x):
+    """Rotary-like sums, sums with constants, and sums of two norms are no sub-layers."""
+    h = block.norm1(x)
+    h = h * 0.8 + torch.roll(h, 1, -1) * 0.6
+    h = block.norm3(h) + block.norm2(h)
+    x = x + block.attention(h)
+    x = x + torch.linspace(0, 1, N, dtype=x.dtype)[None, :, None].expand(x.shape)
+    return x + block.mlp(block.norm2(x))
+
+
+def walk_turned(block, x, steps):
+    h = block.norm1(x)
+    h = h * 0.8 + torch.roll(h, 1, -1) * 0.6
+    x = x + attention_step(block, x, block.norm3(h) + block.norm2(h), steps)
+    x = x + torch.linspace(0, 1, N, dtype=x.dtype)[:, None].expand(x.shape)
+    return feed_forward_step(x, block.mlp(block.norm2(x)), steps)
+
+
+def scaled(block, x):
+    x = x + block.scale * block.attention(block.norm1(x)) / 2
+    return x + block.scale * block.mlp(block.norm2(x))
+
+
+def walk_scaled(block, x, steps):
+    x = x + attention_step(block, x, block.norm1(x), steps, block.scale / 2)
+    return feed_forward_step(x, block.scale * block.mlp(block.norm2(x)), steps)
+
+
+def parallel(block, x):
+    return x + block.attention(block.norm1(x)) + block.mlp(block.norm2(x))
+
+
+def parallel_skip_last(block, x):
+    return block.attention(block.norm1(x)) + block.mlp(block.norm2(x)) + x
+
+
+def parallel_in_place(block, x):
+    mlp = block.mlp(block.norm2(x))
+    mlp += block.attention(block.norm1(x))
+    return mlp + x
+
+
+def walk_parallel(block, x, steps):
+    branch = block.mlp(block.norm2(x))
+    return x + attention_step(block, x, block.norm1(x), steps, beside=[branch]) + branch
+
+
+def parallel_scaled(block, x):
+    """One scale for both branches."""
+    return x + block.scale * (block.attention(block.norm1(x)) + block.mlp(block.norm2(x)))
+
+
+def walk_parallel_scaled(block, x, steps):
+    branch = block.scale * block.mlp(block.norm2(x))
+    attended = attention_step(block, x, block.norm1(x), steps, block.scale, [branch])
+    return x + attended + branch
+
+
+def joint_projection(block, x):
+    """Both branches through one projection, whose bias counts with the feed-forward one."""
+    merged = block.attention.merged(block.norm1(x))
+    return x + block.joint(torch.cat([merged, F.gelu(block.mlp[0](block.norm2(x)))], -1))
+
+
+def walk_joint_projection(block, x, steps):
+    weight, bias = block.joint.weight, block.joint.bias
+    A, v, out = attend(block, block.norm1(x))
+    branch = F.linear(F.gelu(block.mlp[0](block.norm2(x))), weight[:, D:], bias)
+    beside = [plain.FeedForwardStep(x, branch)]
+    steps.append(plain.AttentionStep(A, v, weight.T[:D], x, beside))
+    return x + out @ weight.T[:D] + branch
+
+
+BLOCKS = [
+    (standard, walk_standard), (post_norm, walk_post_norm), (scaled_skip, walk_scaled_skip),
+    (macaron, walk_macaron), (two_feed_forwards, walk_two_feed_forwards),
+    (attention_only, walk_attention_only), (adapter, walk_adapter), (convolved, walk_convolved),
+    (turned, walk_turned), (scaled, walk_scaled), (parallel, walk_parallel),
+    (parallel_skip_last, walk_parallel), (parallel_in_place, walk_parallel),
+    (parallel_scaled, walk_parallel_scaled), (joint_projection, walk_joint_projection),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [True, False])
+@pytest.mark.parametrize(("style", "walk"), BLOCKS, ids=lambda s: s.__name__)
+@pytest.mark.filterwarnings("ignore:attention is explained")
+def test_blocks_against_the_equations(style, walk, length):
+    trace = trace_of(style, walk)
+    C = plain.vtranm(trace, plain.probability(1), with_length=length)
+    close(maps(style, length=length)[0], C)
+
+
+@pytest.mark.parametrize("start", [1, 2])
+@pytest.mark.parametrize(("style", "walk"), [BLOCKS[0], BLOCKS[10]], ids=lambda s: s.__name__)
+def test_start_layer_leaves_out_whole_blocks(style, walk, start):
+    model = made(style, 3)
+    x, steps = plain.in_graph(vectors()[0]), []
+    for block in model.blocks:
+        x = walk(block, x, steps)
+    trace = plain.Trace(steps, model.head(model.norm(x[None])[:, 0]), plain.all_real(x))
+    C = plain.vtranm(trace, plain.probability(1), start=start)
+    found = VTranM(model).relevance_maps(vectors(), 1, start_layer=start)["x", "x"]
+    close(found[0], C)
+
+
+def test_attentions_side_by_side():
+    """x + a(x) + b(x): I + both updates; then a feed-forward sub-layer on their sum."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.rest = Block(standard), Block(standard), Block(standard)
+            self.head = nn.Linear(D, 4)
+
+        def forward(self, x):
+            x = x + self.one.attention(self.one.norm1(x)) + self.two.attention(self.two.norm1(x))
+            x = x + self.one.mlp(self.one.norm2(x))
+            return self.head(self.rest(x)[:, 0])
+
+    model = Two()
+    set_weights(model)
+    model = model.double().eval().requires_grad_(False)
+    x, steps = plain.in_graph(vectors()[0]), []
+    E = x
+    one = attention_step(model.one, x, model.one.norm1(x), steps)
+    two = attention_step(model.two, x, model.two.norm1(x), steps)
+    x = feed_forward_step(E + one + two, model.one.mlp(model.one.norm2(E + one + two)), steps)
+    x = walk_standard(model.rest, x, steps)
+    output = model.head(x[None, 0])
+    real = plain.all_real(x)
+    attention = [step for step in steps if isinstance(step, plain.AttentionStep)]
+    grads = torch.autograd.grad(output[0].softmax(-1)[1], [step.A for step in attention])
+    grads = {id(step): g for step, g in zip(attention, grads, strict=True)}
+    U = [plain.update_map(step, grads, real) for step in steps]
+    eye = torch.eye(N, dtype=torch.float64)
+    C = torch.diag(E.detach().norm(dim=-1))
+    C = U[4] @ U[3] @ U[2] @ (U[0] + U[1] - eye) @ C
+    close(VTranM(model).relevance_maps(vectors(), 1)["x", "x"][0], C)
+
+
+# ---------------------------------------------------------------- what cannot be followed
+def gated(block, x):
+    h = block.norm1(x)
+    merged = block.attention.merged(h) * block.attention.gate(h).sigmoid()
+    return x + block.attention.out(merged)
+
+
+def normed_branch(block, x):
+    """Sandwich norm: the branch is no linear map of the attention's output."""
+    return x + block.norm3(block.attention(block.norm1(x)))
+
+
+def dropped(block, x):
+    return x + block.attention.drop(block.attention(block.norm1(x)))
+
+
+def mixed(block, x):
+    """Tokens are mixed between the attention and the addition."""
+    return x + block.convolution(block.attention(block.norm1(x)).mT).mT
+
+
+def without_skip(block, x):
+    return block.attention(block.norm1(x))
+
+
+def overwritten(block, x):
+    x = x.clone()
+    y = x + block.attention(block.norm1(x.clone()))
+    x.mul_(2)
+    return y + block.mlp(block.norm2(y))
+
+
+@pytest.mark.parametrize(
+    ("style", "module", "words"),
+    [
+        (gated, "blocks.1.attention", "one linear map"),
+        (normed_branch, "blocks.1.attention", "one linear map"),
+        (mixed, "blocks.1.attention", "one linear map"),
+        (without_skip, "blocks.1.attention", "skip connection"),
+        (overwritten, "", "overwritten in place"),
+    ],
+    ids=lambda s: getattr(s, "__name__", None),
+)
+@pytest.mark.filterwarnings("ignore:attention is explained")
+def test_a_block_that_cannot_be_followed_is_named(style, module, words):
+    method = VTranM(made(style))
+    with pytest.raises(WiringError) as error:
+        method.attribute(vectors(), 1)
+    assert module in str(error.value) and words in str(error.value)
+    if module:
+        assert "layers=" in str(error.value) and "length=False" in str(error.value)
+        plainly = {"length": False, "direction": False}  # which asks for no vectors
+        assert VTranM(made(style)).attribute(vectors(), 1, **plainly).abs().sum() > 0
+
+
+def test_dropout_in_train_mode_is_refused():
+    model = made(dropped).train()
+    with pytest.warns(UserWarning, match="train mode"), pytest.raises(WiringError, match="eval"):
+        VTranM(model).attribute(vectors(), 1)
+
+
+def test_a_left_out_block_need_not_be_followed():
+    def only_the_second(block, x):
+        return standard(block, x) if block.easy else normed_branch(block, x)
+
+    model = made(only_the_second)
+    model.blocks[0].easy, model.blocks[1].easy = False, True
+    with pytest.raises(WiringError, match="blocks.0"):
+        VTranM(model).attribute(vectors(), 1)
+    found = VTranM(model, layers="blocks.1*").attribute(vectors(), 1, length=False)
+    assert torch.equal(found, VTranM(model).attribute(vectors(), 1, length=False, start_layer=1))
+    assert found.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"length": "yes"}, "length"), ({"direction": 1}, "direction"),
+        ({"aggregate": None}, "aggregate"), ({"normalize": True}, "unknown option"),
+    ],
+)  # fmt: skip
+def test_bad_options(options, words):
+    with pytest.raises(OptionError, match=words):
+        VTranM(made(standard)).attribute(vectors(), 1, **options)
+
+
+def test_a_target_is_needed_where_there_are_classes():
+    with pytest.raises(AttnError, match="target"):
+        VTranM(made(standard)).attribute(vectors())
+
+
+# ---------------------------------------------------------------- objectives and degenerate cases
+def test_the_probability_is_explained_and_any_objective_may_be():
+    model, x = made(standard), vectors()
+    found = VTranM(model).attribute(x, 1)
+    explicit = VTranM(model).attribute(x, 1, objective=objectives.probability)
+    assert torch.equal(found, explicit)
+    logit = VTranM(model).attribute(x, 1, objective=objectives.logit)
+    assert (found - logit).abs().max() > 1e-3 * found.abs().max()
+
+
+def test_a_single_output_is_explained_itself():
+    """The softmax of one number is 1 and has no gradient."""
+    model = made(standard)
+
+    def one(x):
+        return model(x)[:, 1:2]
+
+    found = VTranM(one).attribute(vectors(), 0)
+    close(found, VTranM(model).attribute(vectors(), 1, objective=objectives.logit))
+    flat = VTranM(lambda x: model(x)[:, 1]).attribute(vectors())
+    close(found, flat)
+
+
+def test_a_saturated_probability_keeps_the_readout():
+    """No gradient at all is left: U = I + the feed-forward part, at the token that is read."""
+    model = made(standard)
+    with torch.no_grad():
+        model.head.bias += torch.tensor([0.0, 1e5, 0.0, 0.0])
+    found = VTranM(model).attribute_tokens(vectors(), 1)["x"]
+    assert found[0, 0] > 0
+    assert (found[0, 1:] == 0).all()
+
+
+def test_a_token_of_no_length():
+    """E = 0 has no direction, and nothing of it is kept: no NaN."""
+    x = vectors()
+    x[0, 2] = 0
+    tokens = VTranM(made(standard)).attribute_tokens(x, 1)["x"]
+    assert tokens.isfinite().all()
+    assert tokens[0, 2] == 0
+    assert tokens[0, 3] > 0
+
+
+def test_dead_layer_scale():
+    """A branch that is scaled by 0 adds nothing: U = I."""
+    model = made(scaled)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.scale.zero_()
+    x = vectors()
+    C = VTranM(model).relevance_maps(x, 1)["x", "x"]
+    close(C[0], torch.diag(x[0].norm(dim=-1)))
+
+
+def test_the_weights_are_read_in_every_run():
+    model, x = made(standard), vectors()
+    method = VTranM(model)
+    before = method.attribute(x, 1)
+    with torch.no_grad():
+        model.blocks[0].attention.out.weight.mul_(3)
+        model.blocks[1].mlp[2].bias.add_(1)
+    after = method.attribute(x, 1)
+    assert (before - after).abs().max() > 1e-3
+    assert torch.equal(after, VTranM(model).attribute(x, 1))
+
+
+def test_gradients_are_those_of_other_methods():
+    """Without lengths, directions and feed-forwards: (∇A)^+ ⊙ A, heterogenous attention."""
+    model, x = made(attention_only), vectors(3)
+    options = {"objective": objectives.probability}
+    found = VTranM(model).relevance_maps(x, 1, length=False, direction=False)
+    other = HeterogenousAttention(model).relevance_maps(x, 1, correction="positive", **options)
+    close(found["x", "x"], other["x", "x"])
+
+
+def test_layer_maps_and_describe():
+    model, x = made(standard), vectors()
+    method = VTranM(model)
+    maps_of_calls = method.layer_maps(x, 1)
+    assert [call.module for call, _ in maps_of_calls] == [
+        "blocks.0.attention",
+        "blocks.1.attention",
+    ]
+    trace = trace_of(standard, walk_standard)
+    grads = torch.autograd.grad(trace.output[0].softmax(-1)[1], [s.A for s in trace.attention])
+    for (_, found), step, gradient in zip(maps_of_calls, trace.attention, grads, strict=True):
+        assert found.shape == (1, HEADS, N, N)
+        close(found[0].mean(0), plain.weighted_map(step, gradient, trace.real))
+    assert "blocks.1.attention" in str(method.describe(x, 1))
+    assert method.get_name() == "VTranM"
+    assert method.attribute(x, 1).shape == x.shape
