@@ -81,7 +81,7 @@ class AttentionAttribution(ManyTargets):
 
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         """Relevance of every source's tokens, (B, n): row vectors, from the readout down."""
-        return rows_down(run.weights, partial(self._weighed, run), run.at_once)
+        return rows_down(run.weights, partial(self.weighed, run), run.at_once)
 
     def maps(self, run: Run, last: Iterable[State]) -> dict[State, Rows]:
         """R of the states in `last`: matrices, from the inputs up."""
@@ -108,7 +108,8 @@ class AttentionAttribution(ManyTargets):
                 add(relevance, source, (weights[:, None] @ block)[:, 0])
         return relevance
 
-    def _weighed(self, run: Run, update: Updated, block: Block) -> Weighed | None:
+    def weighed(self, run: Run, update: Updated, block: Block) -> Weighed | None:
+        """`weigh` for the calls that count."""
         if update.call.index not in run.active:
             return None
         if self.needs_gradient or run.shared is None:

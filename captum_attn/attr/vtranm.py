@@ -4,6 +4,7 @@ ICLR 2024; published as TokenTM, CVPR 2024."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from captum_attn import objectives
 from captum_attn.attr._base import AttentionAttribution
+from captum_attn.attr._blocks import Weigh, Weighed
 from captum_attn.attr._propagate import (
     MatrixRule,
     Rows,
-    Weigh,
     add,
     crosses,
     linear,
@@ -24,6 +25,7 @@ from captum_attn.attr._propagate import (
 from captum_attn.attr._run import Run
 from captum_attn.errors import WiringError
 from captum_attn.objectives import Objective
+from captum_attn.observe.call import Block
 from captum_attn.observe.recording import RecordingTap
 from captum_attn.observe.streams import Born, Merged, Source, State, Updated
 from captum_attn.observe.transforms import Change, Transforms
@@ -119,26 +121,28 @@ class VTranM(AttentionAttribution):
             weights = weights * necc(length_ratio(lengths, change.dot), change.real)
         return weights
 
-    def weigh_heads(self, run: Run, update: Updated) -> Tensor:
-        attention = update.call.attention()  # (B, F, H, q, k)
-        gradient = run.attention_gradient(update.call)
+    def weigh_heads(self, run: Run, block: Block) -> Tensor:
+        attention = block.attention()  # (B, F, H, q, k)
+        gradient = run.attention_gradient(block)
         if gradient is None:
             return torch.zeros_like(attention)
         weighted = gradient.clamp_min_(0).mul_(attention)
         if run.options["length"] or run.options["direction"]:
+            update = run.seen.wiring.after(block.call)
             weights = self.weights_of(run, _transforms(run).attention(update))  # (B, H, F k)
-            weights = weights.unflatten(-1, (update.call.lanes, -1)).transpose(1, 2)
-            weighted = weighted.mul_(weights[..., None, :])
+            weights = weights.unflatten(-1, (block.call.lanes, -1)).transpose(1, 2)
+            weighted = weighted.mul_(weights[..., None, : block.n_k])
         return weighted
 
-    def weigh(self, run: Run, update: Updated) -> tuple[Tensor | float, Tensor] | None:
+    def weigh(self, run: Run, update: Updated, block: Block) -> Weighed | None:
         transforms = _transforms(run)
         own: Tensor | float = float(transforms.keeps(update))
         for change in transforms.beside(update):
-            own = own + self.weights_of(run, change)[:, 0]
+            weights = self.weights_of(run, change)[:, 0].unflatten(-1, (block.call.lanes, -1))
+            own = own + (weights if block.rows is None else weights[..., block.rows])
         if run.gradients[update.call] is None and isinstance(own, float) and own:
             return None
-        return own, self.weigh_heads(run, update).mean(2)
+        return own, self.weigh_heads(run, block).mean(2)
 
     def _factor(self, run: Run) -> Callable[[State], Tensor | None]:
         """What the feed-forward sub-layers and C⁰ multiply the rows of a state with, (B, n)."""
@@ -167,11 +171,13 @@ class VTranM(AttentionAttribution):
 
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         if run.options["aggregate"]:
-            return rows_down(run.weights, self._rule(run), self._factor(run))
+            weigh = partial(self.weighed, run)
+            return rows_down(run.weights, weigh, run.at_once, self._factor(run))
         relevance: dict[Source, Tensor] = {}
         for state, weights in run.weights.items():
             for last in self._last(run, state):
-                for source, rows in rows_down({state: weights}, self._alone(run, last)).items():
+                alone = rows_down({state: weights}, self._alone(run, last), run.at_once)
+                for source, rows in alone.items():
                     add(relevance, source, rows)
         return relevance
 
@@ -181,7 +187,7 @@ class VTranM(AttentionAttribution):
         found: dict[State, Rows] = {state: {} for state in last}
         for state, rows in found.items():
             for call in self._last(run, state):
-                blocks = maps_up([state], _matrix_form(self._alone(run, call)), run.like)
+                blocks = maps_up([state], _matrix_form(run, self._alone(run, call)), run.like)
                 for source, block in blocks[state].items():
                     add(rows, source, block)
         return found
@@ -195,13 +201,11 @@ class VTranM(AttentionAttribution):
 
         return scaled
 
-    def _rule(self, run: Run) -> Weigh:
-        return lambda u: self.weigh(run, u) if u.call.index in run.active else None
-
     def _alone(self, run: Run, last: Updated) -> Weigh:
         """Eq. 8: one call's map, the tokens staying where they are below and above it."""
-        read = self.weigh_heads(run, last).mean(2)
-        return lambda update: (0.0, read) if update is last else None
+        return lambda update, block: (
+            (0.0, self.weigh_heads(run, block).mean(2)) if update is last else None
+        )
 
     @staticmethod
     def _last(run: Run, state: State) -> list[Updated]:
@@ -210,8 +214,8 @@ class VTranM(AttentionAttribution):
         return list({u.reads.stream if crosses(u) else u.stream: u for u in calls}.values())
 
 
-def _matrix_form(weigh: Weigh) -> MatrixRule:
-    return lambda update, maps: linear(update, weigh(update), maps)
+def _matrix_form(run: Run, weigh: Weigh) -> MatrixRule:
+    return lambda update, maps: linear(update, run.whole(update, weigh), maps)
 
 
 def _transforms(run: Run) -> Transforms:
