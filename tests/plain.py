@@ -119,8 +119,22 @@ def gae_within(R, s, A_bar, *, read=None, aggregate=True):
     return new
 
 
-def gae_across(R, s, q, A_bar, *, read=None, normalize=True, self_in_rule_10=True, aggregate=True):
-    """Eq. 10, 11: s asks, q answers; every right-hand side as before the call."""
+def gae_across(
+    R,
+    s,
+    q,
+    A_bar,
+    *,
+    read=None,
+    normalize=True,
+    self_in_rule_10=True,
+    aggregate=True,
+    rows=slice(None),
+):
+    """Eq. 10, 11: s asks, q answers; every right-hand side as before the call.
+
+    ``rows``: the tokens of s that ask; the others are no part of the call and stay as they are.
+    """
     read = R if read is None else read
     new = dict(R)
     for x in sources_of(R, s):
@@ -131,10 +145,12 @@ def gae_across(R, s, q, A_bar, *, read=None, normalize=True, self_in_rule_10=Tru
         elif not self_in_rule_10:
             update = A_bar
         elif normalize:
-            update = residual_normalised(R[s, s]).T @ A_bar @ residual_normalised(read[q, q])
+            own = residual_normalised(R[s, s])[rows, rows]
+            update = own.T @ A_bar @ residual_normalised(read[q, q])
         else:
-            update = R[s, s].T @ A_bar @ read[q, q]
-        new[s, x] = R[s, x] + update if aggregate else update
+            update = R[s, s][rows, rows].T @ A_bar @ read[q, q]
+        new[s, x] = R[s, x].clone()
+        new[s, x][rows] = R[s, x][rows] + update if aggregate else update
     return new
 
 
@@ -151,19 +167,127 @@ def heterogenous_map(A, G, correction="positive"):
     return fuse_heads(corrected)
 
 
-def heterogenous(R, s, v, A_bar, *, read=None):
+def heterogenous(R, s, v, A_bar, *, read=None, rows=slice(None)):
     """HG Eq. 4-7: R[s, x] = R_q[s, x] + A_bar R_v[v, x], for every source x on its own."""
     read = R if read is None else read
     new = dict(R)
     for x in sources_of(R, s):
         if (v, x) in read:
-            new[s, x] = R[s, x] + A_bar @ read[v, x]
+            new[s, x] = R[s, x].clone()
+            new[s, x][rows] = R[s, x][rows] + A_bar @ read[v, x]
     return new
 
 
 def noise_link(R, s):
     """HG Eq. 8-10 on the version of stream s that another stream reads first."""
     return {**R, (s, s): residual_normalised(R[s, s])}
+
+
+# ------------------------------------------------------------ along a hand-written wiring
+#
+# A wiring lists the attention calls of a model in the order of execution. A call is (s, q): stream
+# s asks, stream q answers; or (s, q, rows), where these tokens of s ask alone. Calls in a list of
+# their own all read what was there before the list. A function R -> R begins or joins streams.
+
+
+def _calls(step):
+    return [
+        (*call, slice(None)) if len(call) == 2 else call
+        for call in (step if isinstance(step, list) else [step])
+    ]
+
+
+def follow(wiring, R, maps, rule):
+    """R after all calls; ``maps``: A_bar of each; ``rule(R, s, q, A_bar, rows)`` -> R."""
+    maps = iter(maps)
+    for step in wiring:
+        if callable(step):
+            R = step(R)
+            continue
+        before = R
+        for s, q, rows in _calls(step):
+            after = rule(before, s, q, next(maps), rows)
+            R = {**R, **{key: block for key, block in after.items() if key[0] == s}}
+    assert next(maps, None) is None, "the wiring has fewer calls than the model"
+    return R
+
+
+def gae_rule(R, s, q, A_bar, rows, **options):
+    if s == q:
+        return gae_within(R, s, A_bar)
+    return gae_across(R, s, q, A_bar, rows=rows, **options)
+
+
+def heterogenous_rule(R, s, q, A_bar, rows):
+    return heterogenous(R, s, q, A_bar, rows=rows)
+
+
+def with_noise_link(wiring, R, maps):
+    """The heterogenous rule, with the version of a stream that another one reads first linked."""
+    linked, maps = set(), iter(maps)
+    for step in wiring:
+        if callable(step):
+            R = step(R)
+            continue
+        for s, q, _ in _calls(step):
+            if s != q and q not in linked:
+                linked.add(q)
+                R = noise_link(R, q)
+        R = follow([step], R, [next(maps) for _ in _calls(step)], heterogenous_rule)
+    return R
+
+
+def follow_rollout(wiring, R, maps, real, head_fusion="mean"):
+    """Rollout within each stream, joined by the last call of each stream to each other (Eq. 12).
+
+    ``real``: stream -> (n,) bool; padding, where there is some, asks nothing.
+    """
+    maps, last = iter(maps), {}  # last: (s, q) -> what it adds, source -> (rows of s, block)
+
+    def joined(R, last, s):
+        blocks = {x: R[s, x].clone() for x in sources_of(R, s)}
+        for (asks, _), added in last.items():
+            for x, (rows, block) in added.items() if asks == s else ():
+                blocks[x][rows] += block
+        return blocks
+
+    for step in wiring:
+        if callable(step):
+            R = step(R)
+            continue
+        before, answered = R, dict(last)
+        for s, q, rows in _calls(step):
+            A = fuse_heads(next(maps), head_fusion)
+            if s == q:
+                step_ = row_normalised(A + eye(len(A)))
+                R = {**R, **{(s, x): step_ @ before[s, x] for x in sources_of(R, s)}}
+            else:
+                own = before[s, s][rows, rows].clone()
+                if s in real:
+                    own[~real[s][rows]] = 0
+                answer = joined(before, answered, q)
+                last[s, q] = {x: (rows, own.T @ A @ b) for x, b in answer.items() if x != s}
+    return {(s, x): block for s in {s for s, _ in R} for x, block in joined(R, last, s).items()}
+
+
+def follow_raw(wiring, R, maps, weights):
+    """The last map within each stream that is read, and its last one to each other stream.
+
+    ``weights``: stream that is read -> (n,); -> source -> relevance.
+    """
+    maps, last = iter(maps), {}
+    for step in wiring:
+        if callable(step):
+            R = step(R)
+            continue
+        for s, q, rows in _calls(step):
+            answer = {x: R[q, x] for x in sources_of(R, q)}
+            last[s, q] = rows, raw_attention(next(maps)), answer
+    relevance = {}
+    for (s, _), (rows, A, answer) in last.items():
+        for x, block in answer.items() if s in weights else ():
+            relevance[x] = relevance.get(x, 0) + weights[s][rows] @ A @ block
+    return relevance
 
 
 # ------------------------------------------------------------ maps of a model

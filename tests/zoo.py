@@ -31,12 +31,13 @@ class Sample:
     Args:
         inputs: what is explained: a tensor, a tuple of tensors or a dict.
         extra (tuple): `additional_forward_args`; None for none.
-        real (Tensor): (B, n) bool, which tokens of the stream are no padding; None: all.
+        real (Tensor): (B, n) bool, which tokens of the stream are no padding; None: all. A dict
+            of them where there are several streams.
     """
 
     inputs: Any
     extra: tuple | None = None
-    real: Tensor | None = None
+    real: Any = None
 
     def one(self, i: int) -> Sample:
         """The i-th example with its padding, a batch of one."""
@@ -72,9 +73,9 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return _mapped(lambda t: t.to(dtype) if t.is_floating_point() else t, value)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One model of the zoo.
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model of the zoo and its inputs, without what is known of its attention.
 
     Args:
         name (str): name of the case.
@@ -82,38 +83,18 @@ class Case:
         examples (callable): (batch, generator) -> a list of single examples, of several lengths
             where the model takes such.
         collate (callable): list of examples -> `Sample`, padded.
-        calls (int): attention calls of one forward run.
-        stream (str): name of the token stream.
-        tokens (int): its length in a batch of three.
         target: a value, or a callable `Sample` -> value.
-        readout: an int, or a callable (model, `Sample`) -> (B, n) weights that sum to 1.
         forward (callable): model -> the function that is explained; None: the model itself.
-        content (str): name of the entry of a Mapping that gets an attribution.
-        grid (callable): (B, n) token relevance, input shape -> what `attr` summed over its
-            channel axis must be with `interpolation="nearest"`; None: no statement.
-        channel (int): that axis; None: there is none.
         random (bool): whether the model draws random numbers in eval mode.
-        double (bool): whether the model runs in float64.
-        twin (str): models of one group compute the same thing.
-        attention (tuple): names of modules that run attention, for `describe`.
     """
 
     name: str
-    build: Callable[[], nn.Module]
+    build: Callable[..., nn.Module]
     examples: Callable[[int, torch.Generator], list]
     collate: Callable[[list], Sample]
-    calls: int
-    stream: str
-    tokens: int
     target: Any = 1
-    readout: Any = 0
     forward: Callable[[nn.Module], Callable] | None = None
-    content: str | None = None
-    grid: Callable[[Tensor, torch.Size], Tensor] | None = None
-    channel: int | None = None
     random: bool = False
-    twin: str | None = None
-    attention: tuple[str, ...] = field(default=())
 
     def sample(self, batch: int = 3, seed: int = 0) -> Sample:
         return self.collate(self.raw(batch, seed))
@@ -124,11 +105,11 @@ class Case:
 
     def model(self) -> nn.Module:
         """The model, built once per process; whoever changes it puts it back."""
-        return _model(self.name)
+        return _model(self)
 
-    def fresh(self) -> nn.Module:
+    def fresh(self, *form: str) -> nn.Module:
         """A new copy of the model."""
-        model = self.build()
+        model = self.build(*form)
         set_weights(model)
         return model.eval()
 
@@ -137,6 +118,34 @@ class Case:
 
     def target_of(self, sample: Sample) -> Any:
         return self.target(sample) if callable(self.target) else self.target
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Case(Model):
+    """One model with a single token stream.
+
+    Args:
+        calls (int): attention calls of one forward run.
+        stream (str): name of the token stream.
+        tokens (int): its length in a batch of three.
+        readout: an int, or a callable (model, `Sample`) -> (B, n) weights that sum to 1.
+        content (str): name of the entry of a Mapping that gets an attribution.
+        grid (callable): (B, n) token relevance, input shape -> what `attr` summed over its
+            channel axis must be with `interpolation="nearest"`; None: no statement.
+        channel (int): that axis; None: there is none.
+        twin (str): models of one group compute the same thing.
+        attention (tuple): names of modules that run attention, for `describe`.
+    """
+
+    calls: int
+    stream: str
+    tokens: int
+    readout: Any = 0
+    content: str | None = None
+    grid: Callable[[Tensor, torch.Size], Tensor] | None = None
+    channel: int | None = None
+    twin: str | None = None
+    attention: tuple[str, ...] = field(default=())
 
     def readout_of(self, model: nn.Module, sample: Sample) -> Any:
         return self.readout(model, sample) if callable(self.readout) else self.readout
@@ -153,8 +162,8 @@ class Case:
 
 
 @cache
-def _model(name: str) -> nn.Module:
-    return ZOO[name].fresh()
+def _model(case: Model) -> nn.Module:
+    return case.fresh()
 
 
 def set_weights(model: nn.Module) -> None:
