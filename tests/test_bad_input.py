@@ -7,6 +7,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from captum_attn import AttentionRollout, GenericAttention, RawAttention
+from captum_attn import AttentionRollout, GenericAttention, HeterogenousAttention, RawAttention
 from captum_attn.errors import (
     AttnError,
     InputError,
@@ -25,6 +26,7 @@ from captum_attn.errors import (
     WiringError,
 )
 from tests.zoo import ZOO, Attention, bert, by_sdpa, set_weights
+from tests.zoo_streams import with_backbone
 
 METHODS = [RawAttention, AttentionRollout, GenericAttention]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
@@ -258,6 +260,49 @@ def test_no_attention(
     model = build().eval()
     with left_as_found(model, inputs), pytest.raises(NoAttentionFoundError, match="(?i)softmax"):
         method(model).attribute(inputs, target=target)
+
+
+def detector(kind: str, **options: Any) -> nn.Module:
+    model = with_backbone(kind, **options)()
+    set_weights(model)
+    return model.eval()
+
+
+def rt_detr() -> nn.Module:
+    from transformers import RTDetrResNetConfig
+
+    backbone = RTDetrResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 12, 16], depths=[1] * 4, layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    return detector(
+        "RTDetr", backbone_config=backbone, encoder_hidden_dim=16, encoder_in_channels=[8, 12, 16],
+        encoder_ffn_dim=32, decoder_in_channels=[16] * 3, decoder_attention_heads=2,
+        encoder_attention_heads=2, num_denoising=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("build", "word"),
+    [
+        # as many queries as an image has channels, and not so many
+        (
+            partial(detector, "DeformableDetr", d_model=32, num_feature_levels=1, num_queries=3),
+            "deformable",
+        ),
+        (partial(detector, "DeformableDetr", d_model=32, num_feature_levels=1), "deformable"),
+        (rt_detr, "encoder.aifi.*detach"),
+    ],
+    ids=["deformable_detr_3_queries", "deformable_detr", "rt_detr"],
+)
+def test_detectors_with_deformable_attention(
+    build: Callable, word: str, left_as_found: Any
+) -> None:
+    """Their queries read the image through no softmax(QK^T)V: refused, not guessed."""
+    model, images = build(), torch.randn(2, 3, 64, 64)
+    for method in (*METHODS, HeterogenousAttention):
+        with left_as_found(model, images), pytest.raises(WiringError, match=f"(?s){word}"):
+            method(model).attribute(images, target=(2, 1))
 
 
 class Mixed(nn.Module):

@@ -48,7 +48,8 @@ def enter(
     if grid is not None:
         kept[key] = grid
         return Entry(leaf, *grid)
-    if shape[:1] == rows.shape[1:2]:  # tokens mixed before the first attention
+    rowwise = leaf.ids is not None or leaf.tensor.ndim <= 3  # not the channels of an image
+    if rowwise and shape[:1] == rows.shape[1:2]:  # tokens mixed before the first attention
         warnings.warn(
             f"the tokens of {leaf.name!r} are mixed by something else than attention before the "
             "first attention call; this is passed over",
@@ -59,7 +60,8 @@ def enter(
     raise WiringError(
         f"how {leaf.name!r} of shape {tuple(leaf.tensor.shape)} becomes {rows.shape[1]} tokens "
         "could not be observed: its elements enter several tokens and no feature map on the way "
-        "has one cell for each; explain the embeddings instead (pass them as a (B, n, D) input)"
+        "has one cell for each (deformable attention and other mixing without softmax(QK^T)V can "
+        "not be followed); explain the embeddings instead (pass them as a (B, n, D) input)"
     )
 
 
