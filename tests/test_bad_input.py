@@ -26,7 +26,7 @@ from captum_attn.errors import (
     WiringError,
 )
 from tests.zoo import ZOO, Attention, bert, by_sdpa, set_weights
-from tests.zoo_streams import with_backbone
+from tests.zoo_streams import IMAGE, STREAMS, with_backbone
 
 METHODS = [RawAttention, AttentionRollout, GenericAttention]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
@@ -303,6 +303,42 @@ def test_detectors_with_deformable_attention(
     for method in (*METHODS, HeterogenousAttention):
         with left_as_found(model, images), pytest.raises(WiringError, match=f"(?s){word}"):
             method(model).attribute(images, target=(2, 1))
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_unlike_numbers_of_images_name_the_tower(batch: int, left_as_found: Any) -> None:
+    """Folded into the batch they are no multiple of it: one example at a time is explained."""
+    case = STREAMS["idefics3"]
+    model, inputs = case.model(), dict(case.sample(batch=2).inputs)
+    assert model.config.vision_config.num_attention_heads == 2  # not to be taken for 2 examples
+    inputs["pixel_values"] = inputs["pixel_values"].clone()
+    inputs["pixel_values"][1, 1] = 0  # how this model marks an image that there is not
+    inputs["input_ids"] = inputs["input_ids"].clone()
+    inputs["input_ids"][1, (inputs["input_ids"][1] == IMAGE).nonzero()[4:, 0]] = 12
+    inputs = {name: value[[0, 1, 1][:batch]] for name, value in inputs.items()}
+    with left_as_found(model, inputs), pytest.raises(WiringError) as error:
+        GenericAttention(model).attribute(inputs, target=(10, 11))
+    assert "vision_model.encoder.layers.0.self_attn" in str(error.value)
+    assert f"({batch + 1}, 2, 16, 8)" in str(error.value)  # images, heads, patches, channels
+    assert "one example at a time" in str(error.value)
+    alone = {name: value[1:2] for name, value in inputs.items()}
+    found = GenericAttention(model).attribute(alone, target=(10, 11))
+    assert found["pixel_values"][0, 0].any()
+    assert not found["pixel_values"][0, 1].any()
+
+
+@pytest.mark.parametrize("method", [GenericAttention, HeterogenousAttention])
+def test_a_padding_token_as_target(method: Any, left_as_found: Any) -> None:
+    """Its embedding, which is the head's weight as well, is zero in a model of transformers."""
+    case = STREAMS["bart"]
+    model, inputs = case.fresh(), case.sample().inputs
+    with torch.no_grad():
+        model.lm_head.weight[0] = 0  # type: ignore[union-attr, index, operator]
+    with (
+        left_as_found(model, inputs),
+        pytest.raises(ReadoutError, match="padding.*target.*readout"),
+    ):
+        method(model).attribute(inputs, target=(2, 0))
 
 
 class Mixed(nn.Module):

@@ -212,8 +212,9 @@ class Run:
         if self.reads and not self.weights:
             raise ReadoutError(
                 "the gradient of the explained output vanishes at every token it could read (a "
-                "saturated or dead head, or an output that depends on no token): give `readout=`, "
-                "a row, a LongTensor (B,) of rows, or weights (B, n)"
+                "saturated or dead head, a class without weights such as the padding token's, an "
+                "output that depends on no token): choose another target, or give `readout=`, a "
+                "row, a LongTensor (B,) of rows, or weights (B, n)"
             )
         if explained.causal:
             for state, weights in self.weights.items():

@@ -34,7 +34,8 @@ def leading_roles(
     for split in splits:
         rows = operand.reshape(*(size for _, size in split), *operand.shape[-2:])
         axis = [name for name, _ in split].index(BATCH)
-        settled = batch == 1 or not upstreams or len(splits) == 1
+        alone = len(splits) == 1 and axis == 0  # else the heads may just be as many
+        settled = batch == 1 or not upstreams or alone
         if not settled and not prober.follows(rows, axis, upstreams, by_example=True):
             continue
         roles = []
