@@ -25,7 +25,7 @@ from captum_attn.errors import (
     TargetError,
     WiringError,
 )
-from tests.zoo import ZOO, Attention, bert, by_sdpa, set_weights
+from tests.zoo import ZOO, Attention, bert, by_sdpa, masked_fill, set_weights
 from tests.zoo_streams import IMAGE, STREAMS, with_backbone
 
 METHODS = [RawAttention, AttentionRollout, GenericAttention]
@@ -162,6 +162,79 @@ def test_cached_keys_are_refused(method: Any, left_as_found: Any) -> None:
         cache = model(input_ids=ids[:, :4], use_cache=True).past_key_values
     with left_as_found(model, inputs), pytest.raises(AttnError, match="past_key_values"):
         method(model).attribute({"input_ids": ids[:, 4:], "past_key_values": cache}, target=(0, 1))
+
+
+MASKED = [
+    *((name, "attention_mask") for name in (
+        "bert", "gpt2_left", "lxmert", "visualbert", "vilt_retrieval", "clip", "blip",
+        "blip2_matching", "bart", "t5", "perceiver_text", "llava_left", "idefics3")),
+    ("lxmert", "visual_attention_mask"), ("visualbert", "visual_attention_mask"),
+    ("qformer", "encoder_attention_mask"), ("bart", "decoder_attention_mask"),
+    ("whisper", "decoder_attention_mask"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["shorter", "longer", "fewer"])
+@pytest.mark.parametrize(("name", "mask"), MASKED)
+def test_a_mask_of_the_wrong_shape(name: str, mask: str, how: str, left_as_found: Any) -> None:
+    case = STREAMS[name] if name in STREAMS else ZOO[name]
+    model, sample = case.model(), case.sample()
+    sample.run(model)  # some set up hooks of their own in their first run
+    right = sample.inputs[mask]
+    wrong = {
+        "shorter": right[:, :-1], "longer": torch.cat([right, right[:, -1:]], 1),
+        "fewer": right[:2],
+    }[how]  # fmt: skip
+    inputs = {**sample.inputs, mask: wrong}
+    objective = getattr(case, "objective", None)
+    with left_as_found(model, inputs), pytest.raises(InputError) as error:
+        GenericAttention(model).attribute(inputs, case.target_of(sample), objective=objective)
+    assert f"{mask!r} has shape {tuple(wrong.shape)}" in str(error.value)
+    assert f"{mask!r}: {tuple(right.shape)}" not in str(error.value)
+    assert error.value.__cause__ is not None
+
+
+def test_a_pixel_mask_for_fewer_images(left_as_found: Any) -> None:
+    """One of another height or width is no fault to DETR, which resizes it."""
+    case = STREAMS["detr"]
+    model, inputs = case.model(), dict(case.sample().inputs)
+    inputs["pixel_mask"] = inputs["pixel_mask"][:2]
+    with left_as_found(model, inputs), pytest.raises(InputError, match="(?s)pixel_mask.*96, 128"):
+        GenericAttention(model).attribute(inputs, target=(2, 1))
+
+
+def test_a_positional_mask_of_the_wrong_shape(left_as_found: Any) -> None:
+    class Masked(Attention):
+        def forward(self, x: Tensor, key_mask: Tensor) -> Tensor:
+            return super().forward(x, key_mask)[:, 0]
+
+    model, x = Masked(16, 4, masked_fill, 4).eval(), torch.randn(2, 6, 16)
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    with left_as_found(model, x), pytest.raises(InputError, match=r"'key_mask' has shape \(2, 5\)"):
+        GenericAttention(model).attribute(x, 1, mask)
+
+
+def test_a_failure_that_is_not_the_mask_s_keeps_its_words(left_as_found: Any) -> None:
+    model, inputs = ZOO["bert"].model(), ZOO["bert"].sample().inputs
+    inputs = {**inputs, "token_type_ids": torch.zeros(3, 5, dtype=torch.long)}
+    with left_as_found(model, inputs), pytest.raises(RuntimeError, match=r"size|expand") as error:
+        GenericAttention(model).attribute(inputs, 1)
+    assert not isinstance(error.value, AttnError)
+
+
+@every_method
+@pytest.mark.parametrize("name", ["bert", "bart"])
+def test_ids_beyond_the_vocabulary(method: Any, name: str, left_as_found: Any) -> None:
+    case = STREAMS[name] if name in STREAMS else ZOO[name]
+    model, sample = case.model(), case.sample()
+    inputs = {**sample.inputs, "input_ids": sample.inputs["input_ids"].clone()}
+    inputs["input_ids"][1, 2] = 60
+    with (
+        left_as_found(model, inputs),
+        pytest.raises(InputError, match=r"\[0, 60\).* to 60") as error,
+    ):
+        method(model).attribute(inputs, case.target_of(sample))
+    assert "embed" in str(error.value) or "shared" in str(error.value)
 
 
 # ------------------------------------------------------------------ options

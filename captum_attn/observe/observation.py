@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from captum._utils.common import _format_additional_forward_args, _run_forward
 from captum._utils.gradient import apply_gradient_requirements
 from torch import Tensor, nn
 
-from captum_attn.errors import InputError, NoAttentionFoundError
+from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
 from captum_attn.observe.graph import Graph
 from captum_attn.observe.readout import Read, find_reads
 from captum_attn.observe.tap import Tap
@@ -60,7 +61,7 @@ def observe(
     tap = tap_class(roots[0] if len(roots) == 1 else None)
     batch = _batch(inputs)
     if isinstance(inputs, Mapping):
-        names = list(inputs)
+        given, names = inputs, list(inputs)
         entered: Any = {
             name: _entered(tap, name, value)
             for name, value in sorted(inputs.items(), key=_by_signature(forward_func))
@@ -72,6 +73,7 @@ def observe(
         extra = _format_additional_forward_args(additional_forward_args) or ()
         values = (*inputs, *extra)
         names = _positional_names(forward_func, len(values))
+        given = dict(zip(names, values, strict=True))
         entered = [
             _entered(tap, n, v, given=i < len(inputs))
             for i, (n, v) in enumerate(zip(names, values, strict=True))
@@ -84,7 +86,7 @@ def observe(
                 lambda *args: tensor_of(forward_func(*args)), first, None, rest or None
             )
 
-    with tap:
+    with tap, _misfits_named(given):
         output = tensor_of(forward())
     _check_seen(tap)
     graph = Graph(tap.calls, tap.leaves)
@@ -149,6 +151,32 @@ def _positional_names(forward_func: Callable, count: int) -> list[str]:
 def _by_signature(forward_func: Callable) -> Callable[[tuple[str, Any]], int]:
     names = [p.name for p in _parameters(forward_func)]
     return lambda item: names.index(item[0]) if item[0] in names else len(names)
+
+
+@contextmanager
+def _misfits_named(inputs: Mapping[str, Any]) -> Iterator[None]:
+    """A model that fails at a mask which fits no input says so; others fail in their own words."""
+    try:
+        yield
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        shapes = {name: tuple(v.shape) for name, v in inputs.items() if isinstance(v, Tensor)}
+        masked = [shape for name, shape in shapes.items() if "mask" not in name]
+        for name, shape in shapes.items():
+            fits = any(_fits(shape, other) for other in masked)
+            if "mask" in name and not fits and masked and not isinstance(error, AttnError):
+                raise InputError(
+                    f"{name!r} has shape {shape}, which fits none of the inputs {shapes}: expected "
+                    f"an entry for every token or pixel of every example; the model says: {error}"
+                ) from error
+        raise
+
+
+def _fits(mask: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether a mask may be one of (B, n) or (B, n, D) tokens, (B, D, n) frames, or pixels."""
+    if len(mask) == 2:
+        rows, n = mask
+        return len(other) < 4 and n in other[1:] and rows in (other[0], n)  # (n, n): of all pairs
+    return len(mask) > 2 and set(mask) - {1} <= set(other)
 
 
 def _check_seen(tap: Tap) -> None:

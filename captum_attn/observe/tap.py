@@ -227,7 +227,14 @@ class Tap(TorchFunctionMode):
                 "(NoiseTunnel, sensitivity_max) cannot perturb ids; let it perturb "
                 "`inputs_embeds`, the embedding layer's output, instead"
             )
-        out = func(*args, **kwargs)
+        try:
+            out = func(*args, **kwargs)
+        except IndexError as error:
+            rows = len(args[1] if len(args) > 1 else kwargs["weight"])
+            raise InputError(
+                f"{self._module()!r}: expected ids in [0, {rows}), got {int(ids.min())} to "
+                f"{int(ids.max())}; use the model's own tokenizer, and no more tokens than it takes"
+            ) from error
         past = self._past.get(ids)
         if past is None or not past.inputs:
             return out
