@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -60,10 +59,6 @@ class AttentionAttribution(ManyTargets):
         self._findings = Findings()
 
     # ------------------------------------------------------------------------ a method's own
-    def default_objective(self) -> Objective | None:
-        """What is explained where the user names no objective; None: the logit."""
-        return None
-
     def weigh_heads(self, run: Run, block: Block) -> Tensor:
         """What the method makes of A, head by head: (B, F, H, q', k'), for the block's queries."""
         raise NotImplementedError
@@ -302,12 +297,6 @@ class AttentionAttribution(ManyTargets):
             self.explain(run, explained)
             with torch.no_grad():
                 yield run
-
-    def explain(self, run: Run, explained: Explained) -> None:
-        """One backward pass of what the user asked for, or of the method's own objective."""
-        if explained.objective is None:
-            explained = replace(explained, objective=self.default_objective())
-        run.explain(explained, self.needs_gradient)
 
     def _observed(
         self,

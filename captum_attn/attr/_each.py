@@ -30,11 +30,12 @@ class ManyTargets(GradientAttribution):
 
     needs_gradient: ClassVar[bool] = True
 
+    def default_objective(self) -> Objective | None:
+        """What is explained where the user names no objective; None: the logit."""
+        return None
+
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         """Relevance of every source's tokens, (B, n)."""
-        raise NotImplementedError
-
-    def explain(self, run: Run, explained: Explained) -> None:
         raise NotImplementedError
 
     def _observed(
@@ -134,6 +135,12 @@ class ManyTargets(GradientAttribution):
             inputs, targets, explained, options, Run.tokens,
             objective=objective, show_progress=show_progress,
         )  # fmt: skip
+
+    def explain(self, run: Run, explained: Explained) -> None:
+        """One backward pass of what the user asked for, or of the method's own objective."""
+        if explained.objective is None:
+            explained = replace(explained, objective=self.default_objective())
+        run.explain(explained, self.needs_gradient)
 
     def explain_each(
         self,

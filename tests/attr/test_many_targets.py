@@ -256,19 +256,19 @@ def test_attention_maps_are_formed_once_where_they_fit(
 @pytest.mark.parametrize("name", ["vit_cls", "lxmert"])
 def test_class_agnostic_maps_are_made_once(name: str, lxmert: nn.Module) -> None:
     class Counting(AttentionRollout):
-        weighed = 0
+        formed = 0
 
         def weigh_heads(self, run: Any, block: Any) -> Tensor:
-            self.weighed += 1
+            self.formed += 1
             return super().weigh_heads(run, block)
 
     model = lxmert if name == "lxmert" else ZOO[name].model()
     inputs = lxmert_inputs("in0") if name == "lxmert" else ZOO[name].sample().inputs
     explain = Counting(model)
     explain.attribute(inputs, 0)
-    once, explain.weighed = explain.weighed, 0
+    once, explain.formed = explain.formed, 0
     check_each = list(explain.attribute_each(inputs, [0, 1, 2]))
-    assert explain.weighed == once > 0
+    assert explain.formed == once > 0
     same(check_each[1], explain.attribute(inputs, 1))
 
 
