@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from captum.log import log_usage
 from torch import Tensor
@@ -194,8 +195,9 @@ def rationale_iou_f1(
 ) -> Tensor:
     r"""F1 of whole spans: runs of chosen tokens against runs of marked ones (ERASER's IOU F1).
 
-    A predicted span counts as found if its intersection over union with a marked one is at least
-    `min_iou`.
+    Precision is the share of predicted spans whose intersection over union with a marked one is at
+    least `min_iou`, recall that of the marked spans. (ERASER divides the former's count by the
+    number of marked spans; above 0.5 a span has one partner at most, and the two agree.)
 
     Args:
         attributions, rationales, mask, fraction: see `rationale_f1`.
@@ -293,7 +295,6 @@ def _spans(marked: Tensor) -> list[set[int]]:
 
 
 def _span_f1(predicted: list[set[int]], marked: list[set[int]], min_iou: float) -> float:
-    best = [max(len(p & m) / len(p | m) for m in marked) for p in predicted]
-    found = sum(iou >= min_iou for iou in best)
-    precision, recall = found / len(predicted), found / len(marked)
-    return 2 * precision * recall / (precision + recall) if found else 0.0
+    iou = np.array([[len(p & m) / len(p | m) for m in marked] for p in predicted]) >= min_iou
+    precision, recall = iou.any(1).mean(), iou.any(0).mean()
+    return float(2 * precision * recall / (precision + recall)) if iou.any() else 0.0
