@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from captum_attn.metrics import Curve, perturbation_curve
+
 Score = Callable[[Tensor], Tensor]  # keep (S, n), bool -> (S,): the explained output
 
 
@@ -33,14 +35,21 @@ def deletion_curve(score: Score, relevance: Tensor, steps: int | None = None) ->
         >>> deletion_curve(lambda keep: (keep * weights).sum(1), relevance=weights)
         tensor([4., 1., 0., 0.])
     """
+    return _curve(score, relevance, steps).values[0].float()
+
+
+def _curve(score: Score, relevance: Tensor, steps: int | None) -> Curve:
     if relevance.dim() != 1 or not len(relevance):
         raise ValueError(f"relevance must be (n,) with n > 0, got {tuple(relevance.shape)}")
-    n = len(relevance)
-    steps = min(n, 64) if steps is None else steps
-    rank = relevance.argsort(descending=True, stable=True).argsort()  # 0 = most relevant
-    removed = torch.linspace(0, n, steps + 1, device=relevance.device).round()
-    with torch.no_grad():
-        return score(rank >= removed[:, None])
+    steps = min(len(relevance), 64) if steps is None else steps
+    return perturbation_curve(
+        lambda keep: score(keep > 0),  # the input is what is kept: all of it, then less
+        torch.ones(1, len(relevance), device=relevance.device),
+        relevance[None],
+        steps=steps,
+        measure=lambda output, _target: output,
+        perturbations_per_eval=steps + 1,
+    )
 
 
 def deletion_score(score: Score, relevance: Tensor, steps: int | None = None) -> float:
@@ -63,8 +72,7 @@ def deletion_score(score: Score, relevance: Tensor, steps: int | None = None) ->
         >>> round(deletion_score(lambda keep: (keep * weights).sum(1), relevance=weights), 3)
         1.0
     """
-    curve = deletion_curve(score, relevance, steps).double()
-    return float((curve[:-1] + curve[1:]).mean() / 2)
+    return float(_curve(score, relevance, steps).area())
 
 
 def random_deletion_score(score: Score, n: int, orders: int = 10, seed: int = 0) -> float:

@@ -234,13 +234,14 @@ def prepare(
 
 def _with_predicted(ready: Perturbation) -> Perturbation:
     """Without a target, the class that is predicted for the intact inputs."""
+    if ready.measure not in MEASURES.values():  # the caller's own, which may need no target
+        return ready
     with torch.no_grad():
         everyone = torch.arange(ready.model.batch, device=ready.removable.device)
         whole = torch.zeros_like(ready.removable)
         output = ready.model(everyone, *ready._changed(everyone, whole))
     one_number = output.ndim == 1 or output[0].numel() == 1
-    own = ready.measure not in MEASURES.values()  # the caller's measure may need no target
-    return ready if one_number or own else replace(ready, target=predicted(output))
+    return ready if one_number else replace(ready, target=predicted(output))
 
 
 def _perturbed(model: Model, maps: Mapping[Key, Any], perturb: Any) -> list[Key]:
