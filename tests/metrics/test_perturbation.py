@@ -333,11 +333,16 @@ def test_regions_of_every_example_are_its_own():
     found = perturbation_curve(linear, x, maps, feature_mask=mask, steps=(0.5, 1), measure="logit")
     close(found.values[0], [-0.5, 0.0])
     close(found.values[1], [5.0, 0.0])  # a half of three units is two
-    mean = perturbation_curve(
-        linear, x, torch.tensor([[3.0, 0, 2, 2]]).expand(2, -1).double(),
-        feature_mask=mask[:1], steps=(0.5,), measure="logit", reduce="mean",
-    )  # fmt: skip
-    close(mean.values, [[-0.5]] * 2)
+
+
+def test_the_score_of_a_region_is_the_sum_or_the_mean():
+    x, mask = torch.ones(1, 4, dtype=torch.float64), torch.tensor([[0, 0, 0, 1]])
+    maps = torch.tensor([[1.0, 1.0, 1.0, 2.0]])
+    for reduce, left in {"sum": 2.0, "mean": 2.5}.items():
+        found = perturbation_curve(
+            linear, x, maps, feature_mask=mask, steps=(0.5,), measure="logit", reduce=reduce
+        )
+        close(found.values, [[left]])
 
 
 def test_rows_of_region_features():
