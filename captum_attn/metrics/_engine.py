@@ -92,10 +92,9 @@ class Perturbation:
         """(B,), how many units of every example may be removed."""
         return self.removable.sum(1)
 
-    def counts(self, fractions: Tensor, at_least: int = 0) -> Tensor:
+    def counts(self, fractions: Tensor) -> Tensor:
         """(B, L), the units that make up these fractions (L,), rounded to the nearest."""
-        exact = fractions.to(self.sizes.device) * self.sizes[:, None]
-        return exact.round().long().clamp(min=at_least).minimum(self.sizes[:, None])
+        return (fractions.to(self.sizes.device) * self.sizes[:, None]).round().long()
 
     def run(self, start: Tensor, stop: Tensor, order: str = "most") -> Tensor:
         """The measure (B, L) without the units whose rank is in [start, stop), both (B, L)."""

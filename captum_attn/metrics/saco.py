@@ -80,8 +80,8 @@ def mean_scores(ready: Perturbation, start: Tensor, stop: Tensor) -> Tensor:
     """The mean score (B, K) of the units whose rank is in [start, stop), both (B, K)."""
     rank = ranks(ready.scores, ready.removable, "most")
     ranked = torch.zeros_like(ready.scores).scatter(1, rank, ready.scores)
-    which = torch.searchsorted(stop, torch.arange(rank.shape[1], device=rank.device).expand_as(
-        rank).contiguous(), right=True)  # fmt: skip
+    places = torch.arange(rank.shape[1], device=rank.device).repeat(len(rank), 1)
+    which = torch.searchsorted(stop.contiguous(), places, right=True)
     which = which.clamp(max=stop.shape[1])  # what is not removable falls into a bin of its own
     total = ranked.new_zeros(len(ranked), stop.shape[1] + 1).scatter_add(1, which, ranked)
     return total[:, :-1] / (stop - start)
