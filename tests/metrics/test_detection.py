@@ -79,12 +79,12 @@ def test_queries_over_a_half_are_kept():
 
 def test_masks_step_by_step():
     maps = torch.tensor([[[9.0, 0.0, 0.0], [0.0, 0.0, 1.0]]])
-    found = query_masks(maps, (8, 12), image_size=(8, 10), original_size=(16, 20))
+    found = query_masks(maps, (8, 12), image_size=(8, 10), original_size=(11, 13))
     named = torch.tensor([[1.0, 0, 0], [0, 0, 0]])  # Otsu leaves the 9
-    expected = torch.zeros(16, 20)
-    for row in range(16):
-        for column in range(20):
-            y, x = row // 2, column // 2  # nearest, in the model's input
+    expected = torch.zeros(11, 13)
+    for row in range(11):
+        for column in range(13):
+            y, x = row * 8 // 11, column * 10 // 13  # nearest, in the model's input
             v, u = max((y + 0.5) / 4 - 0.5, 0), max((x + 0.5) / 4 - 0.5, 0)
             r, c = int(v), int(u)
             value = sum(
@@ -189,7 +189,9 @@ def test_results_are_joined_and_stored_as_text(tmp_path):
     back = json.loads(json.dumps(results))
     whole = coco_average_precision(TRUTH, results)
     assert coco_average_precision(path, back[1:] + back[:1]) == whole
-    first = coco_average_precision(TRUTH, results, image_ids=[1])
+    wrong = results[:2] + coco_results(2, square(0, 0, 20)[None], [7], [0.99])
+    assert coco_average_precision(TRUTH, wrong)["AP"] < 0.9
+    first = coco_average_precision(TRUTH, wrong, image_ids=[1])
     assert first["AP"] == pytest.approx(1.0)
 
 

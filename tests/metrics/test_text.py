@@ -98,6 +98,8 @@ def test_f1_by_hand():
     assert rationale_f1(SCORES, HUMAN, fraction=0.01).item() == pytest.approx(2 / (1 + 3))
     masked = torch.tensor([[1, 1, 1, 1, 0, 0]])
     assert rationale_f1(SCORES, HUMAN, masked).item() == pytest.approx(2 * 2 / 6)
+    half = rationale_f1(SCORES, HUMAN, masked, fraction=0.5)  # two of the four that count
+    assert half.item() == pytest.approx(2 * 2 / (2 + 3))
     ties = torch.zeros(1, 6)  # the first three
     assert rationale_f1(ties, HUMAN).item() == 1.0
 
