@@ -8,6 +8,7 @@ rows the explained output reads, and where each input's elements lie among the t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -478,8 +479,10 @@ def image_tokens_into_text(
         def join(R: dict) -> dict:
             start = R["pixel_values", "pixel_values"]
             image = start.new_zeros(len(ids), start.shape[1])
-            for position, token in places((ids == IMAGE).nonzero()[:, 0]):
-                image[position] += start[token]
+            pairs = places((ids == IMAGE).nonzero()[:, 0])
+            met = Counter(position for position, _ in pairs)  # merged tokens are averaged
+            for position, token in pairs:
+                image[position] += start[token] / met[position]
             words = torch.diag((ids != IMAGE).to(start))
             return {
                 **R, ("input_ids", "input_ids"): words, ("input_ids", "pixel_values"): image
