@@ -1,34 +1,24 @@
 """Trains the digit ViT: ``python -m captum_attn.demo.train_digits --out FILE``.
 
-Scenes are drawn afresh in every step, since a fixed set of them is learnt by heart. The weight
-matrices of the blocks take Muon's orthogonalised steps, which here need a fraction of the scenes
-that AdamW needs; embeddings, head, norms and biases take AdamW's. (Muon needs torch 2.9.)
-
 The defaults reproduce the packaged weights on a CPU, in twenty minutes on one core.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
+from ._training import HELD_OUT_SEED, epochs_on_fresh_scenes, options
 from .digit_vit import build_digit_vit, save_digit_vit
 from .scenes import SceneBatch, scenes
 
-MUON_RATE, ADAMW_RATE = 0.02, 2e-3
-WEIGHT_DECAY = 0.05
-WARMUP = 0.05  # share of all steps
-HELD_OUT_SEED = 10**6  # scenes of test digits, apart from the training seeds by their split
+EPOCHS, SCENES_PER_EPOCH = 16, 12_000
 
 
 class Accuracy(NamedTuple):
@@ -70,8 +60,8 @@ def accuracy(model: nn.Module, batch: SceneBatch) -> Accuracy:
 
 
 def train(
-    epochs: int = 16,
-    scenes_per_epoch: int = 12_000,
+    epochs: int = EPOCHS,
+    scenes_per_epoch: int = SCENES_PER_EPOCH,
     batch_size: int = 64,
     seed: int = 0,
     held_out: int = 1_000,
@@ -101,70 +91,21 @@ def train(
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = build_digit_vit().to(device)
-    steps = scenes_per_epoch // batch_size
-    optimizers = _optimizers(model)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda s: _rate(s / (epochs * steps)))
-        for o in optimizers
-    ]
+        model = build_digit_vit()
     test = scenes(held_out, "test", HELD_OUT_SEED, device)
-    for epoch in range(epochs):
-        model.train()
-        for step in tqdm(range(steps), f"epoch {epoch + 1}/{epochs}", leave=False):
-            batch = scenes(batch_size, "train", _step_seed(seed, epoch * steps + step), device)
-            loss = F.binary_cross_entropy_with_logits(model(batch.images), batch.multi_hot)
-            _update(model, loss, optimizers)
-            for schedule in schedules:
-                schedule.step()
+
+    def loss(batch: SceneBatch) -> Tensor:
+        return F.binary_cross_entropy_with_logits(model(batch.images), batch.multi_hot)
+
+    for _ in epochs_on_fresh_scenes(
+        model, loss, model.blocks.parameters(), epochs, scenes_per_epoch, batch_size, seed, device
+    ):
         yield model, accuracy(model, test)
-
-
-def _optimizers(model: VisionTransformer) -> list[Optimizer]:
-    from torch.optim import Muon  # torch 2.9; the rest of the demo runs on older ones
-
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if all(p is not m for m in matrices)]
-    groups = [
-        {"params": [p for p in others if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [
-        Muon(matrices, lr=MUON_RATE, weight_decay=WEIGHT_DECAY),
-        AdamW(groups, lr=ADAMW_RATE, betas=(0.9, 0.95)),
-    ]
-
-
-def _rate(progress: float) -> float:
-    """Learning rate relative to its peak, after a share of all steps."""
-    if progress < WARMUP:
-        return max(progress / WARMUP, 0.01)
-    return 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
-
-
-def _step_seed(seed: int, step: int) -> int:
-    return seed * 10**7 + step
-
-
-def _update(model: nn.Module, loss: Tensor, optimizers: list[Optimizer]) -> None:
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train the digit ViT of the demo.")
-    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
-    parser.add_argument("--epochs", type=int, default=16, help="of 12,000 scenes (default: 16)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    args = parser.parse_args()
-    # One thread, so that no sum's order, and no weight, depends on the number of cores.
-    torch.set_num_threads(1)
+    args = options("Train the digit ViT of the demo.", EPOCHS, SCENES_PER_EPOCH)
     for epoch, (model, held_out) in enumerate(
         train(epochs=args.epochs, seed=args.seed, device=args.device), 1
     ):

@@ -1,0 +1,130 @@
+"""What the training scripts of the demo share: steps on fresh scenes, optimisers, options.
+
+Scenes are drawn afresh in every step, since a fixed set of them is learnt by heart. The weight
+matrices of the blocks take Muon's orthogonalised steps, which here need a fraction of the scenes
+that AdamW needs; embeddings, convolutions, heads, norms and biases take AdamW's. (Muon needs
+torch 2.9.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from tqdm import tqdm
+
+from .scenes import SceneBatch, scenes
+
+MUON_RATE, ADAMW_RATE = 0.02, 2e-3
+WEIGHT_DECAY = 0.05
+WARMUP = 0.05  # share of all steps
+HELD_OUT_SEED = 10**6  # scenes of test digits, apart from the training seeds by their split
+
+
+def epochs_on_fresh_scenes(
+    model: nn.Module,
+    loss: Callable[[SceneBatch], Tensor],
+    blocks: Iterable[Tensor],
+    epochs: int,
+    scenes_per_epoch: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str,
+) -> Iterator[int]:
+    """Trains a model in place and yields after every epoch. Equal arguments, equal weights.
+
+    The learning rates warm up linearly and fall to 0 along a cosine over all epochs, so only the
+    last state is the finished one.
+
+    Args:
+        model (nn.Module): the model; it is moved to `device`.
+        loss (callable): the scalar that is to fall, of a batch of training scenes.
+        blocks (iterable of Tensor): parameters of the transformer's blocks.
+        epochs (int): how often it yields.
+        scenes_per_epoch (int): fresh training scenes per epoch.
+        batch_size (int): scenes per step.
+        seed (int): seed of all scenes.
+        device (torch.device or str): where to train.
+
+    Returns:
+        Iterator of int: the epoch that is over, from 1 on.
+
+    Examples::
+
+        >>> for epoch in epochs_on_fresh_scenes(model, loss, model.blocks.parameters(), ...):
+        ...     print(epoch, accuracy(model, held_out))
+    """
+    model.to(device)
+    steps = scenes_per_epoch // batch_size
+    optimizers = _optimizers(model, [p for p in blocks if p.ndim == 2])
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda s: _rate(s / (epochs * steps)))
+        for o in optimizers
+    ]
+    for epoch in range(epochs):
+        model.train()
+        for step in tqdm(range(steps), f"epoch {epoch + 1}/{epochs}", leave=False):
+            batch = scenes(batch_size, "train", _step_seed(seed, epoch * steps + step), device)
+            _update(model, loss(batch), optimizers)
+            for schedule in schedules:
+                schedule.step()
+        yield epoch + 1
+
+
+def _optimizers(model: nn.Module, matrices: list[Tensor]) -> list[Optimizer]:
+    from torch.optim import Muon  # torch 2.9; the rest of the demo runs on older ones
+
+    others = [p for p in model.parameters() if all(p is not m for m in matrices)]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [
+        Muon(matrices, lr=MUON_RATE, weight_decay=WEIGHT_DECAY),
+        AdamW(groups, lr=ADAMW_RATE, betas=(0.9, 0.95)),
+    ]
+
+
+def _rate(progress: float) -> float:
+    """Learning rate relative to its peak, after a share of all steps."""
+    if progress < WARMUP:
+        return max(progress / WARMUP, 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return seed * 10**7 + step
+
+
+def _update(model: nn.Module, loss: Tensor, optimizers: list[Optimizer]) -> None:
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def options(description: str, epochs: int, scenes_per_epoch: int) -> argparse.Namespace:
+    """The command line of a training script: `out`, `epochs`, `seed` and `device`.
+
+    Also confines torch to one thread, so that no sum's order, and no weight, depends on the
+    number of cores.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=epochs,
+        help=f"of {scenes_per_epoch:,} scenes (default: {epochs})",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    torch.set_num_threads(1)
+    return parser.parse_args()
