@@ -1,0 +1,76 @@
+"""The script that trained the digit detector, and the average precision that it reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_attn.demo.digit_detr import digit_boxes, load_digit_detr, save_digit_detr
+from captum_attn.demo.scenes import SceneBatch, scenes
+from captum_attn.demo.train_detector import average_precision, train
+
+
+class Answers(nn.Module):
+    """A detector that gives one query to either digit, with the given boxes and labels."""
+
+    def __init__(self, boxes: Tensor, labels: Tensor) -> None:
+        super().__init__()
+        logits = torch.full((*labels.shape, 10), -20.0).scatter_(-1, labels[..., None], 5.0)
+        self.rows, self.left = (logits, boxes), 0
+
+    def forward(self, images: Tensor) -> SimpleNamespace:
+        assert not self.training
+        part = slice(self.left, self.left + len(images))
+        self.left += len(images)
+        return SimpleNamespace(logits=self.rows[0][part], pred_boxes=self.rows[1][part])
+
+
+@pytest.fixture(scope="module")
+def batch() -> SceneBatch:
+    return scenes(260, split="test", seed=3)  # in two parts
+
+
+def test_perfect_answers_have_an_average_precision_of_one(batch: SceneBatch) -> None:
+    model = Answers(digit_boxes(batch.masks), batch.labels).train()
+    assert average_precision(model, batch) == pytest.approx((1.0, 1.0))
+    assert model.training
+
+
+def test_an_overlap_of_062_counts_at_three_of_ten_thresholds(batch: SceneBatch) -> None:
+    """0.5, 0.55 and 0.6: the same centre, 0.62 of the width."""
+    narrow = digit_boxes(batch.masks) * torch.tensor([1, 1, 0.62, 1])
+    assert average_precision(Answers(narrow, batch.labels), batch) == pytest.approx((1.0, 0.3))
+
+
+def test_wrong_digits_have_an_average_precision_of_nearly_zero(batch: SceneBatch) -> None:
+    """What is left are the answers of probability 2e-9: every query counts for every digit."""
+    wrong = (batch.labels.sum(1, keepdim=True) - batch.labels + 1) % 10
+    mistaken = average_precision(Answers(digit_boxes(batch.masks), wrong), batch)
+    assert mistaken.at_50 < 0.3
+
+
+def test_a_digit_found_in_half_of_the_scenes(batch: SceneBatch) -> None:
+    boxes = digit_boxes(batch.masks)
+    boxes[::2] = torch.tensor([0.5, 0.5, 0.01, 0.01])
+    half = average_precision(Answers(boxes, batch.labels), batch)
+    assert half.at_50 == pytest.approx(0.375, abs=0.1)  # precision one half at a recall of one half
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9")
+def test_training_reproduces_itself(tmp_path: Path) -> None:
+    def weights_after_a_few_steps(seed: int) -> bytes:
+        state = torch.get_rng_state()
+        runs = list(train(epochs=2, scenes_per_epoch=24, batch_size=8, seed=seed, held_out=8))
+        assert torch.equal(state, torch.get_rng_state())
+        path = tmp_path / "weights.safetensors"
+        save_digit_detr(runs[-1][0], path)
+        assert load_digit_detr(path)(torch.zeros(1, 1, 64, 64)).logits.isfinite().all()
+        return path.read_bytes()
+
+    first = weights_after_a_few_steps(seed=0)
+    assert first == weights_after_a_few_steps(seed=0)
+    assert first != weights_after_a_few_steps(seed=1)
