@@ -18,11 +18,12 @@ from captum_attn.errors import AttnError, InputError, OptionError
 
 if TYPE_CHECKING:
     from captum_attn.demo.explanation import Case
+    from captum_attn.demo.report import Part
 
 # The base of every error in the command line itself; typer carries its own copy of click since
 # 0.26, so that importing click would give another class.
 _CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
-SCENES = 3
+SCENES, DETECTED = 3, 2
 
 app = typer.Typer(
     add_completion=False,
@@ -92,10 +93,12 @@ def demo(
     no_text: Annotated[bool, typer.Option("--no-text", help="Leave out the texts.")] = False,
     no_images: Annotated[bool, typer.Option("--no-images", help="Leave out the images.")] = False,
 ) -> None:
-    """Explain a real text model and a small image model, and write the maps as PNG and HTML.
+    """Explain a real text model and small image models, and write the maps as PNG and HTML.
 
     Texts: all-MiniLM-L6-v2 as a zero-shot topic classifier. Images: a vision transformer that
-    names the two digits of a scene. Nothing is downloaded; it takes about a minute.
+    names the two digits of a scene, a detector that finds them, and an LXMERT that answers
+    questions about them; the last two are left out where you give texts or pictures of your own.
+    Nothing is downloaded; it takes about a minute.
     """
     if no_text and (text or labels):
         raise OptionError("--text and --labels explain a text; leave out --no-text")
@@ -109,11 +112,10 @@ def demo(
     from captum_attn.demo.report import text_table, write_report
 
     topics = None if labels is None else labels.split(",")
-    by_part = _explain(text, topics, image, not no_text, not no_images)
-    files = write_report(out, *by_part)
-    for title, cases in zip(("Text", "Images"), by_part, strict=True):
-        if cases:
-            print(text_table(title, cases), end="\n\n")
+    parts = _explained(text, topics, image, not no_text, not no_images)
+    files = write_report(out, parts)
+    for part, cases in parts:
+        print(text_table(part.title, cases), end="\n\n")
     print(f"Open {files[0].resolve().as_uri()}")
     print(f"Pictures in {out.resolve()}: {', '.join(file.name for file in files[1:])}")
 
@@ -129,36 +131,41 @@ def _make_directory(out: Path) -> None:
         ) from problem
 
 
-def _explain(
+def _explained(
     texts: list[str] | None,
     labels: list[str] | None,
     images: list[Path] | None,
     with_text: bool,
     with_images: bool,
-) -> tuple[list[Case], list[Case]]:
+) -> list[tuple[Part, list[Case]]]:
     """Explains what was asked for, with a progress bar; refuses what cannot be before that."""
     from tqdm import tqdm
 
+    from captum_attn.demo.detector import explain_detected
+    from captum_attn.demo.digit_detr import load_digit_detr
     from captum_attn.demo.digit_vit import load_digit_vit
     from captum_attn.demo.image import explain_pictures, explain_scenes
+    from captum_attn.demo.report import DETECTION, IMAGES, TEXT
     from captum_attn.demo.text import explain_texts
     from captum_attn.demo.topics import LABELS, TEXTS, load_topic_classifier
 
-    text_cases: Iterable[Case] = ()
-    image_cases: Iterable[Case] = ()
-    total = 0
+    parts: list[tuple[Part, Iterable[Case], int]] = []
+    if with_text:
+        cases = explain_texts(load_topic_classifier(labels or LABELS), texts or TEXTS)
+        parts.append((TEXT, cases, len(texts or TEXTS)))
     if with_images:
         model = load_digit_vit()
-        image_cases = explain_pictures(model, images) if images else explain_scenes(model, SCENES)
-        total += len(images or range(SCENES))
-    if with_text:
-        text_cases = explain_texts(load_topic_classifier(labels or LABELS), texts or TEXTS)
-        total += len(texts or TEXTS)
-    with tqdm(total=total, desc="explaining", unit="input", file=sys.stderr) as bar:
+        cases = explain_pictures(model, images) if images else explain_scenes(model, SCENES)
+        parts.append((IMAGES, cases, len(images or range(SCENES))))
+    if with_images and not (texts or labels or images):
+        parts.append((DETECTION, explain_detected(load_digit_detr(), DETECTED), DETECTED))
+    with tqdm(
+        total=sum(count for *_, count in parts), desc="explaining", unit="input", file=sys.stderr
+    ) as bar:
 
         def watched(cases: Iterable[Case]) -> Iterator[Case]:
             for case in cases:
                 bar.update()
                 yield case
 
-        return list(watched(text_cases)), list(watched(image_cases))
+        return [(part, list(watched(cases))) for part, cases, _ in parts]

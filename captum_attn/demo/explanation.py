@@ -39,12 +39,15 @@ class Question(NamedTuple):
         probability (float): what the model gives the target.
         explanations (list of Explanation): one per method.
         random_deletion (float): mean deletion score of random orders.
+        box (tuple of float): x_min, y_min, x_max, y_max of what was detected, in pixels; empty
+            where nothing was.
     """
 
     asked: str
     probability: float
     explanations: list[Explanation]
     random_deletion: float
+    box: tuple[float, ...] = ()
 
 
 class Case(NamedTuple):

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from captum_attn.demo.explanation import Case, Explanation, Question
@@ -83,6 +84,8 @@ def save_image_case(case: Case, path: Path) -> None:
         _show(axes[0], case.image)
         axes[0].set_title(question.asked, fontsize=13, fontweight="bold", loc="left")
         axes[0].set_xlabel(f"p = {question.probability:.3f}")
+        if question.box:
+            _frame(axes[0], question.box)
         for ax, explanation in zip(axes[1:], question.explanations, strict=True):
             _show(ax, case.image)
             _overlay(ax, explanation)
@@ -95,6 +98,11 @@ def _show(ax: Axes, image: Tensor) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
+
+
+def _frame(ax: Axes, box: tuple[float, ...]) -> None:
+    left, top, right, bottom = (side - 0.5 for side in box)  # imshow centres pixels on integers
+    ax.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=FOR, lw=2))
 
 
 def _overlay(ax: Axes, explanation: Explanation) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from captum_attn.demo.explanation import Case, Explanation
 from captum_attn.demo.pictures import save_image_case, save_text_case, scaled, tint
@@ -34,6 +35,22 @@ tr + tr td { border-top: 1px solid #ddd; }
 """
 
 Row = tuple[str, float | None, float]  # method, seconds, deletion score
+
+
+class Part(NamedTuple):
+    """Cases of one kind.
+
+    Attributes:
+        title (str): what they are.
+        model (str): the model that they are about.
+        save (callable): (case, path) draws a case into a PNG file.
+        html (callable): (case, that file) -> a case's part of the page.
+    """
+
+    title: str
+    model: str
+    save: Callable[[Case, Path], None]
+    html: Callable[[Case, Path], str]
 
 
 def summary(cases: Sequence[Case]) -> list[Row]:
@@ -85,43 +102,36 @@ def text_table(title: str, cases: Sequence[Case]) -> str:
     return "\n".join(lines)
 
 
-def write_report(out: Path, texts: Sequence[Case], images: Sequence[Case]) -> list[Path]:
+def write_report(out: Path, parts: Sequence[tuple[Part, Sequence[Case]]]) -> list[Path]:
     """Writes a PNG file per case and ``index.html`` with everything in it.
 
     Args:
         out (Path): an existing directory.
-        texts (sequence of Case): cases with a text.
-        images (sequence of Case): cases with an image.
+        parts (sequence of tuple): parts of the report, each with its cases.
 
     Returns:
         list of Path: the files, the page first.
 
     Examples::
 
-        >>> [path.name for path in write_report(Path("out"), texts, images)][:2]
+        >>> [path.name for path in write_report(Path("out"), [(TEXT, texts)])][:2]
         ['index.html', 'text_1.png']
     """
     page, files = out / "index.html", []
-    parts = ["<h1>Why did the model say that?</h1>", f'<p class="note">{escape(NOTE)}</p>']
-    if texts:
-        parts += ["<h2>Text: all-MiniLM-L6-v2 as a zero-shot topic classifier</h2>"]
-        parts += [_html_table("Text", texts)]
-    for case in texts:
-        files.append(out / f"{case.name}.png")
-        save_text_case(case, files[-1])
-        parts.append(_html_text(case))
-    if images:
-        parts += ["<h2>Images: a small vision transformer on two digits</h2>"]
-        parts += [_html_table("Images", images)]
-    for case in images:
-        files.append(out / f"{case.name}.png")
-        save_image_case(case, files[-1])
-        parts.append(_html_image(case, files[-1]))
+    shown = ["<h1>Why did the model say that?</h1>", f'<p class="note">{escape(NOTE)}</p>']
+    for part, cases in parts:
+        if cases:
+            heading = escape(f"{part.title}: {part.model}")
+            shown += [f"<h2>{heading}</h2>", _html_table(part.title, cases)]
+        for case in cases:
+            files.append(out / f"{case.name}.png")
+            part.save(case, files[-1])
+            shown.append(part.html(case, files[-1]))
     page.write_text(
         '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>captum_attn demo</title>\n<style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
+        + "\n".join(shown)
         + "\n</body>\n</html>\n",
         encoding="utf-8",
     )
@@ -155,7 +165,7 @@ def _html_image(case: Case, png: Path) -> str:
     return f'<h3>{escape(case.title)}</h3><img alt="{alt}" src="data:image/png;base64,{data}">'
 
 
-def _html_text(case: Case) -> str:
+def _html_text(case: Case, png: Path) -> str:
     parts = [f"<h3>{escape(case.title)}</h3>"]
     for question in case.questions:
         rows = [
@@ -183,3 +193,10 @@ def _html_words(text: str, explanation: Explanation) -> str:
         )
         end = word.end
     return "".join([*parts, escape(text[end:])])
+
+
+TEXT = Part("Text", "all-MiniLM-L6-v2 as a zero-shot topic classifier", save_text_case, _html_text)
+IMAGES = Part("Images", "a small vision transformer on two digits", save_image_case, _html_image)
+DETECTION = Part(
+    "Detection", "a small Conditional DETR, a map per digit", save_image_case, _html_image
+)
