@@ -112,6 +112,8 @@ def explain_generation(
     prompt = Prompt(method.forward_func, inputs)
     if (generated is None) == (max_new_tokens is None):
         raise InputError("expected either `generated` or `max_new_tokens`, got both or neither")
+    if generated is not None and generate_kwargs:
+        raise InputError("generate_kwargs: expected none with `generated`, which is there already")
     if generated is None:
         generated = prompt.generate(max_new_tokens, dict(generate_kwargs or {}))
     new = prompt.continued(generated, with_prompt)

@@ -495,6 +495,7 @@ def test_prompts() -> None:
     ids = text(4)
     refused("either `generated` or `max_new_tokens`", ids)
     refused("either `generated` or `max_new_tokens`", ids, ids, max_new_tokens=2)
+    refused("generate_kwargs: expected none", ids, ids, generate_kwargs={"min_length": 3})
     refused("max_new_tokens: expected an int >= 1, got 0", ids, max_new_tokens=0)
     refused("max_new_tokens: expected an int", ids, max_new_tokens=True)
     refused("expected a prompt", [1, 2], text(6))
