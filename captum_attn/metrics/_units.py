@@ -63,7 +63,7 @@ class Units:
         if given == shape:
             return attributions
         for axis in range(1, inputs.ndim):
-            if self.index.shape[axis] == 1 < inputs.ndim - 1:
+            if inputs.ndim > 2 and self.index.shape[axis] == 1:
                 before, after = shape[:axis], shape[axis + 1 :]
                 if given in (before + after, (*before, 1, *after)):
                     return attributions.view(*before, 1, *after)

@@ -259,28 +259,28 @@ def coco_average_precision(
         truth.dataset = _annotations(annotations)
         truth.createIndex()
         wanted = sorted(truth.getImgIds() if image_ids is None else image_ids)
-        unknown = {r["image_id"] for r in results} | set(wanted)
-        unknown -= set(truth.getImgIds())
+        unknown = ({r["image_id"] for r in results} | set(wanted)) - set(truth.getImgIds())
         if unknown:
             raise InputError(f"images {sorted(unknown)[:10]} are not in the annotations")
         if not results:  # COCO takes no empty list; nothing found is nothing recalled
-            sized = [_sized(truth, wanted, size) for size in SIZES]
-            values = [0.0 if there else -1.0 for there in sized]
-        else:
-            scored = COCOeval(truth, truth.loadRes([dict(r) for r in results]), "segm")
-            count = round((HIGHEST_IOU - min_iou) / IOU_STEP) + 1
-            scored.params.iouThrs = min_iou + IOU_STEP * np.arange(count)
-            scored.params.imgIds = wanted
-            scored.evaluate()
-            scored.accumulate()
-    names = [f"{what}{'' if size == 'all' else '_' + size}" for what in ("AP", "AR")
-             for size in SIZES]  # fmt: skip
-    if not results:
-        return dict(zip(names, values * 2, strict=True))
+            return _by_name([0.0 if _sized(truth, wanted, size) else -1.0 for size in SIZES] * 2)
+        scored = COCOeval(truth, truth.loadRes([dict(r) for r in results]), "segm")
+        count = round((HIGHEST_IOU - min_iou) / IOU_STEP) + 1
+        scored.params.iouThrs = min_iou + IOU_STEP * np.arange(count)
+        scored.params.imgIds = wanted
+        scored.evaluate()
+        scored.accumulate()
     areas = [scored.params.areaRngLbl.index(size) for size in SIZES]
     precision = [scored.eval["precision"][:, :, :, area, -1] for area in areas]
     recall = [scored.eval["recall"][:, :, area, -1] for area in areas]
-    return dict(zip(names, map(_mean_of_known, [*precision, *recall]), strict=True))
+    return _by_name([_mean_of_known(values) for values in (*precision, *recall)])
+
+
+def _by_name(values: Sequence[float]) -> dict[str, float]:
+    """The numbers of AP, then of AR, each in the order of `SIZES`."""
+    endings = ["" if size == "all" else f"_{size}" for size in SIZES]
+    names = [what + ending for what in ("AP", "AR") for ending in endings]
+    return dict(zip(names, values, strict=True))
 
 
 def _mean_of_known(values: np.ndarray) -> float:

@@ -315,6 +315,19 @@ def test_patches_at_the_border_may_be_smaller():
     close(found.values, [[15.0, 14, 10, 6, 4, 2, 0]])
 
 
+def test_patches_of_a_video_belong_to_their_frame():
+    x = torch.ones(1, 2, 3, 4, 4)
+    maps = torch.zeros(1, 2, 3, 4, 4)
+    maps[:, :, 1, :2, 2:] = 1.0
+    seen = []
+    perturbation_curve(
+        lambda x: seen.append(x) or x.flatten(1).sum(1),
+        x, maps, patch_size=2, steps=(1 / 12,), measure="logit",
+    )  # fmt: skip
+    gone = (seen[-1][-1] == 0).nonzero()
+    assert torch.equal(gone, maps[0].nonzero())
+
+
 def test_regions_are_those_of_the_feature_mask(images):
     mask = torch.tensor([7, 7, 3, 9]).view(1, 1, 1, 4)
     maps = torch.zeros_like(images)
