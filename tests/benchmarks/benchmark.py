@@ -5,7 +5,8 @@
 
 Every method is timed in turns with the least that it could cost, and with its plain matrix form
 (`matrix_form.py`): for a gradient method the floor is F, a fused forward and backward with frozen
-parameters, which is what Captum's Saliency costs; for the others f, a forward without gradients.
+parameters, which is what Captum's Saliency costs; for the others f, a forward without gradients;
+for VTranM it is GAE, `GenericAttention` on the same inputs.
 A bar holds if the lower end of the ratio's interval is within it. The first call, in which the
 model is observed, is reported separately. Peak memory is that of a fresh process per case, its
 first call included.
@@ -47,6 +48,7 @@ CASES = (
     Case("RawAttention", "f", matrix_form.raw_attention, None),
     Case("AttentionRollout", "f", matrix_form.rollout, 1.15),
     Case("GenericAttention", "F", matrix_form.generic_attention, 1.15),
+    Case("VTranM", "GAE", matrix_form.vtranm, 1.25),
 )
 
 
@@ -86,8 +88,12 @@ def calls_of(case: Case, kinds: tuple[str, ...], batch: int, tiny: bool) -> dict
             attribution = getattr(captum_attn, case.method)(model)
             calls[kind] = partial(attribution.attribute, x, target=TARGET)
         elif kind == "floor":
-            floor = forward if case.floor == "f" else forward_backward
-            calls[kind] = partial(floor, model, x)
+            floors = {
+                "f": partial(forward, model, x),
+                "F": partial(forward_backward, model, x),
+                "GAE": partial(captum_attn.GenericAttention(model).attribute, x, target=TARGET),
+            }
+            calls[kind] = floors[case.floor]
         else:
             calls[kind] = partial(case.matrix, model, x, TARGET)
     return calls

@@ -5,7 +5,7 @@ Eager attention, every map kept (and every gradient, where one is needed), then 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -65,3 +65,51 @@ def generic_attention(model: nn.Module, images: Tensor, target: int) -> Tensor:
     for A, gradient in zip(maps, gradients, strict=True):
         R = R + (gradient * A).clamp(min=0).mean(1).detach() @ R
     return R[:, 0]
+
+
+def vtranm(model: nn.Module, images: Tensor, target: int) -> Tensor:
+    """C <- U C with U of Eq. 14 and 16, everything kept by hooks: (B, n), the class token's row."""
+    kept: dict[tuple[nn.Module, str], Tensor] = {}
+
+    def keep(name: str, what: str) -> Callable:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+            kept[module, name] = inputs[0] if what == "in" else out
+
+        return hook
+
+    handles = []
+    for block in model.blocks:
+        handles += [
+            block.norm1.register_forward_hook(keep("E", "in")),
+            block.attn.qkv.register_forward_hook(keep("qkv", "out")),
+            block.norm2.register_forward_hook(keep("E", "in")),
+            block.mlp.register_forward_hook(keep("branch", "out")),
+        ]
+    try:
+        with kept_maps(model) as maps:
+            logits = model(images.detach().requires_grad_())
+    finally:
+        for handle in handles:
+            handle.remove()
+    gradients = torch.autograd.grad(logits.softmax(-1)[:, target].sum(), maps)
+    C = torch.diag_embed(kept[model.blocks[0].norm1, "E"].detach().norm(dim=-1))
+    with torch.no_grad():
+        for block, A, gradient in zip(model.blocks, maps, gradients, strict=True):
+            heads = block.attn.num_heads
+            V = kept[block.attn.qkv, "qkv"].chunk(3, -1)[2].unflatten(-1, (heads, -1))
+            W = block.attn.proj.weight.T.unflatten(0, (heads, -1))
+            after = torch.einsum("bnhd,hdm->bhnm", V, W)
+            w = transformation(kept[block.norm1, "E"][:, None], after)
+            U = (gradient.clamp(min=0) * A * w[:, :, None]).mean(1) + identity(A)
+            C = U @ C
+            C = (
+                C
+                * (1 + transformation(kept[block.norm2, "E"], kept[block.mlp, "branch"]))[..., None]
+            )
+    return C[:, 0]
+
+
+def transformation(before: Tensor, after: Tensor) -> Tensor:
+    """Eq. 12, 13: the ratio of lengths times NECC."""
+    ratio = after.norm(dim=-1) / before.norm(dim=-1)
+    return ratio * torch.cosine_similarity(before, after, dim=-1).softmax(-1)
