@@ -213,7 +213,7 @@ def _raised(state: State, maps: Mapping[State, Rows], like: Tensor) -> Rows:
     if isinstance(state, Gathered):
         for part in state.parts:
             for source, block in maps[part.state].items():
-                add(rows, source, _moved(block, part, state.n))
+                add(rows, source, moved(block, part, state.n))
     elif isinstance(state, Merged):
         base = maps[state.base]
         rows = dict(base)
@@ -254,12 +254,12 @@ def _taken(rows: Tensor, part: Part) -> Tensor:
     return rows.gather(1, part.to.expand(len(rows), -1).clamp_min(0)) * part.shares.to(rows)
 
 
-def _moved(block: Tensor, part: Part, n: int) -> Tensor:
+def moved(block: Tensor, part: Part, n: int) -> Tensor:
     """The rows of a part, each at its new position; rows that meet are averaged."""
     if part.to is None or part.shares is None:
         return block
     to = part.to.expand(len(block), -1)
     block = block * part.shares.to(block)[..., None]
-    moved = block.new_zeros(len(block), n + 1, block.shape[2])
+    placed = block.new_zeros(len(block), n + 1, block.shape[2])
     index = torch.where(to < 0, n, to)[..., None].expand_as(block)
-    return moved.scatter_add_(1, index, block)[:, :n]
+    return placed.scatter_add_(1, index, block)[:, :n]

@@ -17,12 +17,13 @@ from captum_attn.attr._propagate import (
     crosses,
     dense,
     initial_block,
+    moved,
     rows_down,
     squared,
 )
 from captum_attn.attr._run import Run
 from captum_attn.observe.call import Block
-from captum_attn.observe.streams import Source, State, Updated
+from captum_attn.observe.streams import Gathered, Source, State, Updated
 
 FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda heads: heads.mean(2),
@@ -82,6 +83,20 @@ class AttentionRollout(AttentionAttribution):
     def maps(self, run: Run, last: Iterable[State]) -> dict[State, Rows]:
         return {state: self._joined(run, state) for state in last}
 
+    def finish(self, run: Run) -> Callable[[State, Rows], Rows] | None:
+        def begin(state: State, rows: Rows) -> Rows:
+            """A stream that begins with another's tokens: what these have read comes with them."""
+            parts = state.parts if isinstance(state, Gathered) else ()
+            if all(part.state.stream == state.stream for part in parts):
+                return rows
+            rows = {}
+            for part in parts:
+                for source, block in self._joined(run, part.state).items():
+                    add(rows, source, moved(block, part, state.n))
+            return rows
+
+        return begin
+
     def _joined(self, run: Run, state: State) -> Rows:
         """R of a state with Eq. 12: through the last call to every other stream, and beyond it."""
         rows = dict(super().maps(run, [state])[state])
@@ -90,15 +105,12 @@ class AttentionRollout(AttentionAttribution):
             before = super().maps(run, [update.asks])[update.asks]
             own = next((b for x, b in before.items() if x.name == state.stream), None)
             start = initial_block(update.asks, run.like)
-            moved = carried(state, update, run.like)  # not every token of a stream need ask
-            if own is None or start is None or moved is None:
+            to = carried(state, update, run.like)  # not every token of a stream need ask
+            if own is None or start is None or to is None:
                 continue
             own = own * self._attended(run, update, start)
-            read = (
-                moved
-                @ squared(own, start).mT
-                @ dense(run.whole_map(update, partial(self.fused, run)))
-            )
+            read = dense(run.whole_map(update, partial(self.fused, run)))
+            read = to @ squared(own, start).mT @ read
             for source, block in self._joined(run, update.reads).items():
                 if source.name != state.stream:
                     add(rows, source, read @ block)

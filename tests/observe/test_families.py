@@ -304,3 +304,31 @@ def test_raw_attention_says_that_its_map_reads_no_input():
         rolled = AttentionRollout(model).attribute_tokens(media, target=1)["media"]
         expected = plain.fuse_heads(A[1]) @ plain.fuse_heads(A[0])
         close(rolled[b], expected[0])
+
+
+class Prompted(Trap):
+    """Learned queries ask the image and stand in front of the words (BLIP-2)."""
+
+    def __init__(self):
+        super().__init__("cross", "language")
+        self.learned = nn.Parameter(torch.randn(1, 3, 6))
+
+    def forward(self, words, image):
+        queries = self.learned.expand(len(words), -1, -1)
+        x = torch.cat([queries + self.cross(queries, image), words], 1)
+        return self.head((x + self.language(x, x))[:, -1])
+
+
+def test_rollout_of_a_stream_that_begins_with_another_s_tokens():
+    """What the queries have read of the image goes on with them."""
+    model, inputs = ready(Prompted), (random(1, 4, 6), random(1, 5, 6, seed=1))
+    A, _ = plain.maps_and_gradients(model, lambda out: out[0, 1], *inputs)
+    cross, language = (plain.fuse_heads(a) for a in A)
+    row = plain.row_normalised(language + plain.eye(7))[-1]
+    method = AttentionRollout(model)
+    tokens = method.attribute_tokens(inputs, target=1)
+    close(tokens["image"][0], row[:3] @ cross)
+    close(tokens["queries"][0], row[:3])
+    close(tokens["words"][0], row[3:])
+    maps = method.relevance_maps(inputs, target=1)
+    close(maps["words", "image"][0, -1], row[:3] @ cross)
