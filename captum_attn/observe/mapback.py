@@ -98,12 +98,13 @@ def _gather(relevance: Tensor, to: Tensor | None) -> Tensor:
 def _channel_axes(to: Tensor) -> list[int]:
     """The axes of an input (without the batch axis) along which the token is the same.
 
-    An image has one, also where it is a single patch high or wide.
+    An image has one, also where it is a single patch high or wide, or the only one of several.
     """
     shape = to.shape[1:]
     constant = [a for a in range(len(shape)) if not varies(to, a + 1)]
     if len(shape) >= 3 and len(constant) > 1:
-        return constant[:1]
+        alone = [a for a in constant if shape[a] == 1 and a < len(shape) - 3]
+        return [a for a in constant if a not in alone][:1]
     return constant
 
 

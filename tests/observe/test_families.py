@@ -332,3 +332,16 @@ def test_rollout_of_a_stream_that_begins_with_another_s_tokens():
     close(tokens["words"][0], row[3:])
     maps = method.relevance_maps(inputs, target=1)
     close(maps["words", "image"][0, -1], row[:3] @ cross)
+
+
+def test_the_only_one_of_several_images_has_channels_of_its_own():
+    """(B, 1, 3, H, W): the axis of the images is not the one that is divided by."""
+    torch.manual_seed(0)
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=3
+    ).eval()
+    images = torch.randn(2, 1, 3, 16, 16)
+    expected = GenericAttention(model).attribute(images[:, 0], target=1)
+    found = GenericAttention(lambda images: model(images[:, 0])).attribute(images, target=1)
+    close(found[:, 0], expected, 1e-6)
+    close(found[0, 0, 0], found[0, 0, 2], 1e-6)
