@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from captum_attn.observe.call import AttentionCall
 from captum_attn.observe.entries import enter
-from captum_attn.observe.graph import Graph, Member, gradients
+from captum_attn.observe.folds import renumbered, unfolded
+from captum_attn.observe.graph import Graph, Member
 from captum_attn.observe.leaf import Leaf
 from captum_attn.observe.streams import Born, Constant, Entry, Gathered, Part, Source, State
 from captum_attn.observe.tokenmap import IDENTITY, Prober, TokenMap, Upstream
@@ -64,7 +64,7 @@ class Nursery:
         """
         n = rows.shape[1]
         parts, entries = list(parts), []
-        for entry in self._entries(rows, leaves):
+        for entry in self._entries(rows, leaves, among=bool(parts)):
             born = self._born_with(entry)
             if born is None:
                 entries.append(entry)
@@ -74,10 +74,11 @@ class Nursery:
         parts += self._learned_parts(rows, members)
         if not parts:
             name = "+".join(dict.fromkeys(entry.leaf.name for entry in entries))
-            place = self._unfolded(entries, rows, members) if folded else None
+            learned = [leaf.tensor for leaf in self.graph.leaves(members) if not leaf.name]
+            place = unfolded(entries, rows, learned, self.prober) if folded else None
             if place is None:
                 return self._born(name, n, entries)
-            born = self._born(name, len(place), [_renumbered(entries[0], place, n)])
+            born = self._born(name, len(place), [renumbered(entries[0], place, n)])
             return Gathered(born.stream, n, (Part(born, place[None]),))
         own = [self._own_part(entry, n) for entry in entries]
         streams = dict.fromkeys(part.state.stream for part in own or parts)
@@ -86,32 +87,9 @@ class Nursery:
             name = self._unique(name)
         return Gathered(name, n, (*parts, *own))
 
-    def _unfolded(self, entries: list[Entry], rows: Tensor, members: int) -> Tensor | None:
-        """Where the tokens of an input are among lanes, in the order of the input's elements.
-
-        Positions that no input enters are padding (of windows), unless learned tokens stand there.
-
-        Returns:
-            Tensor or None: (real tokens,); None where the tokens are in place, or differ.
-        """
-        n, to = rows.shape[1], entries[0].to
-        if len(entries) > 1 or to is None or entries[0].moving or bool((to != to[0]).any()):
-            return None
-        elements = to.shape[1]
-        first = torch.full((n + 1,), elements, device=to.device)
-        steps = _reading_order(entries[0]).to(to.device)
-        first.scatter_reduce_(0, torch.where(to[0] < 0, n, to[0]), steps, "amin")
-        padding = first[:n] == elements
-        learned = [leaf.tensor for leaf in self.graph.leaves(members) if not leaf.name]
-        if learned and bool(padding.any()):
-            ray = self.prober.random(rows, *rows.shape) * padding[:, None]
-            if any(g is not None and bool(g.any()) for g in gradients([(rows, ray)], learned)):
-                return None
-        place = first[:n].argsort(stable=True)[: n - int(padding.sum())]
-        in_place = len(place) == n and torch.equal(place, torch.arange(n, device=place.device))
-        return None if in_place else place
-
-    def _entries(self, rows: Tensor, leaves: Sequence[tuple[Leaf, TokenMap]]) -> list[Entry]:
+    def _entries(
+        self, rows: Tensor, leaves: Sequence[tuple[Leaf, TokenMap]], among: bool
+    ) -> list[Entry]:
         """Of the inputs that enter here, those that carry the content of their positions.
 
         Inputs that enter positions which an earlier one (in the forward signature) has filled are
@@ -120,6 +98,8 @@ class Nursery:
         entries: list[Entry] = []
         taken = torch.zeros(self.batch, rows.shape[1], dtype=torch.bool)
         for leaf, token_map in sorted(leaves, key=lambda pair: pair[0].order):
+            if (among or entries) and leaf.ids is not None and token_map.mixed:
+                continue  # spread over tokens that are there already, as the id of their image is
             entry = enter(leaf, token_map, rows, self.graph, self.prober, self.kept)
             here = covered(TokenMap(entry.to), rows.shape[1], self.batch)
             if not (here & taken).any() and all(e.leaf.name != leaf.name for e in entries):
@@ -173,26 +153,6 @@ class Nursery:
         if name != "queries" and f"decoder_{name}" not in taken:
             return f"decoder_{name}"  # an input that the model embeds twice
         return next(f"{name}_{i}" for i in range(1, len(taken) + 2) if f"{name}_{i}" not in taken)
-
-
-def _reading_order(entry: Entry) -> Tensor:
-    """(E,): the number of each element when the axes are in the order of the input's."""
-    if entry.axes is None:
-        return torch.arange(math.prod(entry.shape))
-    order = sorted(range(len(entry.axes)), key=entry.axes.__getitem__)
-    steps = torch.arange(math.prod(entry.shape)).view([entry.shape[o] for o in order])
-    return steps.permute([order.index(i) for i in range(len(order))]).flatten()
-
-
-def _renumbered(entry: Entry, place: Tensor, n: int) -> Entry:
-    """The entry with its tokens numbered as they are in `place`."""
-    if "renumbered" not in entry.notes:
-        number = torch.full((n + 1,), -1, device=place.device)
-        number[place] = torch.arange(len(place), device=place.device)
-        assert entry.to is not None
-        entry.notes["renumbered"] = number[entry.to]  # -1 stays -1
-    to = entry.notes["renumbered"]
-    return Entry(entry.leaf, to, entry.shape, entry.axes, notes=entry.notes)
 
 
 def covered(token_map: TokenMap, n: int, batch: int) -> Tensor:

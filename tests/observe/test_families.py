@@ -345,3 +345,34 @@ def test_the_only_one_of_several_images_has_channels_of_its_own():
     found = GenericAttention(lambda images: model(images[:, 0])).attribute(images, target=1)
     close(found[:, 0], expected, 1e-6)
     close(found[0, 0, 0], found[0, 0, 2], 1e-6)
+
+
+class Sized(Trap):
+    """What kind of image it is is added to all of its patches, before each layer (Mllama)."""
+
+    def __init__(self):
+        super().__init__("a", "b")
+        self.first, self.second = nn.Embedding(4, 6), nn.Embedding(4, 6)
+
+    def forward(self, patches, kind_ids):
+        x = patches + self.first(kind_ids)
+        x = x + self.a(x, x)
+        x = x + self.second(kind_ids)
+        x = x + self.b(x, x)
+        return self.head(x[:, 0])
+
+
+def test_ids_that_are_added_to_all_tokens_are_none_of_them():
+    model, patches, kinds = ready(Sized), random(2, 5, 6), torch.tensor([[3], [1]])
+    method = GenericAttention(model)
+    tokens = method.attribute_tokens((patches, kinds), 1)
+    assert set(tokens) == {"patches"}
+    for b in range(2):
+        A, G = plain.maps_and_gradients(
+            model, lambda out: out[0, 1], patches[b : b + 1], kinds[b : b + 1]
+        )
+        close(tokens["patches"][b], plain.gae(A, G)[0])
+    of_patches, of_kinds = method.attribute((patches, kinds), 1)
+    close(of_patches.sum(-1), tokens["patches"])
+    assert not of_kinds.any()
+    assert set(method.attribute({"patches": patches, "kind_ids": kinds}, 1)) == {"patches"}
