@@ -186,15 +186,22 @@ def noise_link(R, s):
 # ------------------------------------------------------------ along a hand-written wiring
 #
 # A wiring lists the attention calls of a model in the order of execution. A call is (s, q): stream
-# s asks, stream q answers; or (s, q, rows), where these tokens of s ask alone. Calls in a list of
-# their own all read what was there before the list. A function R -> R begins or joins streams.
+# s asks, stream q answers; (s, q, rows), where these tokens of s ask alone; or (s, q, rows,
+# columns), where these of q answer alone. Calls in a list of their own all read what was there
+# before the list. A function R -> R begins or joins streams.
 
 
-def _calls(step):
-    return [
-        (*call, slice(None)) if len(call) == 2 else call
-        for call in (step if isinstance(step, list) else [step])
-    ]
+def calls_of(step):
+    """The calls of one step of a wiring, all four parts of each."""
+    calls = step if isinstance(step, list) else [] if callable(step) else [step]
+    return [(*call, *[slice(None)] * (4 - len(call))) for call in calls]
+
+
+def _placed(A, columns, n):
+    """(..., q, k) -> (..., q, n): the keys at their places among the n tokens that answer."""
+    out = torch.zeros(*A.shape[:-1], n, dtype=A.dtype)
+    out[..., columns] = A
+    return out
 
 
 def follow(wiring, R, maps, rule):
@@ -205,8 +212,9 @@ def follow(wiring, R, maps, rule):
             R = step(R)
             continue
         before = R
-        for s, q, rows in _calls(step):
-            after = rule(before, s, q, next(maps), rows)
+        for s, q, rows, columns in calls_of(step):
+            A_bar = _placed(next(maps), columns, len(before[q, q]))
+            after = rule(before, s, q, A_bar, rows)
             R = {**R, **{key: block for key, block in after.items() if key[0] == s}}
     assert next(maps, None) is None, "the wiring has fewer calls than the model"
     return R
@@ -229,11 +237,11 @@ def with_noise_link(wiring, R, maps):
         if callable(step):
             R = step(R)
             continue
-        for s, q, _ in _calls(step):
+        for s, q, *_ in calls_of(step):
             if s != q and q not in linked:
                 linked.add(q)
                 R = noise_link(R, q)
-        R = follow([step], R, [next(maps) for _ in _calls(step)], heterogenous_rule)
+        R = follow([step], R, [next(maps) for _ in calls_of(step)], heterogenous_rule)
     return R
 
 
@@ -252,12 +260,14 @@ def follow_rollout(wiring, R, maps, real, head_fusion="mean"):
         return blocks
 
     for step in wiring:
-        if callable(step):
-            R = step(R)
+        if callable(step):  # what begins from another stream begins from its joined rows
+            whole = {(s, x): b for s in {s for s, _ in R} for x, b in joined(R, last, s).items()}
+            begun = step(whole)
+            R = {key: begun[key] if begun[key] is not whole[key] else R[key] for key in R}
             continue
         before, answered = R, dict(last)
-        for s, q, rows in _calls(step):
-            A = fuse_heads(next(maps), head_fusion)
+        for s, q, rows, columns in calls_of(step):
+            A = fuse_heads(_placed(next(maps), columns, len(R[q, q])), head_fusion)
             if s == q:
                 step_ = row_normalised(A + eye(len(A)))
                 R = {**R, **{(s, x): step_ @ before[s, x] for x in sources_of(R, s)}}
@@ -280,9 +290,10 @@ def follow_raw(wiring, R, maps, weights):
         if callable(step):
             R = step(R)
             continue
-        for s, q, rows in _calls(step):
+        for s, q, rows, columns in calls_of(step):
             answer = {x: R[q, x] for x in sources_of(R, q)}
-            last[s, q] = rows, raw_attention(next(maps)), answer
+            A = _placed(next(maps), columns, len(R[q, q]))
+            last[s, q] = rows, raw_attention(A), answer
     relevance = {}
     for (s, _), (rows, A, answer) in last.items():
         for x, block in answer.items() if s in weights else ():

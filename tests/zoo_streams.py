@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_attn import objectives
+from tests import plain
 from tests.zoo import (
     BERT_SIZE,
     END_OF_TEXT,
@@ -76,6 +77,7 @@ class Streams(Model):
         order (callable): (model, `Sample` of one) -> {stream: places of its tokens in the order of
             the inputs}, where a model permutes them.
         objective: what is explained; None: the target's output.
+        seen_raw (tuple): the inputs that raw attention, which is one map, reaches; None: all.
         alone (bool): whether a padded example is what it is without its padding.
         tolerance (float): of values against the equations in float64.
     """
@@ -87,6 +89,7 @@ class Streams(Model):
     joined: tuple[str, ...] = ()
     order: Callable[[nn.Module, Sample], dict[str, Tensor]] | None = None
     objective: Any = None
+    seen_raw: tuple[str, ...] | None = None
     alone: bool = True
     tolerance: float = 1e-10
 
@@ -108,18 +111,9 @@ class Streams(Model):
         """(stream that asks, streams that answer) of every call, as `describe` tells them."""
         found, answers = [], ()
         for step in self.wiring_of(self.model(), self.sample().one(0)):
-            if callable(step):
-                answers = self.joined
-                continue
-            for s, q, *_ in step if isinstance(step, list) else [step]:
-                found.append((s, answers or (q,)))
-            answers = ()
+            found += [(s, answers or (q,)) for s, q, *_ in plain.calls_of(step)]
+            answers = self.joined if callable(step) else ()
         return found
-
-    @property
-    def raw_reaches(self) -> set[str]:
-        """The streams that the calls of those that are read reach at once."""
-        return {x for s, found in self.calls() for x in found if s in self.readout}
 
     @property
     def padded(self) -> bool:
@@ -256,6 +250,26 @@ llava_next = builder(
 idefics3 = builder(
     "Idefics3", "Idefics3ForConditionalGeneration", image_token_id=IMAGE, scale_factor=2,
     pad_token_id=0, text_config={**LLAMA_SIZE, "model_type": "llama"}, vision_config=VISION_SIZE,
+)  # fmt: skip
+
+OPT_SIZE = {
+    "model_type": "opt", "vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "ffn_dim": 32, "max_position_embeddings": 32,
+    "word_embed_proj_dim": 16, "pad_token_id": 0,
+}  # fmt: skip
+instructblip = builder(
+    "InstructBlip", "InstructBlipForConditionalGeneration", vision_config=VISION_SIZE,
+    qformer_config=QFORMER_SIZE, text_config=OPT_SIZE, num_query_tokens=3, image_token_index=IMAGE,
+)  # fmt: skip
+mllama = builder(
+    "Mllama", "MllamaForConditionalGeneration", image_token_index=IMAGE,
+    text_config={**LLAMA_SIZE, "num_hidden_layers": 3, "cross_attention_layers": [1],
+                 "rope_scaling": {"rope_type": "default"}},
+    vision_config={"hidden_size": 16, "num_hidden_layers": 2, "num_global_layers": 1,
+                   "attention_heads": 2, "intermediate_size": 32, "image_size": 16,
+                   "patch_size": 4, "max_num_tiles": 2, "vision_output_dim": 32,
+                   "intermediate_layers_indices": [0],
+                   "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]]},
 )  # fmt: skip
 
 
@@ -445,6 +459,27 @@ def dialogue(examples: list[tuple[Tensor, Tensor]], left: bool = False, **more: 
     return Sample({**inputs, **more}, real={"input_ids": real})
 
 
+def for_instructblip(examples: list) -> Sample:
+    """The instruction goes to the Q-Former, behind its queries, and to the language model."""
+    asked_, heard = padded([ids for ids, _, _ in examples])
+    sample = dialogue([example[1:] for example in examples])
+    more = {"qformer_input_ids": asked_, "qformer_attention_mask": heard.long()}
+    real = torch.cat([heard.new_ones(len(heard), 3), heard], 1)
+    return Sample({**sample.inputs, **more}, real={**sample.real, "qformer_input_ids": real})
+
+
+def for_mllama(examples: list) -> Sample:
+    """Two tiles of one image, one beside or above the other; every text token sees both."""
+    sample = dialogue(examples)
+    ids = sample.inputs["input_ids"]
+    more = {
+        "aspect_ratio_ids": torch.tensor([[2 + len(example) % 2] for example, _ in examples]),
+        "aspect_ratio_mask": torch.ones(len(ids), 1, 2, dtype=torch.long),
+        "cross_attention_mask": ids.new_ones(*ids.shape, 1, 2),
+    }  # fmt: skip
+    return Sample({**sample.inputs, **more}, real=sample.real)
+
+
 # ---------------------------------------------------------------------------- wiring
 def within(stream: str, layers: int = 2) -> list:
     return [(stream, stream)] * layers
@@ -466,29 +501,33 @@ def perceiver(layers: int = 2) -> list:
 
 def image_tokens_into_text(
     places: Callable[[Tensor], list[tuple[int, int]]],
+    tower: str = "pixel_values",
+    calls: list | None = None,
 ) -> Callable[[nn.Module, Sample], list]:
     """A tower, and a language model in whose sequence its tokens stand at the placeholders.
 
     Args:
         places (callable): positions of the placeholders -> (position, token of the tower) pairs.
+        tower (str): the stream whose tokens stand there.
+        calls (list): what happens before; None: two layers of the tower.
     """
 
     def wiring(model: nn.Module, sample: Sample) -> list:
         ids = sample.inputs["input_ids"][0]
 
         def join(R: dict) -> dict:
-            start = R["pixel_values", "pixel_values"]
-            image = start.new_zeros(len(ids), start.shape[1])
+            begun = {("input_ids", "input_ids"): torch.diag((ids != IMAGE).double())}
             pairs = places((ids == IMAGE).nonzero()[:, 0])
             met = Counter(position for position, _ in pairs)  # merged tokens are averaged
-            for position, token in pairs:
-                image[position] += start[token] / met[position]
-            words = torch.diag((ids != IMAGE).to(start))
-            return {
-                **R, ("input_ids", "input_ids"): words, ("input_ids", "pixel_values"): image
-            }  # fmt: skip
+            for s, x in R:
+                if s == tower:
+                    rows = torch.zeros(len(ids), R[s, x].shape[1], dtype=torch.double)
+                    for position, token in pairs:
+                        rows[position] += R[s, x][token] / met[position]
+                    begun.setdefault(("input_ids", x), rows)
+            return {**R, **begun}
 
-        return [*within("pixel_values"), join, *within("input_ids")]
+        return [*(calls or within(tower)), join, *within("input_ids")]
 
     return wiring
 
@@ -509,6 +548,11 @@ def four_into_one(positions: Tensor) -> list[tuple[int, int]]:
     return pairs
 
 
+def queries(positions: Tensor) -> list[tuple[int, int]]:
+    """A Q-Former's queries, which are the first of its tokens."""
+    return [(int(position), i) for i, position in enumerate(positions)]
+
+
 def crops(positions: Tensor) -> list[tuple[int, int]]:
     """LLaVA-NeXT: the whole image, then two crops side by side, line by line with a learned token
     at the end of each of the four lines. A crop is a class token and 16 patches."""
@@ -516,6 +560,11 @@ def crops(positions: Tensor) -> list[tuple[int, int]]:
     for line in range(4):
         order += [17 * crop + 1 + 4 * line + c for crop in (1, 2) for c in range(4)] + [-1]
     return [(int(p), t) for p, t in zip(positions, order, strict=True) if t >= 0]
+
+
+def tiles() -> Tensor:
+    """Mllama pads each of two tiles to 24 tokens, of which the language model reads 17."""
+    return torch.cat([24 * tile + torch.arange(17) for tile in (0, 1)])
 
 
 # ---------------------------------------------------------------------------- readout
@@ -578,6 +627,12 @@ def several_images(prefix: int) -> Callable[[Tensor, torch.Size], Tensor]:
         return grid.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
     return lay
+
+
+def two_tiles(tokens: Tensor, shape: torch.Size) -> Tensor:
+    """Mllama: [CLS], 4 x 4 patches and 7 of padding in each tile of (B, 1, tiles, 3, 16, 16)."""
+    grid = tokens.view(-1, 1, 2, 24)[..., 1:17].view(-1, 1, 2, 4, 4)
+    return grid.repeat_interleave(4, 3).repeat_interleave(4, 4)
 
 
 def pixels_of(stream: str, prefix: int = 1) -> Entry:
@@ -748,13 +803,13 @@ CASES = [
     # learned queries that read the input and are read by another one
     *(Streams(
         f"perceiver_{name}", build, images(3, 4, 4), as_inputs, 4,
-        streams={"queries": 4, "inputs": 16, "queries_1": 1}, wiring=perceiver(),
+        streams={"queries": 4, "inputs": 16, "queries_1": 1}, wiring=perceiver(), seen_raw=(),
         readout={"queries_1": 0},
         entries={"inputs": Entry("inputs", grid=patches(1, 1, 0), channel=1)},
     ) for name, build in [("learned", perceiver_learned), ("fourier", perceiver_fourier)]),
     Streams(
         "perceiver_text", perceiver_text, texts, tokens_as_inputs, 4,
-        streams={"queries": 4, "inputs": N, "queries_1": 1}, wiring=perceiver(),
+        streams={"queries": 4, "inputs": N, "queries_1": 1}, wiring=perceiver(), seen_raw=(),
         readout={"queries_1": 0}, entries={"inputs": Entry("inputs")},
     ),
     # image tokens in a text
@@ -776,6 +831,33 @@ CASES = [
         streams={"input_ids": 17, "pixel_values": 32}, wiring=image_tokens_into_text(four_into_one),
         entries={"input_ids": WORDS,
                  "pixel_values": Entry("pixel_values", grid=several_images(0), channel=2)},
+    ),
+    chat(
+        "idefics3_one_image", idefics3, images(1, 3, 16, 16), [4],
+        streams={"input_ids": 11, "pixel_values": 16},
+        wiring=image_tokens_into_text(four_into_one),
+        entries={"input_ids": WORDS,
+                 "pixel_values": Entry("pixel_values", grid=several_images(0), channel=2)},
+    ),
+    chat(  # what the queries have read of the image goes on into the text
+        "instructblip", instructblip, pictures, [3],
+        examples=both(texts, dialogues(3), pictures), collate=for_instructblip,
+        streams={"input_ids": 10, "pixel_values": 17, "qformer_input_ids": 3 + N},
+        wiring=image_tokens_into_text(queries, "qformer_input_ids", [
+            *within("pixel_values"), ("qformer_input_ids", "qformer_input_ids"),
+            ("qformer_input_ids", "pixel_values", slice(0, 3)),
+            ("qformer_input_ids", "qformer_input_ids")]),
+        joined=("qformer_input_ids", "input_ids"), seen_raw=("input_ids",),
+        entries={"input_ids": WORDS, "pixel_values": PIXELS,
+                 "qformer_input_ids": Entry("qformer_input_ids", 3)},
+    ),
+    chat(
+        "mllama", mllama, None, [], examples=both(texts, images(1, 2, 3, 16, 16)),
+        collate=for_mllama, streams={"input_ids": N, "pixel_values": 48}, joined=(),
+        wiring=[*within("pixel_values", 3), ("input_ids", "input_ids"),
+                ("input_ids", "pixel_values", slice(None), tiles()), ("input_ids", "input_ids")],
+        entries={"input_ids": WORDS,
+                 "pixel_values": Entry("pixel_values", grid=two_tiles, channel=3)},
     ),
 ]  # fmt: skip
 STREAMS = {case.name: case for case in CASES}

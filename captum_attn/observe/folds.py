@@ -1,4 +1,4 @@
-"""Tokens that are folded into lanes (windows, frames, channels): in the order of the input again."""
+"""Tokens folded into lanes (windows, frames, channels): in the order of the input again."""
 
 from __future__ import annotations
 
