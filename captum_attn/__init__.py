@@ -1,6 +1,6 @@
 """Attention-based attribution for any transformer, as Captum `Attribution` classes."""
 
-from captum_attn import errors, objectives
+from captum_attn import errors, metrics, objectives
 from captum_attn.attr.generic_attention import GenericAttention
 from captum_attn.attr.heterogenous import HeterogenousAttention
 from captum_attn.attr.raw_attention import RawAttention
@@ -18,5 +18,6 @@ __all__ = [
     "RawAttention",
     "VTranM",
     "errors",
+    "metrics",
     "objectives",
 ]

@@ -26,23 +26,26 @@ from captum_attn.observe.tap import Tap
 from captum_attn.observe.tokenmap import IDENTITY, Prober, TokenMap, Upstream
 
 Found = TypeVar("Found")
+_SIGNATURES = 4
 
 
 @dataclass
 class Findings:
     """What an attribution object remembers of a model's structure from one run to the next.
 
-    Only what cannot depend on the content of the inputs is kept, for one signature (the shapes of
-    the calls and the leaves); another signature starts afresh.
+    Only what cannot depend on the content of the inputs is kept, for the signatures (the shapes of
+    the calls and the leaves) that were met last.
     """
 
-    signature: Any = None
+    met: dict[Any, dict[Any, Any]] = field(default_factory=dict)
     kept: dict[Any, Any] = field(default_factory=dict)
     warned: bool = False
 
     def of(self, signature: Any) -> Findings:
-        if signature != self.signature:
-            self.signature, self.kept = signature, {}
+        self.kept = self.met.pop(signature, {})
+        self.met[signature] = self.kept  # the last met comes last
+        if len(self.met) > _SIGNATURES:
+            del self.met[next(iter(self.met))]
         return self
 
     def keep(self, key: Any, find: Callable[[], Found]) -> Found:

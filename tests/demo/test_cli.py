@@ -54,7 +54,7 @@ def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "new" / "folder"
     command = [sys.executable, "-c", "from captum_attn.demo import main; main()"]
     done = subprocess.run(
-        [*command, "demo", "--out", str(out)], capture_output=True, text=True, timeout=300
+        [*command, "demo", "--out", str(out)], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     return out, done.stdout
