@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.utils.checkpoint
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 PLAIN = (bool, int, float, str, type(None), torch.dtype)
