@@ -188,25 +188,32 @@ def recorded() -> Iterator[list[Tensor]]:
         yield found
 
 
-def maps_of(model: nn.Module, one: Sample, target: Any) -> tuple[list[Tensor], list[Tensor]]:
+def maps_of(
+    case: Streams, model: nn.Module, one: Sample, target: Any
+) -> tuple[list[Tensor], list[Tensor]]:
     """A and d output / d A of every call, (H, q, k), for one example."""
     torch.manual_seed(0)
     with torch.enable_grad(), recorded() as record:
         output = output_tensor(one.run(model))[0]
         index = 0 if target is None else target[0] if isinstance(target, list) else target
         gradients = torch.autograd.grad(output[index], record, allow_unused=True)
-    A = [beside_each_other(a.detach()) for a in record]
+    calls = [call for step in case.wiring_of(model, one) for call in plain.calls_of(step)]
+    folded = [  # images that the model holds as sequences of their own
+        case.streams[s] // a.shape[-2] if rows == slice(None) else 1
+        for a, (s, _, rows, _) in zip(record, calls, strict=True)
+    ]
+    A = [beside_each_other(a.detach(), n) for a, n in zip(record, folded, strict=True)]
     G = [
-        torch.zeros_like(a) if g is None else beside_each_other(g)
-        for a, g in zip(A, gradients, strict=True)
+        torch.zeros_like(a) if g is None else beside_each_other(g, n)
+        for a, g, n in zip(A, gradients, folded, strict=True)
     ]
     return A, G
 
 
-def beside_each_other(maps: Tensor) -> Tensor:
-    """(images, H, q, k) or, of one image, (H, q, k) -> (H, images q, images k) in double."""
-    images = maps.double().view(-1, *maps.shape[-3:])
-    return torch.stack([torch.block_diag(*images[:, h]) for h in range(maps.shape[-3])])
+def beside_each_other(maps: Tensor, images: int) -> Tensor:
+    """(images, H, q, k) or (images H, q, k) -> (H, images q, images k) in double."""
+    apart = maps.double().view(images, -1, *maps.shape[-2:])
+    return torch.stack([torch.block_diag(*apart[:, h]) for h in range(apart.shape[1])])
 
 
 def reported(output: Any, name: str = "") -> Iterator[Tensor]:
@@ -276,12 +283,12 @@ def in_double(name: str) -> tuple[nn.Module, Sample, list[tuple]]:
     case = STREAMS[name]
     model, eager = case.fresh().double(), case.fresh("eager").double()
     sample = case.sample().to(torch.float64)
-    skip_unless_double_runs(lambda: sample.run(model))
+    skip_unless_double_runs(lambda: (sample.run(model), sample.run(eager)))
     weights = case.weights(model, sample)
     examples = []
     for i in (0, 1):
         one, arguments = single(case, sample, i)
-        A, G = maps_of(eager, one, arguments["target"])
+        A, G = maps_of(case, eager, one, arguments["target"])
         read = {stream: rows[i] for stream, rows in weights.items()}
         order = case.order(eager, one) if case.order else {}
         examples.append((i, case.wiring_of(eager, one), A, G, read, order))
@@ -298,7 +305,12 @@ def ordered(block: Tensor, s: str, x: str, order: dict[str, Tensor]) -> Tensor:
     return block[rows][:, columns]
 
 
-@pytest.mark.parametrize("rule", RULES)
+SLOW = ("rollout_max", "gae_bare")
+
+
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=[pytest.mark.slow] * (rule in SLOW)) for rule in RULES]
+)
 @every_model
 def test_values(name: str, rule: str) -> None:
     """Against the equations, on the maps of the model's own eager form and the table's wiring."""
@@ -401,6 +413,12 @@ def test_half_precision_models_are_explained_in_single(name: str) -> None:
     case = STREAMS[name]
     model = case.fresh().to(torch.bfloat16)
     sample = case.sample().to(torch.bfloat16)
+    try:
+        sample.run(model)
+    except RuntimeError as error:
+        if "must have the same dtype" not in str(error):
+            raise
+        pytest.skip("this version of transformers cannot run the model in bfloat16")
     torch.manual_seed(0)
     found = GenericAttention(model).attribute_tokens(**asked(case, sample))
     for stream, expected in explained(name, "GenericAttention")[1].items():
