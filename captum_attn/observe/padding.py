@@ -1,4 +1,4 @@
-"""Padding: which keys of an attention call are tokens of the example."""
+"""Padding: which keys of an attention call, and which tokens of a state, are the example's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 from captum_attn.observe.call import AttentionCall
+from captum_attn.observe.rows import gathered, inverted
+from captum_attn.observe.streams import Gathered, Merged, State, Updated
+from captum_attn.observe.tokenmap import TokenMap
+from captum_attn.observe.wiring import Wiring
 
 _HIDDEN = -1e4  # what models add to the scores of keys that must not be seen, or less
 
@@ -33,3 +37,57 @@ def real_keys(call: AttentionCall) -> Tensor | None:
         return None
     real = call.fold(seen).any(2).any(2)  # over heads and queries
     return None if bool(real.all()) else real
+
+
+class Padding:
+    """What is a token of the example, and what is padding or learned; worked out once per call."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self.wiring = wiring
+        self._reals: dict[AttentionCall, Tensor | None] = {}
+
+    def keys(self, update: Updated) -> Tensor | None:
+        """(B, 1, F k): no padding, and no learned keys; None: all."""
+        call, reads = update.call, update.reads
+        if call not in self._reals:
+            found = real_keys(call)
+            real = None if found is None else found.flatten(1)[:, None]
+            if isinstance(reads, Gathered) and reads is not update.asks:
+                n = call.positions[1]
+                tokens = torch.zeros(1, 1, n, dtype=torch.bool, device=call.v.device)
+                for part in reads.parts:
+                    index = inverted(TokenMap(part.to), n)
+                    tokens = tokens | (True if index is None else index[:, None] >= 0)
+                real = tokens if real is None else real & tokens
+            self._reals[call] = real
+        return self._reals[call]
+
+    def tokens(self, state: State) -> Tensor | None:
+        """(B, 1, n) which tokens of a state are no padding, as attention within it shows."""
+        while isinstance(state, (Updated, Merged)):
+            before = state.base if isinstance(state, Merged) else state.asks
+            for update in self.wiring.updates:
+                if update.asks is before and _reads_itself(update):
+                    return self._within(update)
+            state = before
+        for update in self.wiring.updates:
+            if update.asks is state and _reads_itself(update):
+                return self._within(update)
+        return None
+
+    def _within(self, update: Updated) -> Tensor | None:
+        """Of the real keys those of the tokens that the call updates."""
+        real = self.keys(update)
+        if real is None or not isinstance(update.reads, Gathered) or update.reads is update.asks:
+            return real
+        to = update.reads.parts[0].to
+        if to is None:
+            return real[..., : update.n]
+        return gathered(real.mT, to).mT
+
+
+def _reads_itself(update: Updated) -> bool:
+    reads = update.reads
+    if reads is update.asks:
+        return True
+    return isinstance(reads, Gathered) and all(part.state is update.asks for part in reads.parts)

@@ -34,6 +34,13 @@ class Placement:
         """(B, n, D), in the order of the tokens, zeros for tokens that it does not hold."""
         return gathered(self.layout.rows(tensor), self.index)
 
+    def held(self, real: Tensor | None) -> Tensor | None:
+        """Of the real tokens, (B, 1, n), those that it holds: no padding of windows."""
+        if self.index is None or bool((self.index >= 0).all()):
+            return real
+        held = (self.index >= 0)[:, None]
+        return held if real is None else real & held
+
     @property
     def is_whole(self) -> bool:
         """Whether every row is a token's."""

@@ -18,10 +18,10 @@ from captum_attn.observe.call import AttentionCall, positions, working_dtype
 from captum_attn.observe.graph import gradients
 from captum_attn.observe.linear import Branch
 from captum_attn.observe.observation import Observation
-from captum_attn.observe.padding import real_keys
+from captum_attn.observe.padding import Padding
 from captum_attn.observe.placements import Placement, Placements
 from captum_attn.observe.recording import RecordingTap
-from captum_attn.observe.rows import gathered, inverted
+from captum_attn.observe.rows import gathered, inverted, layouts
 from captum_attn.observe.streams import Born, Gathered, Merged, State, Updated
 from captum_attn.observe.sublayers import FeedForward, Residual, SubLayers
 from captum_attn.observe.tokenmap import TokenMap
@@ -61,10 +61,10 @@ class Transforms:
         assert isinstance(seen.tap, RecordingTap)
         self.tap, self.wiring, self.graph = seen.tap, seen.wiring, seen.graph
         self.placements = Placements(seen.wiring, seen.graph, seen.batch)
+        self.padding = Padding(seen.wiring)
         self.layers = SubLayers(seen.graph, seen.tap.calls, seen.tap.additions)
         self._generator = torch.Generator().manual_seed(0)
         self._changes: dict[AttentionCall, Change] = {}
-        self._reals: dict[AttentionCall, Tensor | None] = {}
         self._behind: dict[Any, list[tuple[FeedForward, Placement]]] | None = None
 
     # ------------------------------------------------------------------------ attention
@@ -135,10 +135,10 @@ class Transforms:
         tokens of its own) the vectors that the values are projected from.
         """
         call, n = update.call, update.call.positions[1]
-        rows, real = self._skip_rows(call), self._real_keys(update)
+        rows, real = self._skip_rows(call), self.padding.keys(update)
         reads = update.reads
         if reads is update.asks and rows is not None:
-            return rows, real
+            return rows, self._placement(call).held(real)
         parts = reads.parts if isinstance(reads, Gathered) else ()
         if rows is not None and parts and all(part.state is update.asks for part in parts):
             moved = [gathered(rows, inverted(TokenMap(part.to), n)) for part in parts]
@@ -193,7 +193,7 @@ class Transforms:
             output = positions(call.output_rows(self.tap.outputs[call].vectors()))
             rows = rows - output.to(rows) @ self._linear_map(call).flatten(0, 1)
         skip = placement.rows(residual.skip.vectors())
-        return _change(skip, rows, self._real_tokens(update), update.call.module)
+        return _change(skip, rows, self.padding.tokens(update), update.call.module)
 
     def behind(self, state: State) -> Iterator[Change]:
         """The feed-forward sub-layers that act on a state, its tokens in their order."""
@@ -214,37 +214,42 @@ class Transforms:
 
         A sum that mixes the tokens (a convolution that is added) is no feed-forward sub-layer.
         """
-        calls = self.graph.calls(branch.version)
-        found: list[tuple[Any, Placement]] = []
-        if calls:
-            behind = [self.placements.behind(call, branch.skip) for call in calls]
-            alike = all(p is not None and p.index is None for p in behind) or len(behind) == 1
-            if alike and behind[0] is not None:
-                found.append((tuple(calls), behind[0]))
-        for update in self.wiring.updates:  # tokens of several states: the state they make next
-            if self.layers.leads_to(branch.addition, update.call):
-                placement = self.placements.before(update.call, "q", branch.skip)
-                if placement is not None:
-                    found.append((_key(update.asks), placement))
-                break
-        found = [
-            (key, placement)
-            for key, placement in found
-            if self.placements.tokenwise(branch.start, branch.branch, placement.layout)
-        ]
-        whole = [(key, placement) for key, placement in found if placement.is_whole]
-        if found and not whole:
+        partly = False
+        for key, placement in self._held_by(branch):
+            if self.placements.tokenwise(branch.start, branch.branch, placement.layout):
+                if placement.is_whole:
+                    return key, placement
+                partly = True
+        if partly:
             raise WiringError(
                 f"{branch.addition.module!r}: which tokens its feed-forward branch "
                 f"{tuple(branch.branch.value.shape)} acts on could not be observed; leave the "
                 "blocks out with `layers=`"
             )
-        return whole[0] if whole else None
+        return None
+
+    def _held_by(self, branch: FeedForward) -> Iterator[tuple[Any, Placement]]:
+        """The states that a skip connection may be a version of, the likeliest first."""
+        calls = self.graph.calls(branch.version)
+        behind = [self.placements.behind(call, branch.skip) for call in calls]
+        alike = all(found is not None and found.index is None for found in behind)
+        if behind and behind[0] is not None and (alike or len(behind) == 1):
+            yield tuple(calls), behind[0]
+        for update in self.wiring.updates:  # tokens of several states: the state they make next
+            if self.layers.leads_to(branch.addition, update.call):
+                placement = self.placements.before(update.call, "q", branch.skip)
+                if placement is not None:
+                    yield _key(update.asks), placement
+                break
+        layout = next(layouts(tuple(branch.skip.value.shape), self.placements.batch), None)
+        if calls and layout is not None and layout.n == calls[0].positions[0]:
+            yield tuple(calls), Placement(layout, None)  # mixed on the way, passed over
 
     def _changed(self, branch: FeedForward, placement: Placement, state: State) -> Change:
         skip = placement.rows(branch.skip.vectors())
         rows = placement.rows(self._scaled(branch))
-        return _change(skip, rows, self._real_tokens(state), branch.addition.module)
+        real = placement.held(self.padding.tokens(state))
+        return _change(skip, rows, real, branch.addition.module)
 
     def _scaled(self, branch: FeedForward) -> Tensor:
         """The branch's output, with whatever scale follows before it is added."""
@@ -283,53 +288,6 @@ class Transforms:
             f"the vectors of the stream {state.stream!r} before its first attention could not be "
             "observed; set length=False"
         )
-
-    def _real_keys(self, update: Updated) -> Tensor | None:
-        """(B, 1, F k): no padding, and no learned keys; None: all."""
-        call, reads = update.call, update.reads
-        if call not in self._reals:
-            found = real_keys(call)
-            real = None if found is None else found.flatten(1)[:, None]
-            if isinstance(reads, Gathered):
-                tokens = torch.zeros(
-                    1, 1, call.positions[1], dtype=torch.bool, device=call.v.device
-                )
-                for part in reads.parts:
-                    index = inverted(TokenMap(part.to), call.positions[1])
-                    tokens = tokens | (True if index is None else index[:, None] >= 0)
-                real = tokens if real is None else real & tokens
-            self._reals[call] = real
-        return self._reals[call]
-
-    def _real_tokens(self, state: State) -> Tensor | None:
-        """(B, 1, n) which tokens of a state are no padding, as attention within it shows."""
-        while isinstance(state, (Updated, Merged)):
-            before = state.base if isinstance(state, Merged) else state.asks
-            for update in self.wiring.updates:
-                if update.asks is before and _reads_itself(update):
-                    return self._within(update)
-            state = before
-        for update in self.wiring.updates:
-            if update.asks is state and _reads_itself(update):
-                return self._within(update)
-        return None
-
-    def _within(self, update: Updated) -> Tensor | None:
-        """Of the real keys those of the tokens that the call updates."""
-        real = self._real_keys(update)
-        if real is None or not isinstance(update.reads, Gathered) or update.reads is update.asks:
-            return real
-        to = update.reads.parts[0].to
-        if to is None:
-            return real[..., : update.n]
-        return gathered(real.mT, to).mT
-
-
-def _reads_itself(update: Updated) -> bool:
-    reads = update.reads
-    if reads is update.asks:
-        return True
-    return isinstance(reads, Gathered) and all(part.state is update.asks for part in reads.parts)
 
 
 def _change(skip: Tensor, rows: Tensor, real: Tensor | None, module: str) -> Change:
