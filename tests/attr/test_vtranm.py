@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 
 import pytest
 import torch
+import transformers
 
 from captum_attn import VTranM
+from captum_attn.attr._run import Explained
+from captum_attn.errors import WiringError
+from captum_attn.observe.transforms import Transforms
 from tests import plain_vtranm as plain
 from tests.plain import close
 from tests.zoo import (
     BERT_SIZE,
     LLAMA_SIZE,
+    VIT_SIZE,
     VOCABULARY,
     bert,
     gpt2,
@@ -143,3 +149,174 @@ def test_the_equations(case, options):
         close(tokens[0], read(C, rows), tolerance)
     else:  # both heads of DeiT read a token
         assert (tokens > 0).any()
+
+
+def test_padding_is_left_out_of_the_softmax():
+    """Three texts in a batch, each against the equations with its own real tokens."""
+    model = ready(bert())
+    lengths = (6, 3, 5)
+    batch, mask = torch.zeros(3, 6, dtype=torch.long), torch.zeros(3, 6, dtype=torch.long)
+    for i, n in enumerate(lengths):
+        batch[i, :n], mask[i, :n] = ids(n) + i, 1
+    method = VTranM(model)
+    found = method.attribute_tokens({"input_ids": batch, "attention_mask": mask}, 2)["input_ids"]
+    for i, n in enumerate(lengths):
+        padded = plain.bert(model, batch[i], mask[i].bool())
+        close(found[i], plain.vtranm(padded, plain.probability(2))[0])
+        alone = plain.vtranm(plain.bert(model, batch[i, :n]), plain.probability(2))[0]
+        close(found[i, :n], alone)
+        assert (found[i, n:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("attention", "left", "dtype", "tolerance"),
+    [
+        ("sdpa", False, torch.float64, 1e-10),
+        ("eager", False, torch.float64, 1e-6),  # its softmax is in float32
+        ("sdpa", True, torch.float64, 1e-6),  # and so are rotary angles, at other positions
+        ("eager", True, torch.float32, 1e-5),
+    ],
+)
+def test_padding_of_causal_models(attention, left, dtype, tolerance):
+    """On the left a padding token sees nothing, and what it then attends to must not count."""
+    model = ready(llama(attention)).to(dtype)
+    lengths = (6, 3)
+    batch, mask = torch.zeros(2, 6, dtype=torch.long), torch.zeros(2, 6, dtype=torch.long)
+    for i, n in enumerate(lengths):
+        where = slice(6 - n, 6) if left else slice(0, n)
+        batch[i, where], mask[i, where] = ids(n), 1
+    targets = [(5, 17), (5 if left else 2, 17)]
+    tokens = VTranM(model).attribute_tokens({"input_ids": batch, "attention_mask": mask}, targets)
+    for i, n in enumerate(lengths):
+        C = plain.vtranm(plain.llama(model.double(), ids(n)), plain.probability((n - 1, 17)))
+        close(tokens["input_ids"][i][mask[i].bool()].double(), C[n - 1], tolerance)
+
+
+def test_one_projection_for_both_branches():
+    """timm's ViT-22B block with a fused output projection."""
+    from timm.models.vision_transformer import ParallelScalingBlock
+
+    if "fuse_out_proj" not in inspect.signature(ParallelScalingBlock).parameters:
+        pytest.skip("this timm has no fused output projection")
+    model = ready(parallel_vit(fuse_out_proj=True))
+    trace = plain.timm_parallel_scaling(model, image())
+    close(trace.output.detach(), model(image()[None]))
+    C = plain.vtranm(trace, plain.probability(2))
+    close(VTranM(model).attribute_tokens(image()[None], 2)["x"][0], C[0])
+
+
+def test_a_batch_is_explained_as_its_examples():
+    model = ready(timm_vit(init_values=0.1))
+    images = torch.stack([image(seed) for seed in range(3)])
+    method = VTranM(model)
+    together = method.attribute(images, [0, 2, 4])
+    for i, target in enumerate([0, 2, 4]):
+        close(together[i], VTranM(model).attribute(images[i : i + 1], target)[0])
+    grid = method.attribute(images, 2, interpolation="nearest").sum(1)
+    tokens = method.attribute_tokens(images, 2)["x"]
+    close(grid[:, ::4, ::4].flatten(1), tokens[:, 1:])
+
+
+# ---------------------------------------------------------------- families, by what is found
+def found_in(model, inputs, target):
+    """-> attention calls, those with a skip connection found, feed-forwards behind and beside."""
+    method = VTranM(model)
+    with method._run(inputs, Explained(target, None, None, None, 0), {}) as run:
+        transforms = Transforms(run.seen)
+        residuals = transforms.layers.residuals
+        beside = [change for u in run.seen.wiring.updates for change in transforms.beside(u)]
+        changes = [transforms.attention(u) for u in run.seen.wiring.updates]
+        assert all(change.after.isfinite().all() for change in changes)
+        behind = sum(len(held) for held in transforms._by_state().values())
+        return len(run.seen.tap.calls), len(residuals), behind, len(beside)
+
+
+SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+}  # fmt: skip
+DECODERS = {
+    "vocab_size": VOCABULARY, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2,
+    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32, "max_position_embeddings": 32,
+}  # fmt: skip
+SPEECH = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "conv_dim": (8, 8), "conv_kernel": (10, 3), "conv_stride": (5, 2), "num_labels": 5,
+    "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 8,
+    "num_feat_extract_layers": 2,
+}  # fmt: skip
+FAMILIES = {
+    "gpt_neox": ("GPTNeoX", "GPTNeoXForCausalLM", SMALL | {"intermediate_size": 32}, (2, 2, 0, 2)),
+    "falcon": ("Falcon", "FalconForCausalLM", SMALL, (2, 2, 0, 2)),
+    "phi": ("Phi", "PhiForCausalLM", SMALL | {"intermediate_size": 32}, (2, 2, 0, 2)),
+    "cohere": ("Cohere", "CohereForCausalLM", LLAMA_SIZE, (2, 2, 0, 2)),
+    "qwen3": ("Qwen3", "Qwen3ForCausalLM", LLAMA_SIZE | {"head_dim": 8}, (2, 2, 2, 0)),
+    "granite": (
+        "Granite", "GraniteForCausalLM", LLAMA_SIZE | {"residual_multiplier": 0.3}, (2, 2, 2, 0),
+    ),
+    "olmoe": (
+        "Olmoe", "OlmoeForCausalLM", LLAMA_SIZE | {"num_experts": 4, "num_experts_per_tok": 2},
+        (2, 2, 2, 0),
+    ),
+    "xlnet": (
+        "XLNet", "XLNetForSequenceClassification",
+        {"vocab_size": VOCABULARY, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32,
+         "num_labels": 5}, (2, 2, 2, 0),
+    ),
+    "t5": (
+        "T5", "T5ForConditionalGeneration",
+        {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2,
+         "num_heads": 2}, (6, 6, 4, 0),
+    ),
+    "bart": ("Bart", "BartForConditionalGeneration", DECODERS, (6, 6, 4, 0)),
+    "swin": (
+        "Swin", "SwinForImageClassification",
+        {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2],
+         "window_size": 2, "num_labels": 5}, (4, 4, 4, 0),
+    ),
+    "siglip": ("Siglip", "SiglipForImageClassification", {"vision_config": VIT_SIZE}, (3, 3, 3, 0)),
+    "perceiver": (
+        "Perceiver", "PerceiverForSequenceClassification",
+        {"vocab_size": VOCABULARY, "d_model": 16, "num_latents": 4, "d_latents": 16,
+         "num_blocks": 1, "num_self_attends_per_block": 2, "num_self_attention_heads": 2,
+         "num_cross_attention_heads": 2, "max_position_embeddings": 16, "num_labels": 5},
+        (4, 4, 4, 0),
+    ),
+    "conformer": (
+        "Wav2Vec2Conformer", "Wav2Vec2ConformerForSequenceClassification", SPEECH, (2, 2, 4, 0),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_found_in_families(family):
+    kind, head, options, expected = FAMILIES[family]
+    if not hasattr(transformers, head):
+        pytest.skip(f"this transformers has no {head}")
+    model = hf(kind, head, **options)
+    set_weights(model)
+    model.eval()
+    side, target = (32 if family == "swin" else 16), 1
+    generator = torch.Generator().manual_seed(0)
+    inputs = {"input_ids": torch.stack([ids(), ids() // 2 + 5])}
+    if "Image" in head:
+        inputs = {"pixel_values": torch.randn(2, 3, side, side, generator=generator)}
+    elif kind == "Wav2Vec2Conformer":
+        inputs = {"input_values": torch.randn(2, 200, generator=generator)}
+    elif "Conditional" in head:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    if "LM" in head or "Conditional" in head:
+        target = (5, 3)
+    assert found_in(model, inputs, target) == expected
+    for tokens in VTranM(model).attribute_tokens(inputs, target).values():
+        assert tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["Gemma2", "Olmo2"])
+def test_norms_behind_the_projection_are_named(kind):
+    if not hasattr(transformers, f"{kind}ForCausalLM"):
+        pytest.skip(f"this transformers has no {kind}")
+    model = ready(hf(kind, f"{kind}ForCausalLM", **LLAMA_SIZE))
+    with pytest.raises(WiringError, match=r"model\.layers\.1\.self_attn.*one linear map"):
+        VTranM(model).attribute({"input_ids": ids()[None]}, (5, 17))
