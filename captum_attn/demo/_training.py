@@ -12,13 +12,17 @@ import argparse
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
-from .scenes import SceneBatch, scenes
+from .scenes import Split, scenes
+
+Batch = TypeVar("Batch")
+Draw = Callable[[int, Split, int, torch.device | str], Batch]  # of n, split, seed and device
 
 MUON_RATE, ADAMW_RATE = 0.02, 2e-3
 WEIGHT_DECAY = 0.05
@@ -28,13 +32,14 @@ HELD_OUT_SEED = 10**6  # scenes of test digits, apart from the training seeds by
 
 def epochs_on_fresh_scenes(
     model: nn.Module,
-    loss: Callable[[SceneBatch], Tensor],
+    loss: Callable[[Batch], Tensor],
     blocks: Iterable[Tensor],
     epochs: int,
     scenes_per_epoch: int,
     batch_size: int,
     seed: int,
     device: torch.device | str,
+    draw: Draw[Batch] = scenes,  # type: ignore[assignment]  # then Batch is SceneBatch
 ) -> Iterator[int]:
     """Trains a model in place and yields after every epoch. Equal arguments, equal weights.
 
@@ -50,6 +55,8 @@ def epochs_on_fresh_scenes(
         batch_size (int): scenes per step.
         seed (int): seed of all scenes.
         device (torch.device or str): where to train.
+        draw (callable, optional): from n, split, seed and device to a batch. Default:
+            :func:`~captum_attn.demo.scenes.scenes`.
 
     Returns:
         Iterator of int: the epoch that is over, from 1 on.
@@ -69,7 +76,7 @@ def epochs_on_fresh_scenes(
     for epoch in range(epochs):
         model.train()
         for step in tqdm(range(steps), f"epoch {epoch + 1}/{epochs}", leave=False):
-            batch = scenes(batch_size, "train", _step_seed(seed, epoch * steps + step), device)
+            batch = draw(batch_size, "train", _step_seed(seed, epoch * steps + step), device)
             _update(model, loss(batch), optimizers)
             for schedule in schedules:
                 schedule.step()
