@@ -1,4 +1,7 @@
-"""The demo's image model: a plain timm ViT that names the two digits of a scene."""
+"""The demo's image model: a plain timm ViT that names the two digits of a scene.
+
+Its size and its files are shared with the texture ViT.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,47 @@ from timm.models.vision_transformer import VisionTransformer
 from .scenes import IMAGE_SIZE, NUM_CLASSES
 
 WEIGHTS = Path(__file__).parent / "weights" / "digit_vit.safetensors"
+
+
+def small_vit(in_chans: int, width: int, heads: int) -> VisionTransformer:
+    """An untrained ViT of six blocks, exactly as timm makes it.
+
+    Args:
+        in_chans (int): channels of the images.
+        width (int): length of a token's vector.
+        heads (int): attention heads per block.
+
+    Returns:
+        VisionTransformer: from images ``(B, in_chans, 64, 64)`` to logits ``(B, 10)``; 64 patches
+        of 8 x 8 pixels and a class token, which the logits are read from.
+
+    Examples::
+
+        >>> logits = small_vit(in_chans=3, width=64, heads=4)(torch.rand(2, 3, 64, 64))
+    """
+    return VisionTransformer(
+        img_size=IMAGE_SIZE,
+        patch_size=8,
+        in_chans=in_chans,
+        num_classes=NUM_CLASSES,
+        embed_dim=width,
+        depth=6,
+        num_heads=heads,
+        class_token=True,
+        global_pool="token",
+    )
+
+
+def with_weights(model: VisionTransformer, weights: str | Path) -> VisionTransformer:
+    """The model with the weights of a file, in evaluation mode and float32."""
+    model.load_state_dict({name: w.float() for name, w in load_file(weights).items()})
+    return model.eval()
+
+
+def save_half(model: VisionTransformer, path: str | Path) -> None:
+    """Writes a model's weights in half precision."""
+    half = {name: w.detach().cpu().to(torch.float16) for name, w in model.state_dict().items()}
+    save_file(half, path)
 
 
 def build_digit_vit() -> VisionTransformer:
@@ -29,17 +73,7 @@ def build_digit_vit() -> VisionTransformer:
         >>> model = build_digit_vit()
         >>> logits = model(torch.rand(2, 1, 64, 64))  # (2, 10)
     """
-    return VisionTransformer(
-        img_size=IMAGE_SIZE,
-        patch_size=8,
-        in_chans=1,
-        num_classes=NUM_CLASSES,
-        embed_dim=96,
-        depth=6,
-        num_heads=6,
-        class_token=True,
-        global_pool="token",
-    )
+    return small_vit(in_chans=1, width=96, heads=6)
 
 
 def load_digit_vit(weights: str | Path = WEIGHTS) -> VisionTransformer:
@@ -60,9 +94,7 @@ def load_digit_vit(weights: str | Path = WEIGHTS) -> VisionTransformer:
         >>> batch = scenes(4, split="test", seed=0)
         >>> pairs = model(batch.images).topk(2).indices  # (4, 2)
     """
-    model = build_digit_vit()
-    model.load_state_dict({name: w.float() for name, w in load_file(weights).items()})
-    return model.eval()
+    return with_weights(build_digit_vit(), weights)
 
 
 def save_digit_vit(model: VisionTransformer, path: str | Path) -> None:
@@ -79,5 +111,4 @@ def save_digit_vit(model: VisionTransformer, path: str | Path) -> None:
 
         >>> save_digit_vit(model, "digit_vit.safetensors")
     """
-    half = {name: w.detach().cpu().to(torch.float16) for name, w in model.state_dict().items()}
-    save_file(half, path)
+    save_half(model, path)
