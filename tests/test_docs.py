@@ -24,6 +24,33 @@ def code_blocks(document: str, language: str) -> list[str]:
 PYTHON = code_blocks(README, "python")
 
 
+def load_digit_detr_in_colour() -> torch.nn.Module:
+    """A detector for colour images that finds something: the demo's, on the channels' mean."""
+    from captum_attn.demo.digit_detr import load_digit_detr
+
+    class InColour(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.detector = load_digit_detr()
+            self.config = self.detector.config
+
+        def forward(self, pixel_values, labels=None):
+            small = torch.nn.functional.interpolate(pixel_values, 64).mean(1, keepdim=True)
+            return self.detector(small * 0.3 + 0.3)
+
+    return InColour().eval()
+
+
+def text_and_image(tokenizer):
+    """What ViLT's processor returns, without a download."""
+
+    def processed(picture, question, return_tensors):
+        ids = tokenizer(question, return_tensors=return_tensors)
+        return {**ids, "pixel_values": torch.rand(1, 3, 64, 64)}
+
+    return processed
+
+
 @pytest.fixture
 def small_models(monkeypatch):
     """Tiny random models in the place of those that the examples download."""
@@ -32,6 +59,7 @@ def small_models(monkeypatch):
     from captum_attn.demo.topics import load_topic_classifier
 
     tokenizer = load_topic_classifier().tokenizer
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # all that Llama takes
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes["intermediate_size"] = 64
     bert = transformers.BertConfig(**sizes, vocab_size=len(tokenizer))
@@ -47,7 +75,14 @@ def small_models(monkeypatch):
         "AutoImageProcessor": transformers.ViTImageProcessor(),
         "AutoModelForSequenceClassification": transformers.BertForSequenceClassification(bert),
         "AutoModelForImageClassification": transformers.ViTForImageClassification(vit),
-        "AutoModelForCausalLM": transformers.LlamaForCausalLM(llama),
+        "AutoModelForCausalLM": transformers.LlamaForCausalLM(llama).eval(),
+        "AutoModelForObjectDetection": load_digit_detr_in_colour(),
+        "ViltProcessor": text_and_image(tokenizer),
+        "ViltForQuestionAnswering": transformers.ViltForQuestionAnswering(
+            transformers.ViltConfig(
+                **sizes, vocab_size=len(tokenizer), image_size=64, patch_size=32, num_labels=7
+            )
+        ).eval(),
     }
     for auto, stand_in in stand_ins.items():
         loader = getattr(transformers, auto)
@@ -55,15 +90,23 @@ def small_models(monkeypatch):
 
 
 def test_readme_examples_run(small_models, capsys):
-    vision, text, image, llm = (run_block(block, {}) for block in PYTHON[:4])
+    vision, text, image, llm, both, found, written = (run_block(b, {}) for b in PYTHON[:7])
     assert vision["attributions"].shape == (1, 3, 224, 224)
     assert vision["heat"].shape == (1, 224, 224)
     assert text["attributions"]["input_ids"].shape == text["inputs"]["input_ids"].shape
     assert "gorgeous" in capsys.readouterr().out
     assert image["why"].shape == image["flow"].shape == (1, 224, 224)
     assert llm["attributions"]["input_ids"].shape == llm["logits"].shape[:2]
-    beside = run_block(PYTHON[4], vision)  # it says that it goes on from the first
+    assert both["words"].shape == both["inputs"]["input_ids"][0].shape
+    assert both["words"].sum() > 0 and both["heat"].sum() > 0 and both["heat"].shape == (64, 64)
+    assert found["found"].maps.shape[1:] == found["picture"].size[::-1]
+    n = written["prompt"]["input_ids"].shape[1]
+    assert written["written"].matrix.shape == (1, 8, n + 7)
+    beside = run_block(PYTHON[7], vision)  # it says that it goes on from the first
     assert [a.shape for a in [*beside["maps"], beside["smooth"]]] == [(1, 3, 224, 224)] * 3
+    measured = run_block(PYTHON[8], vision)
+    for name in ("positive", "between", "faithful"):
+        assert measured[name].shape == (1,) and measured[name].isfinite()
 
 
 def run_block(block: str, names: dict) -> dict:
@@ -72,8 +115,8 @@ def run_block(block: str, names: dict) -> dict:
     return names
 
 
-def test_readme_has_its_five_examples_of_about_ten_lines():
-    assert len(PYTHON) == 5
+def test_readme_has_its_nine_examples_of_about_ten_lines():
+    assert len(PYTHON) == 9
     for block in PYTHON:
         lines = [
             line for line in block.splitlines() if line and not line.startswith(("from", "imp"))
