@@ -218,7 +218,7 @@ def test_relevance_that_overflows_is_refused():
 
 
 class SomeAsk(Trap):
-    """The first two words alone ask the image, and stand behind the others afterwards."""
+    """The last two words alone ask the image, and stand before the others afterwards."""
 
     def __init__(self):
         super().__init__("image_", "before", "cross", "after")
@@ -226,23 +226,38 @@ class SomeAsk(Trap):
     def forward(self, words, image):
         image = image + self.image_(image, image)
         words = words + self.before(words, words)
-        asking, others = words[:, :2], words[:, 2:]
-        words = torch.cat([others, asking + self.cross(asking, image)], 1)
+        others, asking = words[:, :3], words[:, 3:]
+        words = torch.cat([asking + self.cross(asking, image), others], 1)
         words = words + self.after(words, words)
-        return self.head(words[:, 3])
+        return self.head(words[:, 1])
 
 
-def test_rollout_where_some_tokens_ask_across():
-    """Eq. 12 moves with the tokens (a Q-Former's queries ask the image, its words do not)."""
+@pytest.mark.parametrize("method", [AttentionRollout, GenericAttention])
+def test_where_some_tokens_ask_across(method):
+    """The rule holds for them alone, and moves with them (a Q-Former's queries ask the image)."""
     model, inputs = ready(SomeAsk), (random(1, 5, 6), random(1, 3, 6, seed=1))
-    A, _ = plain.maps_and_gradients(model, lambda out: out[0, 1], *inputs)
-    image, before, cross, after = (plain.fuse_heads(a) for a in A)
-    image, before, after = (
-        plain.row_normalised(a + plain.eye(len(a))) for a in (image, before, after)
-    )
-    tokens = AttentionRollout(model).attribute_tokens(inputs, target=1)
-    close(tokens["words"][0], (after @ before.roll(-2, 0))[3])  # the moved rows
-    close(tokens["image"][0], (before[:2, :2].T @ cross @ image)[0])  # row 3 is word 0
+    A, G = plain.maps_and_gradients(model, lambda out: out[0, 1], *inputs)
+    tokens = method(model).attribute_tokens(inputs, target=1)
+    asking = slice(3, 5)
+    if method is AttentionRollout:
+        image, before, cross, after = (plain.fuse_heads(a) for a in A)
+        image, before, after = (
+            plain.row_normalised(a + plain.eye(len(a))) for a in (image, before, after)
+        )
+        own = before[asking, asking]
+        expected = torch.zeros(5, 3, dtype=torch.double)
+        expected[asking] = own.T @ cross @ image  # Eq. 12: no rollout afterwards
+    else:
+        image, before, cross, after = (plain.gae_map(*pair) for pair in zip(A, G, strict=True))
+        after, before = after + plain.eye(5), before + plain.eye(5)
+        own = plain.residual_normalised(before)[asking, asking]
+        change = own.T @ cross @ plain.residual_normalised(image + plain.eye(3))
+        expected = torch.zeros(5, 3, dtype=torch.double)
+        expected[asking] = change
+    moved = [3, 4, 0, 1, 2]
+    close(tokens["words"][0], (after @ before[moved])[1])
+    across = expected[moved] if method is AttentionRollout else after @ expected[moved]
+    close(tokens["image"][0], across[1])
 
 
 class Translator(Trap):
