@@ -672,7 +672,8 @@ def detector(name: str, kind: str, **options: Any) -> Streams:
         "entries": {"pixel_values": Entry("pixel_values", grid=patches(32, 32, 0), channel=1)},
         "alone": False,  # a convolution sees the padding
     }  # fmt: skip
-    return Streams(name, with_backbone(kind), **settings | options)
+    sizes = settings | options
+    return Streams(name, with_backbone(kind, **sizes.pop("sizes", {})), **sizes)
 
 
 def chat(
@@ -767,6 +768,10 @@ CASES = [
     ),
     # detectors
     detector("detr", "Detr"),
+    detector(
+        "detr_six_layers", "Detr", sizes={"decoder_layers": 6},
+        wiring=within("pixel_values") + decoder("queries", "pixel_values", 6),
+    ),
     detector("conditional_detr", "ConditionalDetr"),
     detector("table_transformer", "TableTransformer"),
     Streams(

@@ -11,11 +11,11 @@ import transformers
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from captum_attn import AttentionRollout, GenericAttention, HeterogenousAttention
+from captum_attn import AttentionRollout, GenericAttention, HeterogenousAttention, RawAttention
 from tests import plain
 from tests.plain import close
 
-TARGET = 1
+TARGET = 2
 
 
 class SoftmaxRecorder(TorchFunctionMode):
@@ -244,3 +244,54 @@ def test_tokens_follow_the_geometry(name, mode):
     tokens = method(model).attribute_tokens(images, TARGET, **options)["pixel_values"]
     for b in range(2):
         close(tokens[b], walk(mode, recorded(model, images[b : b + 1])), 1e-7)
+
+
+# ------------------------------------------------------------ the contract, for these models
+EVERY = {"raw": (RawAttention, {}), **METHODS}
+every_method = pytest.mark.parametrize("mode", EVERY)
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+@every_method
+@every_model
+def test_relevance_lies_on_the_patches(name, mode):
+    """Each pixel gets its patch's relevance, in equal shares for the channels."""
+    model, images, _ = model_and_inputs(name)
+    method, options = EVERY[mode]
+    explain = method(model)
+    tokens = explain.attribute_tokens(images, TARGET, **options)["pixel_values"]
+    assert tokens.isfinite().all() and (tokens.abs().amax(1) > 0).all()
+    laid = explain.attribute(images, TARGET, interpolation="nearest", **options)
+    assert laid.shape == images.shape and laid.dtype == images.dtype
+    frames, (height, width) = images.shape[1:-3], images.shape[-2:]
+    patch = round((height * width * (frames or (1,))[0] / tokens.shape[1]) ** 0.5)
+    grid = tokens.view(2, *frames, height // patch, width // patch)
+    grid = grid.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
+    close(laid, (grid / 3).unsqueeze(-3).expand_as(laid), 1e-12)
+
+
+@every_method
+@every_model
+def test_batch_equals_one_by_one(name, mode):
+    model, images, _ = model_and_inputs(name)
+    method, options = EVERY[mode]
+    together = method(model).attribute(images, [1, 2], **options)
+    for b, target in enumerate([1, 2]):
+        close(together[b : b + 1], method(model).attribute(images[b : b + 1], target, **options))
+
+
+@every_model
+def test_the_model_is_as_found(name, left_as_found, in_use):
+    model, images, _ = model_and_inputs(name)
+    with in_use(model), left_as_found(model, images), torch.no_grad():
+        GenericAttention(model).attribute(images, TARGET)
+
+
+@every_model
+def test_a_merged_token_shares_what_it_gets(name):
+    """Rollout is stochastic: the rows that [CLS] and padding do not take sum to one at most."""
+    model, images, _ = model_and_inputs(name)
+    total = AttentionRollout(model).attribute_tokens(images)["pixel_values"].sum(1)
+    assert (total <= 1 + 1e-12).all()
+    if name in ("swin", "swinv2"):
+        close(total, torch.ones_like(total), 1e-12)
