@@ -1,0 +1,248 @@
+"""The command ``captum-attn evaluate``: methods side by side over files, or a model's own data.
+
+One command line for one process and for several::
+
+    captum-attn evaluate --model digit-vit --out results
+    torchrun --nproc-per-node 2 --no-python captum-attn evaluate --model digit-vit --out results
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from captum_attn.errors import InputError, OptionError
+
+if TYPE_CHECKING:
+    from captum_attn.evaluation.models import Loaded
+
+__all__ = ["evaluate_command"]
+
+METHODS = "RawAttention, AttentionRollout, GenericAttention, VTranM, HeterogenousAttention, " \
+    "IntegratedGradients, RandomAttribution"  # fmt: skip
+IMAGE_METRICS = "positive_auc, negative_auc, aopc, log_odds"
+MASK_METRICS = ", segmentation, pointing_game, energy_inside"
+TEXT_METRICS = "comprehensiveness, sufficiency, token_removal_auc"
+
+
+def evaluate_command(
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="digit-vit, topics, timm/NAME, or a folder or hub id of transformers.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Directory for the batches and the results.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="A folder of images, a sub-folder per class; or a file of lines, each with a "
+            "label, a tab and a text. Default: the model's own scenes.",
+        ),
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Masks of the objects, under the images' paths."),
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help='Methods of captum_attn and Captum, such as "GenericAttention, '
+            'VTranM(length=False)".',
+        ),
+    ] = METHODS,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help='Metrics, such as "aopc(steps=10), segmentation". Default: those that the data '
+            "is for.",
+        ),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT", help="label, predicted, or a class's number. Default: label, if any."
+        ),
+    ] = "",
+    perturbation: Annotated[
+        str,
+        typer.Option(
+            metavar="OPTIONS",
+            help="What the metrics that perturb share, such as \"patch_size=8, fill='mean'\".",
+        ),
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="The first examples only.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples at a time.")] = 8,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of everything random.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what --out has already.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Default: a GPU, if there is one.")
+    ] = None,
+) -> None:
+    """Measure attribution methods side by side over a data set, with errors and differences.
+
+    Under torchrun or accelerate launch every process takes its share. A run that was killed goes
+    on with --resume.
+    """
+    asked = listed("methods", methods)
+    chosen = None if metrics is None else listed("metrics", metrics)
+    shared = options_of("perturbation", perturbation)
+    _check_data(model, data, masks)
+    # Imported here, so that --help and a mistyped option do not wait for them.
+    from captum_attn.evaluation.data import read_lines
+    from captum_attn.evaluation.models import load
+    from captum_attn.evaluation.run import evaluate
+
+    text = data is not None and data.is_file()
+    names = read_lines(data)[1] if data is not None and text else None
+    loaded = load(model, names)
+    loaded.model.to(_device(device))
+    dataset = _dataset(model, loaded, data, masks, limit, seed)
+    labelled = not hasattr(dataset, "labels") or dataset.labels is not None
+    if chosen is None:
+        marked = masks is not None or data is None
+        by_image = IMAGE_METRICS + (MASK_METRICS if marked else "")
+        chosen = listed("metrics", TEXT_METRICS if text else by_image)
+    results = evaluate(
+        loaded.model,
+        dataset,
+        {name: _method(kind, loaded, text, given) for name, (kind, given) in asked.items()},
+        {name: _metric(kind, given) for name, (kind, given) in chosen.items()},
+        target=_target(target, labelled),
+        perturbation={"fill": "remove" if text else "zero", "perturbations_per_eval": 11} | shared,
+        batch_size=batch_size,
+        limit=limit,
+        seed=seed,
+        out=out,
+        resume=resume,
+    )
+    if os.environ.get("RANK", "0") == "0":
+        print(results)
+        print(f"\nresults.json, results.csv, differences.csv and table.md in {out.resolve()}")
+
+
+def listed(option: str, text: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """``"a, b(c=1)"`` -> {"a": ("a", {}), "b(c=1)": ("b", {"c": 1})}."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for node in _parsed(option, f"[{text}]").elts:
+        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+        if not isinstance(call.func, ast.Name) or call.args:
+            raise OptionError(f"--{option}: expected names or name(option=value), got {text!r}")
+        name = ast.unparse(node)
+        if name in found:
+            raise OptionError(f"--{option}: {name} is there twice")
+        found[name] = call.func.id, _keywords(option, call)
+    return found
+
+
+def options_of(option: str, text: str) -> dict[str, Any]:
+    """``"a=1, b='c'"`` -> {"a": 1, "b": "c"}."""
+    (call,) = _parsed(option, f"[f({text})]").elts
+    if not isinstance(call, ast.Call) or call.args:
+        raise OptionError(f"--{option}: expected option=value, ..., got {text!r}")
+    return _keywords(option, call)
+
+
+def _parsed(option: str, source: str) -> ast.List:
+    try:
+        found = ast.parse(source, mode="eval").body
+    except SyntaxError as problem:
+        raise OptionError(f"--{option}: cannot read {source[1:-1]!r}: {problem.msg}") from problem
+    assert isinstance(found, ast.List)
+    return found
+
+
+def _keywords(option: str, call: ast.Call) -> dict[str, Any]:
+    try:
+        return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except ValueError as problem:
+        raise OptionError(
+            f"--{option}: expected plain values, such as steps=10 or fill='mean', got "
+            f"{ast.unparse(call)}"
+        ) from problem
+
+
+def _check_data(model: str, data: Path | None, masks: Path | None) -> None:
+    if data is None and model != "digit-vit":
+        raise OptionError("--data: only digit-vit brings data of its own; give a folder or a file")
+    if data is not None and not data.exists():
+        raise InputError(f"no folder or file at '{data}'; see --data")
+    if masks is not None and (data is None or data.is_file()):
+        raise OptionError("--masks are for a folder of images; give it with --data")
+
+
+def _device(device: str | None) -> str:
+    import torch
+
+    if device is None:
+        number = os.environ.get("LOCAL_RANK", "0")
+        return f"cuda:{number}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        raise OptionError(f"--device: {device!r} cannot be used: {problem}") from problem
+    return device
+
+
+def _dataset(
+    name: str, loaded: Loaded, data: Path | None, masks: Path | None, limit: int | None, seed: int
+) -> Any:
+    from captum_attn.evaluation.data import ImageFolder, TextFile
+
+    if data is None:
+        assert loaded.examples is not None
+        return loaded.examples(limit, seed)
+    if data.is_file():
+        if loaded.tokenizer is None:
+            raise OptionError(f"'{name}' is for images: give --data a folder")
+        return TextFile(data, loaded.tokenizer, loaded.classes, loaded.max_length)
+    if loaded.read is None:
+        raise OptionError(f"'{name}' is for text: give --data a file of lines")
+    return ImageFolder(data, loaded.read, masks, loaded.read_mask, loaded.classes)
+
+
+def _method(kind: str, loaded: Loaded, text: bool, options: dict[str, Any]) -> Any:
+    """A method with its options: those of `__init__` go there, the others to `attribute`."""
+    import inspect
+
+    import captum.attr
+
+    import captum_attn
+    from captum_attn.evaluation.models import EmbeddingGradients
+    from captum_attn.metrics import RandomAttribution
+
+    if text and kind == "IntegratedGradients":
+        return EmbeddingGradients(loaded.model, loaded.tokenizer), options
+    found = getattr(captum_attn, kind, None) or getattr(captum.attr, kind, None)
+    found = RandomAttribution if kind == "RandomAttribution" else found
+    if not isinstance(found, type) or not issubclass(found, captum.attr.Attribution):
+        raise OptionError(f"--methods: neither captum_attn nor captum.attr has {kind!r}")
+    made_with = {k: v for k, v in options.items() if k in inspect.signature(found).parameters}
+    rest = {k: v for k, v in options.items() if k not in made_with}
+    make: Callable = found
+    return make(loaded.model, **made_with), rest
+
+
+def _metric(kind: str, options: dict[str, Any]) -> Any:
+    return kind, options
+
+
+def _target(given: str, labelled: bool) -> Any:
+    if not given:
+        return "label" if labelled else "predicted"
+    return int(given) if given.lstrip("-").isdecimal() else given

@@ -1,0 +1,264 @@
+"""What an evaluation found: a table with its errors, the differences, and files of both."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from captum_attn.errors import InputError, OptionError
+from captum_attn.evaluation.measures import Metric
+from captum_attn.evaluation.settings import versions
+from captum_attn.evaluation.statistics import (
+    Difference,
+    Resamples,
+    Value,
+    differences_of,
+    value_of,
+)
+
+__all__ = ["Results", "gathered"]
+
+Kept = Mapping[tuple[str, str], Mapping[str, np.ndarray]]  # (method, metric) -> name -> (n, ...)
+LEGEND = (
+    "± standard error over {examples} examples{groups}. * best of its column, ~ not really "
+    "different from it (paired bootstrap of {resamples} resamples, Holm over all pairs, "
+    "{confidence:g} %)."
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was kept of every example, and the table that it amounts to.
+
+    Args:
+        methods (list of str): rows of the table.
+        metrics (Mapping): name -> Metric.
+        kept (Mapping): (method, metric) -> name -> array (n, ...), in the data set's order.
+        groups (list): n names of what belongs together.
+        settings (Mapping): what it was made with.
+        confidence (float): of the intervals, and of what is called real.
+        resamples (int): of the bootstrap.
+        seed (int): of the bootstrap.
+
+    Examples::
+
+        >>> print(results)
+        >>> results.value("Generic Attention (GAE)", "segmentation.mIoU").standard_error
+        >>> [d for d in results.differences("aopc") if d.real]
+    """
+
+    methods: Sequence[str]
+    metrics: Mapping[str, Metric]
+    kept: Kept
+    groups: Sequence[Any]
+    settings: Mapping[str, Any]
+    confidence: float = 0.95
+    resamples: int = 10_000
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns: a metric's, or `metric.column` where it has several."""
+        return list(self._columns)
+
+    @cached_property
+    def _columns(self) -> dict[str, tuple[str, str]]:
+        return {
+            metric if list(found.columns) == ["value"] else f"{metric}.{column}": (metric, column)
+            for metric, found in self.metrics.items()
+            for column in found.columns
+        }
+
+    @cached_property
+    def _resampled(self) -> Resamples:
+        flat = {(*of, name): v for of, kept in self.kept.items() for name, v in kept.items()}
+        return Resamples(flat, self.groups, self.resamples, self.seed)
+
+    def _numbers(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """A column over the data set (M,) and over the resamples (M, R)."""
+        if column not in self._columns:
+            raise OptionError(f"expected one of the columns {self.columns}, got {column!r}")
+        metric, name = self._columns[column]
+        of = self.metrics[metric].columns[name]
+
+        def numbers(means: Mapping[Any, np.ndarray]) -> np.ndarray:
+            return np.stack(
+                [
+                    of.value({k: means[method, metric, k] for k in self.kept[method, metric]})
+                    for method in self.methods
+                ]
+            )
+
+        return numbers(self._resampled.means)[:, 0], numbers(self._resampled.drawn)
+
+    def examples(self, method: str, metric: str) -> Mapping[str, np.ndarray]:
+        """What was kept of every example, name -> (n, ...), in the data set's order."""
+        if (method, metric) not in self.kept:
+            raise OptionError(f"expected one of {list(self.kept)}, got {(method, metric)}")
+        return self.kept[method, metric]
+
+    def values(self, column: str) -> list[Value]:
+        """A column's number of every method."""
+        points, drawn = self._numbers(column)
+        metric, name = self._columns[column]
+        better = self.metrics[metric].better(name)
+        return [
+            value_of(
+                (method, column), float(points[i]), drawn[i], self._error(column, drawn[i], i),
+                better, len(self), self.confidence,
+            )  # fmt: skip
+            for i, method in enumerate(self.methods)
+        ]
+
+    def value(self, method: str, column: str) -> Value:
+        """One number of the table."""
+        found = {value.method: value for value in self.values(column)}
+        if method not in found:
+            raise OptionError(f"expected one of the methods {list(found)}, got {method!r}")
+        return found[method]
+
+    def differences(self, column: str) -> list[Difference]:
+        """All pairs of methods in a column, on the same examples."""
+        points, drawn = self._numbers(column)
+        count = range(len(self.methods))
+        errors = {
+            (i, j): self._error(column, drawn[i] - drawn[j], i, j)
+            for i in count
+            for j in count
+            if i < j
+        }
+        return differences_of(column, self.methods, points, drawn, errors, self.confidence)
+
+    def _error(self, column: str, drawn: np.ndarray, *of: int) -> float | None:
+        """Of a mean or a difference of two means in closed form, else by the bootstrap."""
+        metric, name = self._columns[column]
+        kind = self.metrics[metric].columns[name].of
+        if not isinstance(kind, str):
+            return float(drawn.std()) if len(set(self.groups)) > 1 else None
+        each = [self.kept[self.methods[i], metric][kind].astype(np.float64) for i in of]
+        return self._resampled.standard_error_of_mean(each[0] - each[1] if each[1:] else each[0])
+
+    def __str__(self) -> str:
+        """The table, which is Markdown as well, and what its signs mean."""
+        head = [self._heading(column) for column in self.columns]
+        cells = [self._cells(column) for column in self.columns]
+        rows = [["method", *head]] + [
+            [method, *(cell[i] for cell in cells)] for i, method in enumerate(self.methods)
+        ]
+        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        lines = [
+            "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+            for row in rows
+        ]
+        lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+        groups = len(set(self.groups))
+        legend = LEGEND.format(
+            examples=len(self),
+            groups="" if groups == len(self) else f" in {groups} groups",
+            resamples=self.resamples,
+            confidence=100 * self.confidence,
+        )
+        return "\n".join([*lines, "", legend])
+
+    def _heading(self, column: str) -> str:
+        metric, name = self._columns[column]
+        arrows = {"higher": " ↑", "lower": " ↓", None: ""}
+        return column + arrows[self.metrics[metric].better(name)]
+
+    def _cells(self, column: str) -> list[str]:
+        values = self.values(column)
+        best = _best(values)
+        real = {frozenset((d.method, d.other)): d.real for d in self.differences(column)}
+        cells = []
+        for value in values:
+            error = "n/a" if value.standard_error is None else f"{value.standard_error:.4f}"
+            sign = ""
+            if best is not None:
+                same = not real.get(frozenset((value.method, best)), True)
+                sign = " *" if value.method == best else " ~" if same else ""
+            cells.append(f"{value.value:.4f} ± {error}{sign}")
+        return cells
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as JSON can take it, but what was kept of the examples."""
+        return {
+            "settings": self.settings,
+            "versions": versions(),
+            "examples": len(self),
+            "groups": len(set(self.groups)),
+            "confidence": self.confidence,
+            "resamples": self.resamples,
+            "values": [v._asdict() for c in self.columns for v in self.values(c)],
+            "differences": [d._asdict() for c in self.columns for d in self.differences(c)],
+        }
+
+    def write(self, folder: str | Path) -> list[Path]:
+        """Writes results.json, results.csv, differences.csv and table.md.
+
+        Args:
+            folder (str or Path): made if it is not there.
+
+        Returns:
+            list of Path: the files.
+        """
+        out, found = Path(folder), self.as_dict()
+        paths = [out / n for n in ("results.json", "results.csv", "differences.csv", "table.md")]
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(found, indent=2, allow_nan=False)
+            paths[0].write_text(text + "\n", encoding="utf-8")
+            _write_csv(paths[1], Value._fields, found["values"])
+            _write_csv(paths[2], Difference._fields, found["differences"])
+            paths[3].write_text(f"{self}\n", encoding="utf-8")
+        except OSError as problem:
+            raise InputError(
+                f"cannot write to '{out}' ({problem.strerror}); give a directory of yours"
+            ) from problem
+        return paths
+
+
+def _best(values: Sequence[Value]) -> str | None:
+    if not values[0].better or len(values) < 2:
+        return None
+    choose = max if values[0].better == "higher" else min
+    return choose(values, key=lambda value: value.value).method
+
+
+def _write_csv(path: Path, fields: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def gathered(
+    records: Mapping[int, Mapping[str, Any]], methods: Sequence[str], metrics: Sequence[str]
+) -> tuple[Kept, list[Any]]:
+    """What was kept of every example, and the groups, from the batches in their order."""
+    order = sorted(records)
+    kept = {}
+    for method in methods:
+        for metric in metrics:
+            parts = [records[number]["kept"][method][metric] for number in order]
+            kept[method, metric] = {
+                name: np.concatenate([np.asarray(part[name]) for part in parts])
+                for name in parts[0]
+            }
+    groups = []
+    for number in order:
+        record = records[number]
+        numbers = range(record["first"], record["first"] + record["size"])
+        groups += [f"example {i}" for i in numbers] if record["groups"] is None else [
+            str(g) for g in record["groups"]
+        ]  # fmt: skip
+    return kept, groups
