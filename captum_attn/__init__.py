@@ -7,6 +7,7 @@ from captum_attn.attr.raw_attention import RawAttention
 from captum_attn.attr.rollout import AttentionRollout
 from captum_attn.attr.vtranm import VTranM
 from captum_attn.errors import AttnError
+from captum_attn.evaluation import evaluate
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ __all__ = [
     "RawAttention",
     "VTranM",
     "errors",
+    "evaluate",
     "metrics",
     "objectives",
 ]

@@ -23,10 +23,14 @@ MAY_IMPORT = {
     "_prompt": {"observe", "errors"},
     "generation": {"_prompt", "attr", "observe", "errors", "objectives"},
     "metrics": {"errors"},
+    "evaluation": {"metrics", "errors"},
     "visualization": {"errors"},
 }
 MODEL_LIBRARIES = {"transformers", "timm"}
 HELPERS = ("_detector", "detection", "_prompt", "generation")
+# What `captum-attn evaluate` adds to `evaluate`: models by name, the package's own among them.
+COMMAND = {"evaluation/command.py", "evaluation/models.py"}
+EXTRAS = {"typer", "tqdm", "matplotlib", "PIL", "sklearn", "safetensors", "torchvision"}
 
 
 def part(module: str) -> str:
@@ -56,7 +60,23 @@ def parts_imported_by(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", [m for m in MODULES if part(m) in MAY_IMPORT])
 def test_imports_run_one_way(module):
-    assert parts_imported_by(module) <= MAY_IMPORT[part(module)]
+    more = {"demo"} if module in COMMAND else set()
+    assert parts_imported_by(module) <= MAY_IMPORT[part(module)] | more
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if part(m) == "evaluation"])
+def test_an_evaluation_needs_no_model_library_and_no_extra_to_be_imported(module):
+    path = PACKAGE / module
+    if module not in COMMAND:
+        assert not {name.split(".")[0] for name in names_imported_by(path)} & MODEL_LIBRARIES
+        assert not any(name.startswith("captum_attn.evaluation.command") or
+                       name.startswith("captum_attn.evaluation.models")
+                       for name in names_imported_by(path))  # fmt: skip
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    above = {a.name for node in body if isinstance(node, ast.Import) for a in node.names}
+    above |= {str(node.module) for node in body if isinstance(node, ast.ImportFrom)}
+    allowed = {"typer"} if module == "evaluation/command.py" else set()
+    assert not {name.split(".")[0] for name in above} & (EXTRAS | MODEL_LIBRARIES) - allowed
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if part(m) in ("observe", "attr", *HELPERS)])
@@ -79,11 +99,10 @@ def test_methods_do_not_import_each_other():
 
 
 def test_only_the_demo_needs_its_extra():
-    extras = {"typer", "tqdm", "matplotlib", "PIL", "sklearn", "safetensors", "torchvision"}
     for module in MODULES:
         if part(module) in ("errors", "objectives", "observe", "attr", *HELPERS):
             tops = {name.split(".")[0] for name in names_imported_by(PACKAGE / module)}
-            assert not tops & extras, module
+            assert not tops & EXTRAS, module
 
 
 @pytest.mark.parametrize(

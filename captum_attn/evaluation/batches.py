@@ -168,7 +168,8 @@ class Source:
             if value is not None and (isinstance(value, bool) or value < 1):
                 raise OptionError(f"{name}: expected a whole number of at least 1, got {value!r}")
         self.dataset = dataset
-        self.collate_fn = collate_fn or getattr(dataset, "collate_fn", default_collate)
+        own = getattr(dataset, "collate_fn", None)
+        self.collate_fn: Callable = collate_fn or own or default_collate
         self.batch_size, self.limit = batch_size or 8, limit
         self.streamed = isinstance(dataset, IterableDataset)
         if not self.streamed and not hasattr(dataset, "__getitem__"):
@@ -193,9 +194,10 @@ class Source:
 
     def batches(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, int, Batch]]:
         """(number, first example, batch) of the batches that are wanted."""
+        rng = torch.Generator()  # a loader's workers would be seeded by the global state
         if self.count is None:
             first = _First(self.dataset, self.limit)
-            loader = DataLoader(first, self.batch_size, collate_fn=self.collate_fn)
+            loader = DataLoader(first, self.batch_size, collate_fn=self.collate_fn, generator=rng)
             numbers: Iterable[int] = range(2**63)
         else:
             assert self.indices is not None and self.examples is not None
@@ -204,7 +206,7 @@ class Source:
             rows = [[self.indices[i] for i in range(a, min(z, self.examples))] for a, z in ends]
             loader = DataLoader(
                 self.dataset, batch_sampler=rows, collate_fn=self.collate_fn,
-                num_workers=self.workers,
+                num_workers=self.workers, generator=rng,
             )  # fmt: skip
         found = iter(loader)
         for number in numbers:

@@ -82,9 +82,7 @@ def evaluate_command(
             help="What the metrics that perturb share, such as \"patch_size=8, fill='mean'\".",
         ),
     ] = "",
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", help="The first examples only.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="The first examples only.")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Examples at a time.")] = 8,
     seed: Annotated[int, typer.Option(metavar="N", help="Of everything random.")] = 0,
     resume: Annotated[

@@ -114,8 +114,13 @@ class Results:
         better = self.metrics[metric].better(name)
         return [
             value_of(
-                (method, column), float(points[i]), drawn[i], self._error(column, drawn[i], i),
-                better, len(self), self.confidence,
+                (method, column),
+                float(points[i]),
+                drawn[i],
+                self._error(column, drawn[i], i),
+                better,
+                len(self),
+                self.confidence,
             )  # fmt: skip
             for i, method in enumerate(self.methods)
         ]

@@ -161,8 +161,16 @@ def differences_of(
         real = errors[i, j] is not None and bool(all_in_all < 1 - confidence)
         found.append(
             Difference(
-                metric, methods[i], methods[j], float(points[i] - points[j]), errors[i, j],
-                low, high, float(own), float(all_in_all), real,
+                metric,
+                methods[i],
+                methods[j],
+                float(points[i] - points[j]),
+                errors[i, j],
+                low,
+                high,
+                float(own),
+                float(all_in_all),
+                real,
             )  # fmt: skip
         )
     return found
