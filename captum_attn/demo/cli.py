@@ -1,4 +1,4 @@
-"""The command line: ``captum-attn demo``.
+"""The command line: ``captum-attn demo`` and ``captum-attn evaluate``.
 
 What the user got wrong is one line that says what to do, and exit code 2.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from captum_attn.errors import AttnError, InputError, OptionError
+from captum_attn.evaluation.command import evaluate_command
 
 if TYPE_CHECKING:
     from captum_attn.demo.explanation import Case
@@ -56,16 +57,10 @@ def run(arguments: list[str] | None = None) -> int:
         return 130
     except (AttnError, _CommandLineError) as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
-        hint = "" if isinstance(error, AttnError) else "; see captum-attn demo --help"
+        hint = "" if isinstance(error, AttnError) else "; see captum-attn --help"
         print(f"captum-attn: {' '.join(message.split()).rstrip('.')}{hint}", file=sys.stderr)
         return 2
     return code if isinstance(code, int) else 0
-
-
-@app.callback()
-def _commands() -> None:
-    # A callback keeps `demo` a command of its own while it is the only one.
-    pass
 
 
 @app.command()
@@ -118,6 +113,9 @@ def demo(
         print(text_table(part.title, cases), end="\n\n")
     print(f"Open {files[0].resolve().as_uri()}")
     print(f"Pictures in {out.resolve()}: {', '.join(file.name for file in files[1:])}")
+
+
+app.command("evaluate")(evaluate_command)
 
 
 def _make_directory(out: Path) -> None:
