@@ -18,13 +18,12 @@ from captum_attn.errors import AttnError, InputError, OptionError
 from captum_attn.evaluation.command import evaluate_command
 
 if TYPE_CHECKING:
-    from captum_attn.demo.explanation import Case
-    from captum_attn.demo.report import Part
+    from captum_attn.demo.report import Part, Shown
 
 # The base of every error in the command line itself; typer carries its own copy of click since
 # 0.26, so that importing click would give another class.
 _CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
-SCENES, DETECTED = 3, 2
+SCENES, DETECTED, KINDS = 3, 2, 4
 
 app = typer.Typer(
     add_completion=False,
@@ -135,19 +134,21 @@ def _explained(
     images: list[Path] | None,
     with_text: bool,
     with_images: bool,
-) -> list[tuple[Part, list[Case]]]:
+) -> list[tuple[Part, list[Shown]]]:
     """Explains what was asked for, with a progress bar; refuses what cannot be before that."""
     from tqdm import tqdm
 
     from captum_attn.demo.detector import explain_detected
     from captum_attn.demo.digit_detr import load_digit_detr
     from captum_attn.demo.digit_vit import load_digit_vit
+    from captum_attn.demo.digit_vqa import load_digit_vqa
     from captum_attn.demo.image import explain_pictures, explain_scenes
-    from captum_attn.demo.report import DETECTION, IMAGES, TEXT
+    from captum_attn.demo.report import DETECTION, IMAGES, QUESTIONS, TEXT
     from captum_attn.demo.text import explain_texts
     from captum_attn.demo.topics import LABELS, TEXTS, load_topic_classifier
+    from captum_attn.demo.vqa import explain_examples
 
-    parts: list[tuple[Part, Iterable[Case], int]] = []
+    parts: list[tuple[Part, Iterable[Shown], int]] = []
     if with_text:
         cases = explain_texts(load_topic_classifier(labels or LABELS), texts or TEXTS)
         parts.append((TEXT, cases, len(texts or TEXTS)))
@@ -157,11 +158,12 @@ def _explained(
         parts.append((IMAGES, cases, len(images or range(SCENES))))
     if with_images and not (texts or labels or images):
         parts.append((DETECTION, explain_detected(load_digit_detr(), DETECTED), DETECTED))
+        parts.append((QUESTIONS, explain_examples(load_digit_vqa()), KINDS))
     with tqdm(
         total=sum(count for *_, count in parts), desc="explaining", unit="input", file=sys.stderr
     ) as bar:
 
-        def watched(cases: Iterable[Case]) -> Iterator[Case]:
+        def watched(cases: Iterable[Shown]) -> Iterator[Shown]:
             for case in cases:
                 bar.update()
                 yield case

@@ -7,10 +7,14 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from captum_attn.demo.explanation import Case, Explanation
 from captum_attn.demo.pictures import save_image_case, save_text_case, scaled, tint
+from captum_attn.demo.vqa import VQACase
+from captum_attn.demo.vqa_pictures import save_vqa_case
+
+Shown = Case | VQACase
 
 NOTE = (
     "Orange speaks for the target, purple against it. RawAttention and AttentionRollout are "
@@ -49,11 +53,11 @@ class Part(NamedTuple):
 
     title: str
     model: str
-    save: Callable[[Case, Path], None]
-    html: Callable[[Case, Path], str]
+    save: Callable[[Any, Path], None]
+    html: Callable[[Any, Path], str]
 
 
-def summary(cases: Sequence[Case]) -> list[Row]:
+def summary(cases: Sequence[Shown]) -> list[Row]:
     """Mean seconds and deletion score of every method over the questions of some cases.
 
     Args:
@@ -78,7 +82,7 @@ def summary(cases: Sequence[Case]) -> list[Row]:
     return rows
 
 
-def text_table(title: str, cases: Sequence[Case]) -> str:
+def text_table(title: str, cases: Sequence[Shown]) -> str:
     """The summary as plain text, for a terminal.
 
     Args:
@@ -102,7 +106,7 @@ def text_table(title: str, cases: Sequence[Case]) -> str:
     return "\n".join(lines)
 
 
-def write_report(out: Path, parts: Sequence[tuple[Part, Sequence[Case]]]) -> list[Path]:
+def write_report(out: Path, parts: Sequence[tuple[Part, Sequence[Shown]]]) -> list[Path]:
     """Writes a PNG file per case and ``index.html`` with everything in it.
 
     Args:
@@ -142,7 +146,7 @@ def _questions(count: int) -> str:
     return "1 question" if count == 1 else f"{count} questions"
 
 
-def _html_table(title: str, cases: Sequence[Case]) -> str:
+def _html_table(title: str, cases: Sequence[Shown]) -> str:
     count = sum(len(case.questions) for case in cases)
     head = f"{title}, mean of {_questions(count)}"
     rows = [
@@ -158,7 +162,7 @@ def _html_table(title: str, cases: Sequence[Case]) -> str:
     return "<table>" + "\n".join(rows) + "</table>"
 
 
-def _html_image(case: Case, png: Path) -> str:
+def _html_image(case: Shown, png: Path) -> str:
     data = base64.b64encode(png.read_bytes()).decode("ascii")
     asked = ", ".join(question.asked for question in case.questions)
     alt = escape(f"{case.title}: maps of every method for {asked}", quote=True)
@@ -200,3 +204,4 @@ IMAGES = Part("Images", "a small vision transformer on two digits", save_image_c
 DETECTION = Part(
     "Detection", "a small Conditional DETR, a map per digit", save_image_case, _html_image
 )
+QUESTIONS = Part("Questions", "a small LXMERT, words and regions", save_vqa_case, _html_image)

@@ -43,9 +43,12 @@ def test_every_number_is_that_of_the_whole_data_set():
     expected |= {f"segmentation.{name}": value for name, value in total.compute().items()}
     assert set(found.columns) == set(expected)
     for column, value in expected.items():
-        assert found.value("Input X Gradient", column).value == pytest.approx(float(value), abs=1e-6)
+        assert found.value("Input X Gradient", column).value == pytest.approx(
+            float(value), abs=1e-6
+        )
     mean_of_batches = float(total.ious.mean())  # what averaging early would have given
-    assert abs(found.value("Input X Gradient", "segmentation.mIoU").value - mean_of_batches) > 1e-3
+    merged = found.value("Input X Gradient", "segmentation.mIoU").value
+    assert abs(merged - mean_of_batches) > 1e-3
     assert len(found) == 19
 
 
@@ -165,7 +168,7 @@ METRIC = captum_attn.evaluation.METRICS["deletion"]
 
 def test_randomised_models_and_the_chance_of_random_maps():
     model = linear()
-    constant = (lambda images, target, additional: images.clone())  # noqa: E731
+    constant = lambda images, target, additional: images.clone()  # noqa: E731
 
     class Fixed:
         def attribute(self, inputs, target=None, **options):
