@@ -9,6 +9,7 @@ from torch import nn
 
 from captum_attn import HeterogenousAttention, VTranM, objectives
 from captum_attn.errors import AttnError, OptionError, WiringError
+from captum_attn.observe.linear import Branch
 from tests import plain_vtranm as plain
 from tests.plain import close
 from tests.zoo import set_weights
@@ -613,3 +614,20 @@ def test_layer_maps_and_describe():
     assert "blocks.1.attention" in str(method.describe(x, 1))
     assert method.get_name() == "VTranM"
     assert method.attribute(x, 1).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("style", "reads"),
+    [
+        (standard, False), (scaled, False), (post_norm, False), (parallel_scaled, False),
+        (length_first, False), (with_alpha, False), (by_convolution, True), (two_factors, True),
+        (heads_last, True),
+    ],
+    ids=lambda s: getattr(s, "__name__", None),
+)  # fmt: skip
+def test_the_map_is_read_row_by_row_only_where_no_weight_tells(style, reads, monkeypatch):
+    """A weight that the graph holds costs nothing; reading has as many steps as channels."""
+    read, rows = Branch._read, []
+    monkeypatch.setattr(Branch, "_read", lambda self: rows.append(self) or read(self))
+    maps(style)
+    assert bool(rows) == reads
