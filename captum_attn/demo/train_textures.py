@@ -1,6 +1,6 @@
 """Trains the texture ViT: ``python -m captum_attn.demo.train_textures --out FILE``.
 
-The defaults reproduce the packaged weights on a CPU, in a few minutes on one core.
+The defaults reproduce the packaged weights on a CPU, in under ten minutes on one core.
 """
 
 from __future__ import annotations
