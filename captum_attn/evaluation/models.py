@@ -111,7 +111,6 @@ def _timm(name: str) -> Loaded:
         raise InputError(f"timm has no pretrained model '{name}': {problem}") from problem
     config = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**config)
-    plain = dict.fromkeys(("mean", "std"))
     plain = {"mean": (0.0,) * len(config["mean"]), "std": (1.0,) * len(config["std"])}
     of_masks = timm.data.create_transform(**{**config, **plain, "interpolation": "nearest"})
 
