@@ -7,7 +7,8 @@ and its quarter of the scene), and to fill in a masked digit of a question from 
 heads are thrown away.
 
 Scenes are drawn afresh in every step and the optimisers are those of ``train_digits``. (Muon needs
-torch 2.9.) The defaults reproduce the packaged weights on a CPU, in twenty minutes on one core.
+torch 2.9.) With half as many questions per step, the start may never end. The defaults reproduce
+the packaged weights on a CPU, in six minutes on one core.
 """
 
 from __future__ import annotations

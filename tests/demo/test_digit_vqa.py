@@ -136,6 +136,8 @@ def test_features_are_the_mean_of_bilinear_samples() -> None:
         expected = sum(samples) / 9
         assert found["visual_feats"][0, 0, cell].item() == pytest.approx(expected, abs=1e-12)
     assert found["visual_pos"][0, 0].tolist() == pytest.approx([v / 64 for v in (x1, y1, x2, y2)])
+    flat = region_features(image[:, :, :32], box[None, None])["visual_pos"][0, 0]
+    assert flat.tolist() == pytest.approx([x1 / 64, y1 / 32, x2 / 64, y2 / 32])
 
 
 def test_equal_seeds_give_equal_regions_and_questions(batch: SceneBatch, found: Regions) -> None:
@@ -185,6 +187,7 @@ def test_the_answers_are_right(found: Regions) -> None:
         assert bool(asked.answers[i] == YES) == right
 
 
+@pytest.mark.slow
 def test_the_words_do_not_tell_the_answer() -> None:
     yes, cells = [], []
     for seed in range(10):
@@ -218,12 +221,14 @@ def test_every_form_of_question_is_asked(found: Regions) -> None:
 
 
 def test_questions_do_not_follow_the_scenes_random_numbers(batch: SceneBatch) -> None:
-    """With the same seed throughout: the digit asked for is not that of even first labels, say."""
+    """With one seed throughout: which of the two digits is asked for is not its scene's parity."""
     found = regions(batch, seed=7)
     asked = questions(found, seed=7)
-    first_even = (batch.labels[:, 0] % 2).float()
-    for drawn in (asked.answers.float(), (asked.digits == batch.labels[:, 0]).float()):
-        assert torch.corrcoef(torch.stack([first_even, drawn]))[0, 1].abs() < 0.15
+    yes = asked.answers == YES
+    shown = found.digits[yes]
+    first = shown[(shown != BACKGROUND).cumsum(1).eq(1) & (shown != BACKGROUND)]
+    drawn = torch.stack([(first == asked.digits[yes]).float(), batch.labels[yes, 0] % 2])
+    assert torch.corrcoef(drawn)[0, 1].abs() < 0.2  # standard deviation 0.045
 
 
 # ------------------------------------------------------------ model
