@@ -157,6 +157,10 @@ def test_options_of_the_commands_exist():
     assert {module for module, _ in commands} == {
         "tests.benchmarks.benchmark",
         "tests.benchmarks.digit_share",
+        "tests.benchmarks.detector_share",
+        "tests.benchmarks.vqa_share",
+        "tests.benchmarks.vit_tables",
+        "tests.benchmarks.perturbation_speed",
     }
     for module, options in commands:
         source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
