@@ -57,7 +57,7 @@ class Segmentation:
     @property
     def pixel_accuracy(self) -> float:
         """Right pixels over all pixels of the data set."""
-        return float(self.correct.sum() / self.labelled.sum())
+        return float(self.correct.sum().double() / self.labelled.sum())
 
     @property
     def mean_iou(self) -> float:
@@ -72,7 +72,7 @@ class Segmentation:
     @property
     def accuracies(self) -> Tensor:
         """Pixel accuracy of every example alone, (B,)."""
-        return self.correct / self.labelled
+        return self.correct.double() / self.labelled
 
     @property
     def ious(self) -> Tensor:
@@ -90,7 +90,7 @@ class Segmentation:
 
 def _iou(intersection: Tensor, union: Tensor) -> Tensor:
     # A class that neither the masks nor the maps know was predicted without a fault.
-    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0).double()
+    return torch.where(union > 0, intersection.double() / union.clamp(min=1), 1.0)
 
 
 def segmentation(
