@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -186,6 +187,8 @@ def test_a_mask_of_the_wrong_shape(name: str, mask: str, how: str, left_as_found
         "fewer": right[:2],
     }[how]  # fmt: skip
     inputs = {**sample.inputs, mask: wrong}
+    if how == "longer" and transformers.__version__ < "5":
+        pytest.skip("some models of older versions cut it to length")
     objective = getattr(case, "objective", None)
     with left_as_found(model, inputs), pytest.raises(InputError) as error:
         GenericAttention(model).attribute(inputs, case.target_of(sample), objective=objective)
@@ -351,7 +354,7 @@ def rt_detr() -> nn.Module:
     return detector(
         "RTDetr", backbone_config=backbone, encoder_hidden_dim=16, encoder_in_channels=[8, 12, 16],
         encoder_ffn_dim=32, decoder_in_channels=[16] * 3, decoder_attention_heads=2,
-        encoder_attention_heads=2, num_denoising=0,
+        encoder_attention_heads=2, encoder_layers=1, num_denoising=0,
     )  # fmt: skip
 
 
@@ -364,7 +367,7 @@ def rt_detr() -> nn.Module:
             "deformable",
         ),
         (partial(detector, "DeformableDetr", d_model=32, num_feature_levels=1), "deformable"),
-        (rt_detr, "encoder.aifi.*detach"),
+        (rt_detr, "model.encoder.*detach"),
     ],
     ids=["deformable_detr_3_queries", "deformable_detr", "rt_detr"],
 )
@@ -373,6 +376,7 @@ def test_detectors_with_deformable_attention(
 ) -> None:
     """Their queries read the image through no softmax(QK^T)V: refused, not guessed."""
     model, images = build(), torch.randn(2, 3, 64, 64)
+    model(images)  # some keep what they make in their first run
     for method in (*METHODS, HeterogenousAttention):
         with left_as_found(model, images), pytest.raises(WiringError, match=f"(?s){word}"):
             method(model).attribute(images, target=(2, 1))
