@@ -11,14 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = ["Processes", "processes"]
 
 # The last process may be a long way behind the first; one that dies is noticed at once.
 PATIENCE = timedelta(days=7)
+
+# The launcher's store outlives a group: without a name of its own, the next group would find
+# the addresses of the one before, where nobody listens any more.
+_MEETINGS = count()
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,9 @@ def processes() -> Iterator[Processes]:
         finally:
             dist.destroy_process_group(group)
     elif available and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        store = dist.PrefixStore(f"captum_attn/{next(_MEETINGS)}", store)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
         try:
             yield Processes(dist.get_rank(), dist.get_world_size())
         finally:
