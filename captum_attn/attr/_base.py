@@ -42,6 +42,8 @@ class AttentionAttribution(ManyTargets):
         options (dict): the method's own options and their defaults.
         choices (dict): the values an option may have, where it is not a bool.
         needs_gradient (bool): False for a class-agnostic method.
+        asks_again (bool): True for a rule that asks autograd for more than the gradients at the
+            attention calls, so that the graph has to be kept for it.
         tap (type): what watches the model run.
     """
 

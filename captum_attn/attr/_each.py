@@ -29,6 +29,7 @@ class ManyTargets(GradientAttribution):
     """What explains many targets of one input: one forward pass, one backward pass for each."""
 
     needs_gradient: ClassVar[bool] = True
+    asks_again: ClassVar[bool] = False
 
     def default_objective(self) -> Objective | None:
         """What is explained where the user names no objective; None: the logit."""
@@ -140,7 +141,7 @@ class ManyTargets(GradientAttribution):
         """One backward pass of what the user asked for, or of the method's own objective."""
         if explained.objective is None:
             explained = replace(explained, objective=self.default_objective())
-        run.explain(explained, self.needs_gradient)
+        run.explain(explained, self.needs_gradient, self.asks_again)
 
     def explain_each(
         self,

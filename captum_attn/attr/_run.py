@@ -181,8 +181,12 @@ class Run:
             for source, rows in after.items()
         }
 
-    def explain(self, explained: Explained, with_gradient: bool) -> None:
-        """One backward pass: the gradients at the attention calls, and the readout's weights."""
+    def explain(self, explained: Explained, with_gradient: bool, keep: bool) -> None:
+        """One backward pass: the gradients at the attention calls, and the readout's weights.
+
+        Args:
+            keep (bool): whether the rule asks autograd again later; else the graph is freed.
+        """
         seen, readout = self.seen, explained.readout
         if isinstance(readout, str) and readout != "auto":
             raise ReadoutError(f"readout: expected 'auto', an int or a tensor; got {readout!r}")
@@ -192,7 +196,9 @@ class Run:
         calls = [u.call for u in seen.wiring.updates if u.call.index in self.active]
         calls = calls if with_gradient else []
         wanted = [edge for read in self.reads for edge in read.edges] if auto else []
-        found = _gradients(value, [*wanted, *(call.edge for call in calls)])
+        keep |= self.shared is not None or stand_in is not value or len(self.reads) > 1
+        keep |= any(read.read_on for read in self.reads)
+        found = _gradients(value, [*wanted, *(call.edge for call in calls)], keep=keep)
         self.gradients = dict(zip(calls, found[len(wanted) :], strict=True))
         for read in self.reads:
             if not auto:
@@ -279,10 +285,12 @@ def _explained_output(
     return value, stand_in
 
 
-def _gradients(value: Tensor, edges: list[Any], cuts: Iterable[Any] = ()) -> list[Tensor | None]:
+def _gradients(
+    value: Tensor, edges: list[Any], cuts: Iterable[Any] = (), keep: bool = True
+) -> list[Tensor | None]:
     if not edges or not value.requires_grad:
         return [None] * len(edges)
-    return gradients([(value, torch.ones_like(value))], edges, cuts)
+    return gradients([(value, torch.ones_like(value))], edges, cuts, keep)
 
 
 def finite(relevance: dict[Source, Tensor]) -> dict[Source, Tensor]:

@@ -96,6 +96,7 @@ class VTranM(AttentionAttribution):
     """
 
     options = {"length": True, "direction": True, "aggregate": True}
+    asks_again = True
     tap = RecordingTap
 
     @classmethod

@@ -6,7 +6,7 @@ upstream elements.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from captum_attn.observe.call import working_dtype
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
 _MOST_QUESTIONS = 512
+_AT_ONCE = 2**18
 
 
 def vanishes(found: Tensor, plain: Tensor | None = None) -> Tensor:
@@ -45,32 +46,66 @@ def is_identity(plain: Tensor, coded: Tensor, signs: Tensor) -> bool:
     """Whether every element enters the position of its own index, which has the sign (B, P)."""
     if plain.shape[1] != signs.shape[1] or bool(vanishes(plain).any()):
         return False
-    wanted = plain * signs[..., None]
-    return bool((_norms(coded - wanted) <= _tolerance(plain) * _norms(plain)).all())
+    for part in _parts(plain):
+        p, c = plain[:, part], coded[:, part]
+        wanted = p * signs[:, part, None]
+        if not bool((_norms(c - wanted) <= _tolerance(p) * _norms(p)).all()):
+            return False
+    return True
 
 
-def decoded(
-    plain: Tensor, codes: Sequence[Tensor | None], places: int, batched: bool
-) -> tuple[Tensor, Tensor]:
-    """The position of each element, -1 for none, and whether it enters several; (B, E).
+def enters_at(plain: Tensor, coded: Tensor, to: Tensor, signs: Tensor) -> bool:
+    """Whether every element enters the position `to`, (B or 1, E), and no other; -1: none."""
+    if to.shape[1] != plain.shape[1]:
+        return False
+    to = to.expand(plain.shape[:2])
+    if not torch.equal(to < 0, vanishes(plain)):
+        return False
+    for part in _parts(plain):
+        p, c, t = plain[:, part], coded[:, part], to[:, part]
+        wanted = p * signs.gather(1, t.clamp_min(0))[..., None]
+        if not bool(((_norms(c - wanted) <= _tolerance(p) * _norms(p)) | (t < 0)).all()):
+            return False
+    return True
+
+
+class Decoder:
+    """The position of each element, read bit by bit: no more than one coded gradient is held.
 
     Args:
-        codes (sequence of Tensor or None): the gradient for every bit of the position.
-        places (int): number of positions of one example.
-        batched (bool): whether positions count on from one example to the next.
+        plain (Tensor or None): the plain gradient; None: no element enters anywhere.
     """
-    zero = vanishes(plain)
-    position = torch.zeros_like(zero, dtype=torch.long)
-    mixed = torch.zeros_like(zero)
-    for k, code in enumerate(codes):
-        ratio, single = sign_of(plain, torch.zeros_like(plain) if code is None else code)
-        position += (ratio > 0).long() << k
-        mixed |= ~single & ~zero
-    if batched:
-        example = torch.arange(plain.shape[0], device=plain.device)[:, None]
-        mixed |= (position // places != example) & ~zero
-        position = position % places
-    return position.masked_fill(zero | mixed, -1), mixed
+
+    def __init__(self, plain: Tensor | None) -> None:
+        self.plain = plain
+        if plain is not None:
+            self._zero = vanishes(plain)
+            self._position = torch.zeros_like(self._zero, dtype=torch.int32)
+            self._mixed = torch.zeros_like(self._zero)
+
+    def read(self, bit: int, coded: Tensor | None) -> None:
+        """Takes the gradient whose signs are one bit of the position."""
+        if self.plain is None:
+            return
+        for part in _parts(self.plain):
+            plain = self.plain[:, part]
+            ratio, single = sign_of(plain, plain.new_zeros(()) if coded is None else coded[:, part])
+            self._position[:, part] += (ratio > 0).int() << bit
+            self._mixed[:, part] |= ~single & ~self._zero[:, part]
+
+    def positions(self, places: int, batched: bool) -> tuple[Tensor, Tensor]:
+        """The position of each element, -1 for none, and whether it enters several; (B, E).
+
+        Args:
+            places (int): number of positions of one example.
+            batched (bool): whether positions count on from one example to the next.
+        """
+        position, mixed = self._position.long(), self._mixed
+        if batched and len(position) > 1:
+            example = torch.arange(len(position), device=position.device)[:, None]
+            mixed = mixed | (position // places != example) & ~self._zero
+            position = position % places
+        return position.masked_fill_(self._zero | mixed, -1), mixed
 
 
 def repeated(
@@ -84,7 +119,7 @@ def repeated(
 
     Args:
         enters (callable): (first, end) -> (B, E), whether an element enters positions of a range.
-        position, mixed (Tensor): (B, E), as `decoded` gives them.
+        position, mixed (Tensor): (B, E), as `Decoder.positions` gives them.
 
     Returns:
         list of Tensor or None: (B, E) each, -1 where an element enters no further position; None
@@ -114,6 +149,12 @@ def repeated(
     order = inside.long().argsort(dim=-1, descending=True, stable=True)
     found = [order[..., k].masked_fill(count <= k, -1) for k in range(int(count.max()))]
     return [torch.where(mixed, found[0], position), *found[1:]]
+
+
+def _parts(tensor: Tensor) -> list[slice]:
+    """The elements of (B, E, features) in parts that fit the cache: an image has millions."""
+    size = max(1, _AT_ONCE // (len(tensor) * tensor.shape[2]))
+    return [slice(i, i + size) for i in range(0, tensor.shape[1], size)]
 
 
 def _tolerance(tensor: Tensor) -> float:

@@ -140,17 +140,19 @@ def gradients(
     outputs: Iterable[tuple[Tensor | GradientEdge, Tensor]],
     inputs: Iterable[Any],
     cuts: Iterable[Node] = (),
+    keep: bool = True,
 ) -> list[Tensor | None]:
     """Vector-Jacobian product of `outputs` (each with its vector) with respect to `inputs`.
 
     Args:
         cuts (iterable of graph nodes): where the gradient arrives, but does not pass through.
+        keep (bool): False frees what the pass goes through as it goes; no other may follow.
     """
     ends, vectors = zip(*outputs, strict=True)
     handles = [node.register_prehook(_stop) for node in cuts]
     try:
         return list(
-            torch.autograd.grad(ends, list(inputs), vectors, retain_graph=True, allow_unused=True)
+            torch.autograd.grad(ends, list(inputs), vectors, retain_graph=keep, allow_unused=True)
         )
     finally:
         for handle in handles:

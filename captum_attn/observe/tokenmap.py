@@ -9,7 +9,7 @@ way; two of them check that it is the identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from captum_attn.observe.call import AttentionCall, positions
 from captum_attn.observe.codes import (
-    decoded,
+    Decoder,
+    enters_at,
     is_identity,
     mostly,
     repeated,
@@ -28,6 +29,9 @@ from captum_attn.observe.codes import (
 )
 from captum_attn.observe.graph import edge_of, gradients
 from captum_attn.observe.leaf import Leaf
+
+# Random codes by which a map that is likely is confirmed.
+_DRAWS = 3
 
 
 @dataclass
@@ -144,10 +148,22 @@ class Prober:
         signs.view(-1)[:2] = torch.tensor([1, -1])[: signs.numel()]  # both signs occur
         return signs.to(like)
 
-    def maps(self, down: Downstream | Tensor, upstreams: Sequence[Upstream]) -> list[TokenMap]:
-        """Maps the elements of each upstream to the positions P of `down`, (B, P, features)."""
+    def maps(
+        self,
+        down: Downstream | Tensor,
+        upstreams: Sequence[Upstream],
+        likely: Iterable[list[TokenMap]] = (),
+    ) -> list[TokenMap]:
+        """Maps the elements of each upstream to the positions P of `down`, (B, P, features).
+
+        Args:
+            likely (iterable of list of TokenMap): what the maps may be, tried first.
+        """
         if isinstance(down, Tensor):
             down = Downstream.rows(down)
+        for maps in likely:
+            if self._confirmed(down, upstreams, maps):
+                return maps
         first = self._maps(down, upstreams)
         if not any(m.to is not None and (m.to < 0).any() for m in first):
             return first
@@ -156,6 +172,34 @@ class Prober:
             if one.to is not None and two.to is not None:
                 one.to = torch.where(one.to < 0, two.to, one.to)
         return first
+
+    def _confirmed(
+        self, down: Downstream, upstreams: Sequence[Upstream], maps: Sequence[TokenMap]
+    ) -> bool:
+        """Whether the elements enter where these maps say, and nowhere else."""
+        batch, places, features = down.shape
+        if not all(u.batched for u in upstreams):
+            return False
+        if any(m.to is None or m.copies or m.mixed for m in maps):
+            return False
+        ray = self.random(down.like, 1, 1, features).expand(down.shape)
+        edges = [upstream.edge for upstream in upstreams]
+        plain: list[Tensor] = []
+        for draw in range(1 + _DRAWS):  # the first is the plain one
+            signs = self._signs(down.like, batch, places) if draw else None
+            vector = down.placed(ray if signs is None else ray * signs[..., None])
+            found = gradients([(down.edge, vector)], edges, self._cuts)
+            if any(g is None for g in found):
+                return False
+            arrived = [u.rows(g) for u, g in zip(upstreams, found, strict=True) if g is not None]
+            if signs is None:
+                plain = arrived
+            elif not all(
+                m.to is not None and enters_at(p, g, m.to, signs)
+                for p, g, m in zip(plain, arrived, maps, strict=True)
+            ):
+                return False
+        return True
 
     def is_identity(self, rows: Tensor, upstream: Upstream) -> bool:
         """Whether every element of an upstream enters the position of its own index, and no other.
@@ -206,12 +250,16 @@ class Prober:
         else:
             index = torch.arange(places, device=rows.device)[None]
         total = int(index.max()) + 1
-        codes = [
-            seen((index >> k & 1).to(rows) * 2 - 1) for k in range(max(1, (total - 1).bit_length()))
-        ]
+        del coded
+        decoders = [Decoder(p) for p in plain]
+        for bit in range(max(1, (total - 1).bit_length())):
+            for decoder, code in zip(
+                decoders, seen((index >> bit & 1).to(rows) * 2 - 1), strict=True
+            ):
+                decoder.read(bit, code)
         return [
-            _map(p, [code[i] for code in codes], u, places, partial(seen_at, i))
-            for i, (p, u) in enumerate(zip(plain, upstreams, strict=True))
+            _map(decoder, u, places, partial(seen_at, i))
+            for i, (decoder, u) in enumerate(zip(decoders, upstreams, strict=True))
         ]
 
     def mean_square(
@@ -262,16 +310,16 @@ class Prober:
 
 
 def _map(
-    plain: Tensor | None,
-    codes: Sequence[Tensor | None],
+    decoder: Decoder,
     upstream: Upstream,
     places: int,
     seen: Callable[[Tensor], Tensor | None],
 ) -> TokenMap:
-    """The map of one upstream, from its gradients for every bit of the position."""
+    """The map of one upstream, whose gradients for every bit of the position have been read."""
+    plain = decoder.plain
     if plain is None:
         return TokenMap(torch.full((1, 1), -1))
-    position, mixed = decoded(plain, codes, places, upstream.batched)
+    position, mixed = decoder.positions(places, upstream.batched)
     if not bool(mixed.any()):
         in_place = torch.arange(places, device=position.device)
         ordinary = position.shape[1] == places and bool((position == in_place).all())

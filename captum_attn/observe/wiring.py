@@ -254,7 +254,9 @@ class Wiring:
         if kept is not None:
             return self.graph.members(kept[0]), kept[1]
         found = self.graph.members(named)
-        maps = self.prober.maps(rows, [self._upstream(member) for member in found])
+        known = self._known.get(named, [])
+        likely = [maps for maps, state in known if state.n == rows.shape[1]]
+        maps = list(self.prober.maps(rows, [self._upstream(m) for m in found], likely))
         for i, member in enumerate(found):
             if isinstance(member, AttentionCall):
                 if maps[i].mixed:
