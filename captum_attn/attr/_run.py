@@ -192,6 +192,8 @@ class Run:
             raise ReadoutError(f"readout: expected 'auto', an int or a tensor; got {readout!r}")
         auto = isinstance(readout, str)
         value, stand_in = _explained_output(seen.output, explained, with_gradient, seen.batch)
+        if self.shared is None:  # no other target follows
+            seen.output = value.detach()
         self.reads = [] if readout is None else self.once("reads", seen.reads)
         calls = [u.call for u in seen.wiring.updates if u.call.index in self.active]
         calls = calls if with_gradient else []
@@ -265,7 +267,7 @@ def _explained_output(
         finite = output.masked_fill(output == -torch.inf, 0)  # outputs that a model has masked
         stand_in = (finite * signs.to(output)).reshape(batch, -1).sum(1)
     else:
-        stand_in = objectives.logit(output, target)
+        stand_in = objectives.logit(output, target).clone()  # a view would hold the whole output
     if not bool(torch.isfinite(stand_in).all()):
         raise InputError(
             "the model's output has NaN or inf: expected finite weights and inputs; check the "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
 from captum_attn.observe.graph import Graph
-from captum_attn.observe.readout import Read, find_reads
+from captum_attn.observe.readout import Read, Root, find_reads
 from captum_attn.observe.tap import Tap
 from captum_attn.observe.tokenmap import Prober
 from captum_attn.observe.wiring import Findings, Wiring
@@ -26,7 +26,9 @@ class Observation:
     """What one run showed.
 
     Args:
-        output (Tensor): the model's output, the tensor that targets select from.
+        output (Tensor): the model's output, the tensor that targets select from; emptied when no
+            other target follows, because a language model's is large.
+        root (Root): where it hangs in the graph.
         batch (int): number of examples.
         tap, graph, wiring: what was seen, and how it hangs together.
         names (list of str): names of the inputs, in the order of the user's container.
@@ -34,6 +36,7 @@ class Observation:
     """
 
     output: Tensor
+    root: Root
     batch: int
     tap: Tap
     graph: Graph
@@ -42,7 +45,7 @@ class Observation:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def reads(self) -> list[Read]:
-        return find_reads(self.output, self.wiring, self.graph)
+        return find_reads(self.root, self.wiring, self.graph)
 
 
 def observe(
@@ -91,7 +94,7 @@ def observe(
     _check_seen(tap)
     graph = Graph(tap.calls, tap.leaves)
     wiring = Wiring(tap, graph, batch, Prober(graph.cuts), findings)
-    return Observation(output, batch, tap, graph, wiring, names)
+    return Observation(output, Root.of(output, tap), batch, tap, graph, wiring, names)
 
 
 def tensor_of(output: Any) -> Tensor:

@@ -20,6 +20,7 @@ from captum_attn.errors import ReadoutError
 from captum_attn.observe.call import AttentionCall, positions, working_dtype
 from captum_attn.observe.graph import Graph, Node, depends_on_content, gradients, shape_of
 from captum_attn.observe.streams import State
+from captum_attn.observe.tap import Tap
 from captum_attn.observe.tokenmap import Downstream, TokenMap, Upstream
 from captum_attn.observe.wiring import Wiring
 
@@ -68,6 +69,31 @@ class Place:
             lambda v: v.reshape(self.shape).permute(inverse),
             like,
         )
+
+
+@dataclass(frozen=True)
+class Root:
+    """The raw output, before the target is selected: where it hangs in the graph.
+
+    The output itself is not held, because a language model's may be larger than all its layers.
+
+    Args:
+        edge (GradientEdge or None): where it was computed; None for a constant.
+        shape (tuple of int): its shape.
+        like (Tensor): an empty tensor of its dtype and device.
+        severed: what it stems from without a gradient, see `Tap.severed`.
+    """
+
+    edge: GradientEdge | None
+    shape: tuple[int, ...]
+    like: Tensor
+    severed: tuple[Any, ...]
+
+    @staticmethod
+    def of(output: Tensor, tap: Tap) -> Root:
+        edge = get_gradient_edge(output) if output.requires_grad else None
+        like = output.detach().new_empty(0)
+        return Root(edge, tuple(output.shape), like, tap.severed(output))
 
 
 @dataclass
@@ -126,15 +152,12 @@ class Read:
         return norms / totals
 
 
-def find_reads(output: Tensor, wiring: Wiring, graph: Graph) -> list[Read]:
-    """The states that the model's output reads.
-
-    Args:
-        output (Tensor): the raw output, before the target is selected.
-    """
-    wiring.refuse_severed(wiring.tap.severed(output), (output,), "the output reads")
-    calls = graph.calls(graph.latest(graph.reach(output)))
-    if not calls:
+def find_reads(root: Root, wiring: Wiring, graph: Graph) -> list[Read]:
+    """The states that the model's output reads."""
+    start = root.edge.node if root.edge is not None else None
+    wiring.refuse_severed(root.severed, (start,), "the output reads")
+    calls = graph.calls(graph.latest(graph.reach(start)))
+    if root.edge is None or not calls:
         raise ReadoutError(
             "the output does not depend on any attention call that ran: expected a model whose "
             "output reads attended tokens; explain another output with a callable around the model"
@@ -146,16 +169,18 @@ def find_reads(output: Tensor, wiring: Wiring, graph: Graph) -> list[Read]:
     for group in grouped.values():
         state = wiring.version(group)
         goal = sum(graph.bit[call] for call in group)
-        places = _places(output, goal, state, wiring, graph)
+        places = _places(root, root.edge, goal, state, wiring, graph)
         read_on = any(state in (u.asks, u.reads, *u.reads.before) for u in wiring.updates)
         reads.append(Read(state, group, places, read_on))
     return reads
 
 
-def _places(output: Tensor, goal: int, state: State, wiring: Wiring, graph: Graph) -> list[Place]:
+def _places(
+    root: Root, start: GradientEdge, goal: int, state: State, wiring: Wiring, graph: Graph
+) -> list[Place]:
     """Where the tokens of `state` are selected or pooled on the way to the output."""
     all_calls = sum(graph.bit[call] for call in wiring.tap.calls)
-    sizes = {state.n, *(_uncropped(output, call, wiring) for call in graph.calls(goal))}
+    sizes = {state.n, *(_uncropped(root, start, call, wiring) for call in graph.calls(goal))}
 
     def bears(node: Node, output_nr: int = 0) -> Place | None:
         reached = graph.reach(node)
@@ -169,9 +194,8 @@ def _places(output: Tensor, goal: int, state: State, wiring: Wiring, graph: Grap
                 return Place(GradientEdge(node, output_nr), order, permuted, wiring.batch, n)
         return None
 
-    root = get_gradient_edge(output)
     found: dict[Node, Place] = {}
-    seen, queue = {root.node}, [(root.node, root.output_nr)]
+    seen, queue = {start.node}, [(start.node, start.output_nr)]
     for node, output_nr in queue:
         before = [
             (n, nr)
@@ -181,7 +205,7 @@ def _places(output: Tensor, goal: int, state: State, wiring: Wiring, graph: Grap
         place = bears(node, output_nr)
         passes = len(before) == 1 and _moves(node) and (_moves(before[0][0]) or bears(*before[0]))
         if place is not None and not passes:
-            place.to = _order(place, len(found), goal, wiring, graph, output)
+            place.to = _order(place, len(found), goal, wiring, graph, root.like)
             if not place.to.mixed:
                 found[node] = place
                 continue
@@ -196,13 +220,13 @@ def _places(output: Tensor, goal: int, state: State, wiring: Wiring, graph: Grap
 
 
 def _order(
-    place: Place, number: int, goal: int, wiring: Wiring, graph: Graph, output: Tensor
+    place: Place, number: int, goal: int, wiring: Wiring, graph: Graph, like: Tensor
 ) -> TokenMap:
     """Where the tokens of the last call are along the token axis of a place."""
 
     def find() -> TokenMap:
         upstream = Upstream.call(graph.calls(goal)[0])
-        (token_map,) = wiring.prober.maps(place.downstream(output.detach()), [upstream])
+        (token_map,) = wiring.prober.maps(place.downstream(like), [upstream])
         return token_map
 
     if depends_on_content(graph.between(place.edge.node, goal)):
@@ -210,12 +234,12 @@ def _order(
     return wiring.findings.keep(("place", goal, number, place.shape, place.edge.node.name()), find)
 
 
-def _uncropped(output: Tensor, call: AttentionCall, wiring: Wiring) -> int:
+def _uncropped(root: Root, start: GradientEdge, call: AttentionCall, wiring: Wiring) -> int:
     """How many of a call's tokens go on: windows may be padded, and are cropped behind the call."""
     if call.lanes == 1:
         return call.positions[0]
-    ray = wiring.prober.random(output, *output.shape)
-    (found,) = gradients([(output, ray)], [call.edge], wiring.graph.cuts)
+    ray = wiring.prober.random(root.like, *root.shape)
+    (found,) = gradients([(start, ray)], [call.edge], wiring.graph.cuts)
     if found is None:
         return call.positions[0]
     return int(positions(call.output_rows(found)).ne(0).any(-1).sum(1).max())
@@ -244,11 +268,11 @@ def _token_order(shape: tuple[int, ...], batch: int, n: int) -> tuple[int, ...] 
 
 def _norms(rows: list[Tensor]) -> Tensor | None:
     """Norm of each row over the features of all `rows`, (B, n)."""
-    squares: Any = None
+    total: Tensor | None = None
     for row in rows:
-        square = row.to(working_dtype(row.dtype)).square().sum(-1)
-        squares = square if squares is None else squares + square
-    return None if squares is None else squares.sqrt()
+        norms = torch.linalg.vector_norm(row, dim=-1, dtype=working_dtype(row.dtype))
+        total = norms if total is None else torch.hypot(total, norms)
+    return total
 
 
 def given_weights(readout: Any, read: Read, batch: int, like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captum_attn.errors import WiringError
 from captum_attn.observe.call import AttentionCall
-from captum_attn.observe.graph import Graph, Member, depends_on_content
+from captum_attn.observe.graph import Graph, Member, Node, depends_on_content
 from captum_attn.observe.joins import Nursery, bypassing, with_residual
 from captum_attn.observe.layout import Roles, leading_roles
 from captum_attn.observe.leaf import Blind
@@ -149,11 +149,13 @@ class Wiring:
     def _latest(self, tensor: Tensor) -> int:
         return self.graph.latest(self.graph.reach(tensor))
 
-    def refuse_severed(self, severed: Iterable[Any], read_by: Iterable[Tensor], how: str) -> None:
+    def refuse_severed(
+        self, severed: Iterable[Any], read_by: Iterable[Tensor | Node | None], how: str
+    ) -> None:
         """Raises if tokens were read whose history was cut off and is not otherwise reached."""
         live = 0
-        for tensor in read_by:
-            live |= self.graph.reach(tensor)
+        for start in read_by:
+            live |= self.graph.reach(start)
         for cut in severed:
             if isinstance(cut, Blind):
                 names = [cut.module]
