@@ -17,6 +17,7 @@ from captum_attn.observe.streams import Entry
 from captum_attn.observe.tokenmap import Prober, TokenMap, Upstream
 
 _DRAWS = 8
+_ENOUGH = 2**17  # elements of all draws together that give a good average
 _AT_ONCE = 16  # nodes of the graph that are asked in one go
 
 
@@ -119,26 +120,28 @@ def _axes(leaf: Leaf, cells: Tensor, rows: Tensor, prober: Prober) -> tuple[int,
     """
     places, batch = rows.shape[1], rows.shape[0]
     index = cells.expand(batch, *cells.shape[1:]).flatten(1)
-    rises = []
+    squares = []
     for axis, length in enumerate(cells.shape[1:]):
         coordinate = torch.arange(1.0, length + 1, device=cells.device) / length
         coordinate = coordinate.view([-1 if a == axis else 1 for a in range(cells.ndim - 1)])
         coordinate = coordinate.expand(cells.shape[1:]).flatten().expand(index.shape)
         squared = torch.zeros(batch, places + 1, device=cells.device)
         squared.scatter_(1, index.remainder(places + 1), coordinate.contiguous())
-        profile = prober.mean_square(rows, squared[:, :-1], leaf.tensor, _DRAWS)
-        rises.append([_rise(profile, a + 1) for a in range(leaf.tensor.ndim - 1)])
+        squares.append(squared[:, :-1])
+    draws = min(_DRAWS, max(1, _ENOUGH // leaf.tensor.numel()))  # a large input is an average
+    found, total = prober.mean_squares(rows, squares, leaf.tensor, draws)
+    axes = range(leaf.tensor.ndim - 1)
+    rises = [[_rise(weighted, total, a + 1) for a in axes] for weighted in found]
 
     def fit(axes: tuple[int, ...]) -> float:
         in_order = 1.25 if list(axes) == sorted(axes) else 1.0
         return in_order * sum(rises[axis][a] for axis, a in enumerate(axes))
 
-    return max(permutations(range(leaf.tensor.ndim - 1), len(rises)), key=fit)
+    return max(permutations(axes, len(rises)), key=fit)
 
 
-def _rise(profile: tuple[Tensor, Tensor], axis: int) -> float:
+def _rise(weighted: Tensor, total: Tensor, axis: int) -> float:
     """How steadily the average coordinate changes along an axis of the input."""
-    weighted, total = profile
     others = [a for a in range(weighted.ndim) if a != axis]
     mean = weighted.sum(others) / total.sum(others).clamp_min(torch.finfo(total.dtype).tiny)
     steps = torch.arange(len(mean), dtype=mean.dtype, device=mean.device)

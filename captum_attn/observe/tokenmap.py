@@ -262,26 +262,27 @@ class Prober:
             for i, (decoder, u) in enumerate(zip(decoders, upstreams, strict=True))
         ]
 
-    def mean_square(
-        self, rows: Tensor, squared: Tensor, leaf: Tensor, draws: int
-    ) -> tuple[Tensor, Tensor]:
+    def mean_squares(
+        self, rows: Tensor, squared: Sequence[Tensor], leaf: Tensor, draws: int
+    ) -> tuple[list[Tensor], Tensor]:
         """Squared gradients at `leaf` of Σ_p a_p <t_p, r_p>, summed over draws of r_p.
 
         Args:
-            squared (Tensor): (B, P), a_p squared.
+            squared (sequence of Tensor): (B, P) each, a_p squared, positive at the same positions.
 
         Returns:
-            With these a, and with a_p = 1 wherever a_p > 0; both of the leaf's shape.
+            With each of these a, and with a_p = 1 wherever a_p > 0; all of the leaf's shape.
         """
-        weighted, total = torch.zeros_like(leaf), torch.zeros_like(leaf)
+        codes = [*(one.sqrt() for one in squared), squared[0] > 0]
+        sums = [torch.zeros_like(leaf) for _ in codes]
         for _ in range(draws):
             ray = self.random(rows, *rows.shape)
-            for sink, code in ((weighted, squared.sqrt()), (total, squared > 0)):
+            for total, code in zip(sums, codes, strict=True):
                 vector = ray * code[..., None].to(rows)
                 (found,) = gradients([(rows, vector)], [leaf], self._cuts)
                 if found is not None:
-                    sink += found.square()
-        return weighted, total
+                    total += found.square()
+        return sums[:-1], sums[-1]
 
     def follows(
         self, rows: Tensor, axis: int, upstreams: Sequence[Upstream], by_example: bool = False

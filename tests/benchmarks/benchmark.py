@@ -1,12 +1,13 @@
-"""What does an explanation cost? Time and peak memory of every method on a timm ViT.
+"""What does an explanation cost? Time and peak memory of every method on a ViT-B/16.
 
     python -m tests.benchmarks.benchmark              # ViT-B/16 224, batch 1 and 8
+    python -m tests.benchmarks.benchmark --peers      # Captum's, grad-cam's and LXT's, too
     python -m tests.benchmarks.benchmark --tiny       # seconds, to see that it runs
 
 Every method is timed in turns with the least that it could cost, and with its plain matrix form
 (`matrix_form.py`): for a gradient method the floor is F, a fused forward and backward with frozen
-parameters, which is what Captum's Saliency costs; for the others f, a forward without gradients;
-for VTranM it is GAE, `GenericAttention` on the same inputs.
+parameters, which is what Captum's Saliency costs; for the others f, a forward without gradients.
+VTranM is timed against GAE, `GenericAttention` on the same inputs, as well.
 A bar holds if the lower end of the ratio's interval is within it. The first call, in which the
 model is observed, is reported separately. Peak memory is that of a fresh process per case, its
 first call included.
@@ -30,37 +31,61 @@ import torch
 from torch import Tensor, nn
 
 import captum_attn
-from tests.benchmarks import matrix_form, measure
+from tests.benchmarks import matrix_form, measure, peers
 
 TARGET = 3
 
 
 class Case(NamedTuple):
-    """A method, its floor, its plain matrix form, and the ratio to the floor that it must keep."""
+    """A method, its floors with the ratios that it must keep, and its plain matrix form.
+
+    Args:
+        method (str): its name.
+        floors (dict): floor -> the bar, None for a ratio that is only reported.
+        matrix (callable, optional): the matrix form.
+        make (callable, optional): (model, target) -> the call, for a method of another package.
+        model (str): whose ViT it is measured on.
+    """
 
     method: str
-    floor: str
-    matrix: Callable[[nn.Module, Tensor, int], Tensor]
-    bar: float | None
+    floors: dict[str, float | None]
+    matrix: Callable[[nn.Module, Tensor, int], Tensor] | None = None
+    make: Callable[[nn.Module, int], Callable[[Tensor], object]] | None = None
+    model: str = "timm"
 
 
 CASES = (
-    Case("RawAttention", "f", matrix_form.raw_attention, None),
-    Case("AttentionRollout", "f", matrix_form.rollout, 1.15),
-    Case("GenericAttention", "F", matrix_form.generic_attention, 1.15),
-    Case("VTranM", "GAE", matrix_form.vtranm, 1.25),
+    Case("RawAttention", {"f": None}, matrix_form.raw_attention),
+    Case("AttentionRollout", {"f": 1.10}, matrix_form.rollout),
+    Case("GenericAttention", {"F": 1.10}, matrix_form.generic_attention),
+    Case("HeterogenousAttention", {"F": 1.10}, matrix_form.generic_attention),
+    Case("VTranM", {"F": 1.25, "GAE": 1.25}, matrix_form.vtranm),
+)
+PEERS = (
+    Case("captum Saliency", {"F": None}, make=peers.saliency),
+    Case("captum IntegratedGradients, 50 steps", {"F": None}, make=peers.integrated_gradients),
+    Case("grad-cam", {"F": None}, make=peers.grad_cam),
+    Case("GenericAttention (torchvision)", {"F": None}, make=peers.generic, model="torchvision"),
+    Case("LXT (torchvision)", {"F": None}, make=peers.lxt, model="torchvision"),
 )
 
 
-def build(tiny: bool, fused: bool) -> nn.Module:
+def build(tiny: bool, fused: bool, model: str = "timm") -> nn.Module:
     torch.manual_seed(0)
+    if model == "torchvision":
+        from torchvision.models import VisionTransformer, vit_b_16
+
+        small = partial(VisionTransformer, 32, 8, num_layers=2, num_heads=2, num_classes=10)
+        made = small(hidden_dim=32, mlp_dim=64) if tiny else vit_b_16(weights=None)
+        nn.init.normal_(made.heads.head.weight, std=0.02)  # zero as it is made: no gradient
+        return made.eval().requires_grad_(False)
     if tiny:
         options = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-        model = timm.models.vision_transformer.VisionTransformer(num_classes=10, **options)
+        made = timm.models.vision_transformer.VisionTransformer(num_classes=10, **options)
     else:
-        model = timm.create_model("vit_base_patch16_224", pretrained=False)
-    matrix_form.set_fused(model, fused)
-    return model.eval().requires_grad_(False)
+        made = timm.create_model("vit_base_patch16_224", pretrained=False)
+    matrix_form.set_fused(made, fused)
+    return made.eval().requires_grad_(False)
 
 
 def images(batch: int, tiny: bool) -> Tensor:
@@ -78,46 +103,50 @@ def forward_backward(model: nn.Module, x: Tensor) -> Tensor:
     return torch.autograd.grad(model(x)[:, TARGET].sum(), x)[0]
 
 
-def calls_of(case: Case, kinds: tuple[str, ...], batch: int, tiny: bool) -> dict[str, Callable]:
-    """The calls to compare: kind ("method", "floor", "matrix") -> a call without arguments."""
+def calls_of(case: Case, batch: int, tiny: bool, only: str | None = None) -> dict[str, Callable]:
+    """The calls to compare: "method", "matrix" or a floor -> a call without arguments."""
     x = images(batch, tiny)
+    kinds = ["method", *case.floors] + ["matrix"] * (case.matrix is not None)
     calls: dict[str, Callable[[], object]] = {}
-    for kind in kinds:
-        model = build(tiny, fused=kind != "matrix")
-        if kind == "method":
-            attribution = getattr(captum_attn, case.method)(model)
+    for kind in kinds if only is None else [only]:
+        model = build(tiny, fused=kind != "matrix", model=case.model)
+        if kind == "method" and case.make is not None:
+            calls[kind] = partial(case.make(model, TARGET), x)
+        elif kind in ("method", "GAE"):
+            name = case.method if kind == "method" else "GenericAttention"
+            attribution = getattr(captum_attn, name)(model)
             calls[kind] = partial(attribution.attribute, x, target=TARGET)
-        elif kind == "floor":
-            floors = {
-                "f": partial(forward, model, x),
-                "F": partial(forward_backward, model, x),
-                "GAE": partial(captum_attn.GenericAttention(model).attribute, x, target=TARGET),
-            }
-            calls[kind] = floors[case.floor]
-        else:
+        elif kind == "matrix" and case.matrix is not None:
             calls[kind] = partial(case.matrix, model, x, TARGET)
+        else:
+            calls[kind] = partial(forward if kind == "f" else forward_backward, model, x)
     return calls
 
 
 def time_case(case: Case, batch: int, options: argparse.Namespace) -> dict:
-    calls = calls_of(case, ("method", "floor", "matrix"), batch, options.tiny)
+    calls = calls_of(case, batch, options.tiny)
     first = {kind: measure.seconds(call) for kind, call in calls.items()}
     # The second call decides: the first one also probes.
-    pair = measure.seconds(calls["method"]) + measure.seconds(calls["floor"])
+    pair = measure.seconds(calls["method"]) + measure.seconds(calls[next(iter(case.floors))])
     few = pair >= measure.PAIR_SECONDS
     rounds = options.pairs or (measure.FEW_PAIRS if few else measure.PAIRS)
     times = measure.interleave(calls, rounds)
-    ratio = measure.ratio_of_medians(times["method"], times["floor"])
+    ratios = {
+        kind: measure.ratio_of_medians(times["method"], times[kind])
+        for kind in times
+        if kind != "method"
+    }
     return {
         "method": case.method,
         "batch": batch,
-        "floor": case.floor,
         "pairs": rounds,
         "median_s": {kind: float(np.median(values)) for kind, values in times.items()},
-        "to_floor": ratio._asdict(),
-        "to_matrix": measure.ratio_of_medians(times["method"], times["matrix"])._asdict(),
-        "bar": case.bar,
-        "holds": None if case.bar is None else ratio.low <= case.bar,
+        "ratios": {kind: ratio._asdict() for kind, ratio in ratios.items()},
+        "bars": case.floors,
+        "holds": {
+            kind: None if bar is None else ratios[kind].low <= bar
+            for kind, bar in case.floors.items()
+        },
         "first_call_s": first["method"],
         "times_s": {kind: values.tolist() for kind, values in times.items()},
     }
@@ -126,9 +155,9 @@ def time_case(case: Case, batch: int, options: argparse.Namespace) -> dict:
 def peaks_of(case: Case, batch: int, options: argparse.Namespace) -> dict[str, float]:
     """Peak memory in MiB per kind of call, each in a process of its own."""
     peaks = {}
-    for kind in ("method", "floor", "matrix"):
+    for kind in ["method", *case.floors] + ["matrix"] * (case.matrix is not None):
         command = [sys.executable, "-m", "tests.benchmarks.benchmark", "--peak-of", kind]
-        command += ["--methods", case.method, "--batches", str(batch)]
+        command += ["--methods", case.method, "--batches", str(batch), "--peers"]
         command += ["--threads", str(torch.get_num_threads())] + ["--tiny"] * options.tiny
         root = Path(__file__).parents[2]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -139,7 +168,7 @@ def peaks_of(case: Case, batch: int, options: argparse.Namespace) -> dict[str, f
 
 
 def print_peak(case: Case, kind: str, batch: int, tiny: bool) -> None:
-    call = calls_of(case, (kind,), batch, tiny)[kind]
+    call = calls_of(case, batch, tiny, only=kind)[kind]
     call()
     call()
     print(measure.peak_mib())
@@ -153,14 +182,18 @@ def markdown(results: list[dict]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
-        bar = "–" if r["bar"] is None else f"{r['bar']} {'holds' if r['holds'] else 'MISSED'}"
-        peaks = " / ".join(f"{r['peak_mib'][kind]:.0f}" for kind in r["peak_mib"]) or "–"
-        lines.append(
-            f"| {r['batch']} | {r['method']} | {r['median_s']['method']:.3f} "
-            f"| {r['floor']} {r['median_s']['floor']:.3f} s "
-            f"| {measure.Ratio(**r['to_floor'])} ({r['pairs']} pairs) | {bar} "
-            f"| {measure.Ratio(**r['to_matrix'])} | {r['first_call_s']:.2f} | {peaks} |"
-        )
+        for floor, bar in r["bars"].items():
+            held = "–" if bar is None else f"{bar:.2f} {'holds' if r['holds'][floor] else 'MISSED'}"
+            kinds = ["method", floor, "matrix"]
+            peaks = " / ".join(f"{r['peak_mib'][k]:.0f}" for k in kinds if k in r["peak_mib"])
+            matrix = r["ratios"].get("matrix")
+            lines.append(
+                f"| {r['batch']} | {r['method']} | {r['median_s']['method']:.3f} "
+                f"| {floor} {r['median_s'][floor]:.3f} s "
+                f"| {measure.Ratio(**r['ratios'][floor])} ({r['pairs']} pairs) | {held} "
+                f"| {measure.Ratio(**matrix) if matrix else '–'} | {r['first_call_s']:.2f} "
+                f"| {peaks or '–'} |"
+            )
     return "\n".join(lines)
 
 
@@ -168,23 +201,29 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [case.method for case in CASES]
-    parser.add_argument("--methods", nargs="+", choices=names, default=names)
+    names = names_of(CASES + PEERS)
+    parser.add_argument("--methods", nargs="+", choices=names, help="default: all of ours")
+    parser.add_argument("--peers", action="store_true", help="methods of other packages, too")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--pairs", type=int, help="rounds (default: 30, or 5 where a pair is slow)")
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     parser.add_argument("--json", type=Path, default=Path("benchmark.json"), help="raw results")
-    parser.add_argument("--peak-of", choices=["method", "floor", "matrix"], help=argparse.SUPPRESS)
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
+
+
+def names_of(cases: tuple[Case, ...]) -> list[str]:
+    return [case.method for case in cases]
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    chosen = [case for case in CASES if case.method in options.methods]
+    cases = CASES + PEERS if options.peers else CASES
+    chosen = [case for case in cases if case.method in (options.methods or names_of(cases))]
     if options.peak_of:
         print_peak(chosen[0], options.peak_of, options.batches[0], options.tiny)
         return 0
@@ -192,8 +231,13 @@ def main(arguments: list[str] | None = None) -> int:
     for batch in options.batches:
         for case in chosen:
             print(f"{case.method}, batch {batch} ...", file=sys.stderr)
+            try:
+                timed = time_case(case, batch, options)
+            except ImportError as error:  # a peer that is not installed, or not for this torch
+                print(f"{case.method} is left out: {error}", file=sys.stderr)
+                continue
             peaks = {} if options.no_memory else peaks_of(case, batch, options)
-            results.append(time_case(case, batch, options) | {"peak_mib": peaks})
+            results.append(timed | {"peak_mib": peaks})
     model = "a tiny ViT" if options.tiny else "ViT-B/16 224 (random weights)"
     about = f"{model}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
     about += platform.machine()

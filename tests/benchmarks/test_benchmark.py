@@ -1,13 +1,15 @@
 """The benchmark scripts run, and what they compare is the same thing."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import captum_attn
-from tests.benchmarks import benchmark, digit_share, matrix_form, measure
+from tests.benchmarks import benchmark, digit_share, matrix_form, measure, peers
 
 
 @pytest.mark.parametrize("case", benchmark.CASES, ids=lambda case: case.method)
@@ -47,15 +49,38 @@ def test_kept_maps_leave_no_hook():
 def test_the_script_writes_its_table_and_numbers(tmp_path, capsys):
     path = tmp_path / "benchmark.json"
     threads = str(torch.get_num_threads())
-    arguments = ["--tiny", "--pairs", "3", "--batches", "2", "--threads", threads]
+    arguments = ["--tiny", "--pairs", "3", "--batches", "2", "--threads", threads, "--methods"]
+    arguments += ["AttentionRollout", "VTranM", "captum Saliency", "--peers"]
     assert benchmark.main([*arguments, "--json", str(path)]) == 0
     results = json.loads(path.read_text())["results"]
-    assert [r["method"] for r in results] == [case.method for case in benchmark.CASES]
+    assert [r["method"] for r in results] == arguments[8:-1]
     for r in results:
         assert len(r["times_s"]["method"]) == 3
-        assert r["holds"] in (None, r["to_floor"]["low"] <= (r["bar"] or 0))
+        for floor, bar in r["bars"].items():
+            assert r["holds"][floor] in (None, r["ratios"][floor]["low"] <= (bar or 0))
         assert all(50 < peak < 5000 for peak in r["peak_mib"].values())
-    assert "| 2 | GenericAttention |" in capsys.readouterr().out
+    assert "| 2 | VTranM |" in capsys.readouterr().out
+
+
+def test_a_peer_that_is_missing_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
+    arguments = ["--tiny", "--pairs", "1", "--batches", "1", "--no-memory", "--peers"]
+    arguments += ["--methods", "grad-cam", "--json", str(tmp_path / "benchmark.json")]
+    assert benchmark.main(arguments) == 0
+    assert "grad-cam is left out" in capsys.readouterr().err
+
+
+def test_classes_that_lxt_changes_are_put_back():
+    before = dict(vars(nn.GELU))
+
+    def patch(changed):
+        changed.forward, changed.more = (lambda self, x: x), True
+
+    x = torch.randn(3)
+    with pytest.raises(KeyError), peers.patched({nn.GELU: patch}):
+        assert torch.equal(nn.GELU()(x), x) and nn.GELU.more
+        raise KeyError
+    assert dict(vars(nn.GELU)) == before
 
 
 def test_shares_count_positive_relevance_on_either_mask():
