@@ -11,6 +11,7 @@ import torch
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_attn.attr._batches import in_batches
 from captum_attn.attr._blocks import Weighed, rows_of
 from captum_attn.attr._describe import Description, describe
 from captum_attn.attr._each import ManyTargets
@@ -136,6 +137,7 @@ class AttentionAttribution(ManyTargets):
         readout: Readout = "auto",
         start_layer: int = 0,
         interpolation: str = "bilinear",
+        internal_batch_size: int | None = None,
         **options: Any,
     ) -> Any:
         r"""Relevance of every element of the inputs for the explained output.
@@ -157,6 +159,9 @@ class AttentionAttribution(ManyTargets):
                 nothing. Default: 0.
             interpolation (str): "bilinear" smooths images between patches, "nearest" is exact per
                 patch. Default: "bilinear".
+            internal_batch_size (int, optional): how many examples are explained at a time, for
+                batches that do not fit into memory; every input, and whatever else holds a value
+                for each example, is divided. Default: all at once.
             **options: the method's own, see the class; and `block_size` (int, optional), the number
                 of queries whose attention maps are formed at a time. Default: as many as suit the
                 cache and the free memory.
@@ -177,8 +182,12 @@ class AttentionAttribution(ManyTargets):
         """
         checked_interpolation(interpolation)
         explained = Explained(target, additional_forward_args, objective, readout, start_layer)
-        with self._run(inputs, explained, options) as run:
-            return run.attributions(finite(self.relevance(run)), inputs, interpolation)
+
+        def attributions(inputs: Inputs, explained: Explained) -> Any:
+            with self._run(inputs, explained, options) as run:
+                return run.attributions(finite(self.relevance(run)), inputs, interpolation)
+
+        return in_batches(attributions, inputs, explained, internal_batch_size)
 
     def attribute_tokens(
         self,
@@ -189,6 +198,7 @@ class AttentionAttribution(ManyTargets):
         objective: Objective | None = None,
         readout: Readout = "auto",
         start_layer: int = 0,
+        internal_batch_size: int | None = None,
         **options: Any,
     ) -> dict[str, Tensor]:
         """Relevance of every token, special tokens included, in the order of the inputs.
@@ -200,8 +210,12 @@ class AttentionAttribution(ManyTargets):
             dict: stream name -> (B, n).
         """
         explained = Explained(target, additional_forward_args, objective, readout, start_layer)
-        with self._run(inputs, explained, options) as run:
-            return run.tokens(finite(self.relevance(run)))
+
+        def tokens(inputs: Inputs, explained: Explained) -> dict[str, Tensor]:
+            with self._run(inputs, explained, options) as run:
+                return run.tokens(finite(self.relevance(run)))
+
+        return in_batches(tokens, inputs, explained, internal_batch_size)
 
     def relevance_maps(
         self,

@@ -144,7 +144,7 @@ def _patches(to: Tensor, channels: list[int]) -> _Patches | None:
     cells = to.permute(0, *(a + 1 for a in lead), *(a + 1 for a in axes))  # (B, ..., H, W)
     inside = (cells >= 0).flatten(0, -3).any(0)
     height, width = int(inside.any(1).sum()), int(inside.any(0).sum())
-    if not bool(inside[:height, :width].all()):
+    if not height or not bool(inside[:height, :width].all()):
         return None
     covered = cells[..., :height, :width]
     rows, columns = _starts(covered, -2), _starts(covered, -1)
