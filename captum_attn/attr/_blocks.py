@@ -31,6 +31,7 @@ def passed(
     Queries at which nothing arrives are left out: the last layer reads one row.
     """
     call = update.call
+    rows = rows.to(call.q.device)  # each layer's work stays where the layer is
     arriving = rows.view(len(rows), call.lanes, -1)
     live = (arriving != 0).flatten(0, 1).any(0).nonzero()[:, 0]
     asks = torch.zeros_like(arriving)

@@ -55,7 +55,7 @@ def rows_down(
         if rows is None or isinstance(state, Constant):
             continue
         scale = None if factor is None else factor(state)
-        rows = rows if scale is None else rows * scale
+        rows = rows if scale is None else rows * scale.to(rows.device)
         if isinstance(state, Born):
             add(relevance, state.source, rows)
         elif isinstance(state, Gathered):
@@ -224,8 +224,8 @@ def _raised(state: State, maps: Mapping[State, Rows], like: Tensor) -> Rows:
 
 
 def add(store: dict[Any, Tensor], key: Any, rows: Tensor) -> None:
-    """store[key] += rows, out of place."""
-    store[key] = store[key] + rows if key in store else rows
+    """store[key] += rows, out of place, on the device of what is there."""
+    store[key] = store[key] + rows.to(store[key].device) if key in store else rows
 
 
 def dense(read: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ def _columns(read: Tensor, part: Part) -> Tensor:
     """A-bar's columns on the tokens of a part, (B, q, n_from)."""
     if part.to is None or part.shares is None:
         return read
-    index = part.to.expand(read.shape[0], -1)[:, None].expand(-1, read.shape[1], -1)
+    index = part.to.to(read.device).expand(read.shape[0], -1)[:, None].expand(-1, read.shape[1], -1)
     return read.gather(2, index.clamp_min(0)) * part.shares.to(read)[:, None]
 
 
@@ -251,14 +251,15 @@ def _taken(rows: Tensor, part: Part) -> Tensor:
     """(B, n) -> (B, n_from): to each row of a part its share of what arrives at its position."""
     if part.to is None or part.shares is None:
         return rows
-    return rows.gather(1, part.to.expand(len(rows), -1).clamp_min(0)) * part.shares.to(rows)
+    to = part.to.to(rows.device).expand(len(rows), -1)
+    return rows.gather(1, to.clamp_min(0)) * part.shares.to(rows)
 
 
 def moved(block: Tensor, part: Part, n: int) -> Tensor:
     """The rows of a part, each at its new position; rows that meet are averaged."""
     if part.to is None or part.shares is None:
         return block
-    to = part.to.expand(len(block), -1)
+    to = part.to.to(block.device).expand(len(block), -1)
     block = block * part.shares.to(block)[..., None]
     placed = block.new_zeros(len(block), n + 1, block.shape[2])
     index = torch.where(to < 0, n, to)[..., None].expand_as(block)

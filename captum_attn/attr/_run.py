@@ -115,7 +115,11 @@ class Run:
 
     def whole(self, update: Updated, weigh: Weigh) -> Weighed | None:
         """(own, A-bar) for all queries of a call, formed block by block."""
-        return whole(update, weigh, self.at_once)
+        weighed, device = whole(update, weigh, self.at_once), self.like.device
+        if weighed is None or weighed[1].device == device:
+            return weighed
+        own, read = weighed  # the matrices of R stay where the first layer is
+        return own.to(device) if isinstance(own, Tensor) else own, read.to(device)
 
     def whole_map(self, update: Updated, form: Callable[[Block], Tensor]) -> Tensor:
         """`form` of every block of a call, (B, F, q', k'), put together: (B, F, q, k)."""

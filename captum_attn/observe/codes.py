@@ -46,6 +46,7 @@ def is_identity(plain: Tensor, coded: Tensor, signs: Tensor) -> bool:
     """Whether every element enters the position of its own index, which has the sign (B, P)."""
     if plain.shape[1] != signs.shape[1] or bool(vanishes(plain).any()):
         return False
+    signs = signs.to(plain.device)
     for part in _parts(plain):
         p, c = plain[:, part], coded[:, part]
         wanted = p * signs[:, part, None]
@@ -58,7 +59,7 @@ def enters_at(plain: Tensor, coded: Tensor, to: Tensor, signs: Tensor) -> bool:
     """Whether every element enters the position `to`, (B or 1, E), and no other; -1: none."""
     if to.shape[1] != plain.shape[1]:
         return False
-    to = to.expand(plain.shape[:2])
+    to, signs = to.expand(plain.shape[:2]), signs.to(plain.device)
     if not torch.equal(to < 0, vanishes(plain)):
         return False
     for part in _parts(plain):

@@ -32,6 +32,7 @@ def to_input(entry: Entry, relevance: Tensor, interpolation: str) -> Tensor:
     Returns:
         Tensor: of the shape of the leaf, for an embedding of the shape of its ids.
     """
+    relevance = relevance.to(entry.leaf.tensor.device)
     if entry.axes is not None:
         return _from_grid(entry, relevance, interpolation)
     batch = relevance.shape[0]

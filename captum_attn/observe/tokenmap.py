@@ -304,7 +304,7 @@ class Prober:
             zero = vanishes(p)
             if not bool((single | zero).all()):
                 return False
-            if by_example and not bool(((ratio * code[:, None] > 0) | zero).all()):
+            if by_example and not bool(((ratio * code[:, None].to(ratio) > 0) | zero).all()):
                 return False
             entered = entered or not bool(zero.all())
         return entered
