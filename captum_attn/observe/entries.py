@@ -13,8 +13,9 @@ from torch.autograd.graph import GradientEdge
 from captum_attn.errors import WiringError
 from captum_attn.observe.graph import Graph, shape_of
 from captum_attn.observe.leaf import Leaf
+from captum_attn.observe.prober import Prober
 from captum_attn.observe.streams import Entry
-from captum_attn.observe.tokenmap import Prober, TokenMap, Upstream
+from captum_attn.observe.tokenmap import TokenMap, Upstream
 
 _DRAWS = 8
 _ENOUGH = 2**17  # elements of all draws together that give a good average

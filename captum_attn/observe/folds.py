@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_attn.observe.graph import gradients
+from captum_attn.observe.prober import Prober
 from captum_attn.observe.streams import Entry
-from captum_attn.observe.tokenmap import Prober
 
 
 def unfolded(

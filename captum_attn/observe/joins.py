@@ -13,8 +13,9 @@ from captum_attn.observe.entries import enter
 from captum_attn.observe.folds import renumbered, unfolded
 from captum_attn.observe.graph import Graph, Member
 from captum_attn.observe.leaf import Leaf
+from captum_attn.observe.prober import Prober
 from captum_attn.observe.streams import Born, Constant, Entry, Gathered, Part, Source, State
-from captum_attn.observe.tokenmap import IDENTITY, Prober, TokenMap, Upstream
+from captum_attn.observe.tokenmap import IDENTITY, TokenMap, Upstream
 
 
 class Nursery:

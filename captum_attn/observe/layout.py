@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from captum_attn.observe.call import BATCH, HEAD, LANE, AttentionCall
-from captum_attn.observe.tokenmap import Prober, Upstream
+from captum_attn.observe.prober import Prober
+from captum_attn.observe.tokenmap import Upstream
 
 Roles = tuple[tuple[str, int], ...]
 

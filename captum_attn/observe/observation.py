@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
 from captum_attn.observe.graph import Graph
+from captum_attn.observe.prober import Prober
 from captum_attn.observe.readout import Read, Root, find_reads
 from captum_attn.observe.tap import Tap
-from captum_attn.observe.tokenmap import Prober
 from captum_attn.observe.wiring import Findings, Wiring
 
 

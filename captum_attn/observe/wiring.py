@@ -21,9 +21,10 @@ from captum_attn.observe.graph import Graph, Member, Node, depends_on_content
 from captum_attn.observe.joins import Nursery, bypassing, with_residual
 from captum_attn.observe.layout import Roles, leading_roles
 from captum_attn.observe.leaf import Blind
+from captum_attn.observe.prober import Prober
 from captum_attn.observe.streams import Merged, Part, Source, State, Updated
 from captum_attn.observe.tap import Tap
-from captum_attn.observe.tokenmap import IDENTITY, Prober, TokenMap, Upstream
+from captum_attn.observe.tokenmap import IDENTITY, TokenMap, Upstream
 
 Found = TypeVar("Found")
 _SIGNATURES = 4

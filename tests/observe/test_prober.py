@@ -1,9 +1,10 @@
-"""Token maps: what is likely is believed only where it is so."""
+"""The prober: what is likely is believed only where it is so."""
 
 import pytest
 import torch
 
-from captum_attn.observe.tokenmap import Prober, TokenMap, Upstream
+from captum_attn.observe.prober import Prober
+from captum_attn.observe.tokenmap import TokenMap, Upstream
 
 
 def probed(order, likely, batch=2, places=12, features=4):
