@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from captum.log import log_usage
@@ -15,19 +14,13 @@ from captum_attn.attr._batches import in_batches
 from captum_attn.attr._blocks import Weighed, rows_of
 from captum_attn.attr._describe import Description, describe
 from captum_attn.attr._each import ManyTargets
-from captum_attn.attr._inputs import Inputs, checked, checked_interpolation
+from captum_attn.attr._inputs import Inputs, checked_interpolation
 from captum_attn.attr._propagate import Rows, add, linear, maps_up, rows_down
 from captum_attn.attr._run import Explained, Readout, Run, finite
-from captum_attn.attr._settings import Layers, active_calls, settle
-from captum_attn.errors import OptionError
 from captum_attn.objectives import Objective
 from captum_attn.observe.call import AttentionCall, Block
 from captum_attn.observe.mapback import in_order, input_order
-from captum_attn.observe.observation import observe
-from captum_attn.observe.scope import left_as_found, modules_of, root_of
 from captum_attn.observe.streams import Source, State, Updated
-from captum_attn.observe.tap import Tap
-from captum_attn.observe.wiring import Findings
 
 
 class AttentionAttribution(ManyTargets):
@@ -39,27 +32,8 @@ class AttentionAttribution(ManyTargets):
             ("encoder.*"), to which the attention calls are confined; the others stay wired, with a
             map of zeros. Default: all that run.
 
-    Class attributes:
-        options (dict): the method's own options and their defaults.
-        choices (dict): the values an option may have, where it is not a bool.
-        needs_gradient (bool): False for a class-agnostic method.
-        asks_again (bool): True for a rule that asks autograd for more than the gradients at the
-            attention calls, so that the graph has to be kept for it.
-        tap (type): what watches the model run.
+    Class attributes: see `Observing`.
     """
-
-    options: ClassVar[dict[str, Any]] = {}
-    choices: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    tap: ClassVar[type[Tap]] = Tap
-
-    def __init__(self, forward_func: Callable, layers: Layers | None = None) -> None:
-        if not callable(forward_func):
-            raise OptionError(
-                f"expected a model or a callable that runs one, got {type(forward_func).__name__}"
-            )
-        super().__init__(root_of(forward_func))
-        self.layers = layers
-        self._findings = Findings()
 
     # ------------------------------------------------------------------------ a method's own
     def weigh_heads(self, run: Run, block: Block) -> Tensor:
@@ -119,11 +93,6 @@ class AttentionAttribution(ManyTargets):
         if self.needs_gradient or run.last:
             return self.maps(run, run.weights)
         return run.once(("maps", *run.weights), lambda: self.maps(run, run.weights))
-
-    @classmethod
-    def settled(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """The method's options with their defaults; raises `OptionError` for others."""
-        return settle(options, cls.options, cls.choices, cls.get_name())
 
     # ------------------------------------------------------------------------ public
     @log_usage()
@@ -303,27 +272,3 @@ class AttentionAttribution(ManyTargets):
         explained = Explained(target, additional_forward_args, objective, readout, start_layer)
         with self._run(inputs, explained, options) as run:
             return describe(run.seen.wiring, run.reads, run.weights, run.active)
-
-    # ------------------------------------------------------------------------ one run
-    @contextmanager
-    def _run(self, inputs: Inputs, explained: Explained, options: dict[str, Any]) -> Iterator[Run]:
-        roots = modules_of(self.forward_func)
-        with left_as_found(roots):
-            run = self._observed(self.forward_func, inputs, explained, options)
-            self.explain(run, explained)
-            with torch.no_grad():
-                yield run
-
-    def _observed(
-        self,
-        forward_func: Callable,
-        inputs: Inputs,
-        explained: Explained,
-        options: dict[str, Any],
-    ) -> Run:
-        """One forward pass, of which nothing is explained yet."""
-        settled, additional = self.settled(options), explained.additional_forward_args
-        values, roots = checked(inputs, additional), modules_of(self.forward_func)
-        seen = observe(forward_func, values, additional, roots, self._findings, self.tap)
-        active = active_calls(seen.wiring.updates, self.layers, roots, explained.start_layer)
-        return Run(seen, active, settled)

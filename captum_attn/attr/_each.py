@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from captum._utils.progress import progress
-from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_attn.attr._inputs import Inputs, checked_interpolation
+from captum_attn.attr._observing import Observing
 from captum_attn.attr._run import Explained, Readout, Run, finite
 from captum_attn.errors import TargetError
 from captum_attn.objectives import Objective, logit
@@ -25,27 +25,11 @@ Targets = Iterable[Any] | Callable[[Any], Iterable[Any]]
 Objectives = Objective | Sequence[Objective | None] | None
 
 
-class ManyTargets(GradientAttribution):
+class ManyTargets(Observing):
     """What explains many targets of one input: one forward pass, one backward pass for each."""
-
-    needs_gradient: ClassVar[bool] = True
-    asks_again: ClassVar[bool] = False
-
-    def default_objective(self) -> Objective | None:
-        """What is explained where the user names no objective; None: the logit."""
-        return None
 
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         """Relevance of every source's tokens, (B, n)."""
-        raise NotImplementedError
-
-    def _observed(
-        self,
-        forward_func: Callable,
-        inputs: Inputs,
-        explained: Explained,
-        options: dict[str, Any],
-    ) -> Run:
         raise NotImplementedError
 
     @log_usage()
@@ -136,12 +120,6 @@ class ManyTargets(GradientAttribution):
             inputs, targets, explained, options, Run.tokens,
             objective=objective, show_progress=show_progress,
         )  # fmt: skip
-
-    def explain(self, run: Run, explained: Explained) -> None:
-        """One backward pass of what the user asked for, or of the method's own objective."""
-        if explained.objective is None:
-            explained = replace(explained, objective=self.default_objective())
-        run.explain(explained, self.needs_gradient, self.asks_again)
 
     def explain_each(
         self,
