@@ -13,11 +13,29 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from captum_attn.attr import _settings
+
 PLAIN = (bool, int, float, str, type(None), torch.dtype)
 HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
     "_state_dict_hooks", "_load_state_dict_pre_hooks",
 )  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--block-size", type=int, help="form every attention map this many queries at a time"
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blocks(request: pytest.FixtureRequest) -> None:
+    """`pytest --block-size 2` holds the blocked form to every test."""
+    size = request.config.getoption("--block-size")
+    if size is not None:
+        monkeypatch = pytest.MonkeyPatch()
+        monkeypatch.setitem(_settings.COMMON, "block_size", size)
+        request.addfinalizer(monkeypatch.undo)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,7 @@ from tests.plain import close
 
 @st.composite
 def calls(draw):
-    """A random attention call, fused or written out, with the gradient at its output."""
+    """A random fused attention call, with the gradient at its output, and some of its queries."""
     torch.manual_seed(draw(st.integers(0, 2**16)))
     batch, heads, n_q = (
         draw(st.integers(1, 2)),
@@ -42,9 +42,8 @@ def calls(draw):
         else None
     )
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    weights = None
     call = AttentionCall(
-        0, "m", q, k, v, (batch, heads), get_gradient_edge(out), weights, mask, causal
+        0, "m", q, k, v, (batch, heads), get_gradient_edge(out), mask=mask, is_causal=causal
     )
     call.roles = ((BATCH, batch), (HEAD, heads))
     rows = draw(st.lists(st.integers(0, n_q - 1), min_size=1, unique=True).map(sorted))
