@@ -249,7 +249,7 @@ def test_attention_maps_are_formed_once_where_they_fit(
     monkeypatch.setattr(observed_call, "attention_map", counted)
     monkeypatch.setattr(_run, "attention_map", counted)
     monkeypatch.setattr(_run, "KEPT_MAPS", limit * heads // 2)
-    same(tuple(explain.attribute_each(inputs, range(3))), tuple(expected))
+    same(tuple(explain.attribute_each(inputs, range(3), block_size=100)), tuple(expected))
     assert len(count) == formed
 
 
@@ -265,9 +265,9 @@ def test_class_agnostic_maps_are_made_once(name: str, lxmert: nn.Module) -> None
     model = lxmert if name == "lxmert" else ZOO[name].model()
     inputs = lxmert_inputs("in0") if name == "lxmert" else ZOO[name].sample().inputs
     explain = Counting(model)
-    explain.attribute(inputs, 0)
+    explain.attribute(inputs, 0, block_size=100)
     once, explain.formed = explain.formed, 0
-    check_each = list(explain.attribute_each(inputs, [0, 1, 2]))
+    check_each = list(explain.attribute_each(inputs, [0, 1, 2], block_size=100))
     assert explain.formed == once > 0
     same(check_each[1], explain.attribute(inputs, 1))
 
