@@ -3,6 +3,7 @@
 __all__ = [
     "AttnError",
     "InputError",
+    "MissingExtraError",
     "NoAttentionFoundError",
     "OptionError",
     "ReadoutError",
@@ -37,3 +38,7 @@ class WiringError(AttnError):
 
 class ReadoutError(AttnError):
     """Which tokens the explained output reads could not be observed; `readout=` settles it."""
+
+
+class MissingExtraError(AttnError, ImportError):
+    """A package is not installed that the called part needs; the message names the extra."""

@@ -1,0 +1,184 @@
+"""Images and maps in the forms that users have, as lists of arrays; what does not fit is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_attn.errors import InputError, OptionError
+
+Values = Any  # Tensor, array, PIL image, or a sequence of them
+
+
+def array(values: Any, name: str) -> np.ndarray:
+    """Numbers on the CPU in float64; NaN and infinity are refused."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()
+    try:
+        values = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as problem:
+        raise InputError(
+            f"{name}: expected numbers, a tensor or an array; got {type(values).__name__}"
+        ) from problem
+    bad = ~np.isfinite(values)
+    if bad.any():
+        raise InputError(
+            f"{name}: expected finite numbers, got {int(bad.sum())} of {bad.size} NaN or infinite; "
+            "look for NaN in the model's inputs or outputs"
+        )
+    return values
+
+
+def by_label(attributions: Any) -> dict[str, Any]:
+    """Several attributions side by side by their labels; a single one has no label."""
+    if not isinstance(attributions, Mapping):
+        return {"": attributions}
+    if not attributions:
+        raise InputError("attributions: expected at least one, got an empty Mapping")
+    return {str(label): values for label, values in attributions.items()}
+
+
+def _is_list(values: Any) -> bool:
+    """A sequence of examples, not one of numbers."""
+    return isinstance(values, (list, tuple)) and not (
+        values and isinstance(values[0], (int, float))
+    )
+
+
+def image_list(images: Any) -> tuple[list[np.ndarray], bool]:
+    """Images as `(H, W, 3)` in [0, 1], and whether they came as a batch.
+
+    Tensors have their channels first, arrays and PIL images last, as in Captum.
+    """
+    if _is_list(images):
+        if not images:
+            raise InputError("images: expected at least one, got none")
+        return [image_list(image)[0][0] for image in images], True
+    values = array(images, "images")
+    if _of_bytes(images):
+        values = values / 255
+    if isinstance(images, Tensor) and values.ndim in (3, 4):
+        values = np.moveaxis(values, -3, -1)
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.ndim not in (3, 4) or values.shape[-1] not in (1, 3, 4) or 0 in values.shape:
+        raise InputError(
+            "images: expected tensors (C, H, W) or (B, C, H, W), arrays (H, W, C) or PIL images, "
+            f"with 1 or 3 channels; got {tuple(np.shape(images))}"
+        )
+    batched = values.ndim == 4
+    shown = [_displayed(image) for image in (values if batched else values[None])]
+    return shown, batched
+
+
+def _of_bytes(images: Any) -> bool:
+    """Whether pixels go from 0 to 255: whole numbers, but not bool."""
+    if isinstance(images, Tensor):
+        return not images.is_floating_point() and images.dtype != torch.bool
+    return np.asarray(images).dtype.kind in "iu"
+
+
+def _displayed(image: np.ndarray) -> np.ndarray:
+    """`(H, W, 3)` in [0, 1]: as it is, or stretched where it is normalised."""
+    if image.shape[-1] == 4:  # transparency over white
+        image = image[..., 3:] * image[..., :3] + 1 - image[..., 3:]
+    low, high = float(image.min()), float(image.max())
+    if low < 0 or high > 1:
+        # Floats from 0 to 255 keep their ground, as in Captum; normalised ones have none.
+        image = image / 255 if low >= 0 and 2 < high <= 255 else (image - low) / (high - low)
+    return np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
+
+
+def map_list(
+    values: Any, images: Sequence[np.ndarray] | None, batched: bool, name: str = "attributions"
+) -> list[np.ndarray]:
+    """Maps `(H, W)`, one for each image: attributions summed over their channels."""
+    if _is_list(values):
+        ones = [None] * len(values) if images is None else [[image] for image in images]
+        if len(ones) != len(values):
+            raise InputError(_unlike_counts(name, len(values), len(ones)))
+        each = zip(values, ones, strict=True)
+        return [map_list(value, image, False, name)[0] for value, image in each]
+    found = array(values, name)
+    first = isinstance(values, Tensor)
+    if found.ndim == 2:
+        found = found[None]
+    elif found.ndim == 3 and batched:
+        pass  # (B, H, W)
+    elif found.ndim == 3 and (images is not None or not first):
+        if (channels := found.shape[0 if first else -1]) not in (1, 2, 3, 4):
+            raise InputError(
+                f"{name}: expected (H, W) or {'(C, H, W)' if first else '(H, W, C)'} of one image, "
+                f"got {channels} channels in {found.shape}; pass a batch of images for a batch of "
+                "maps, or a Mapping of label to map for several maps of one image"
+            )
+        found = found.sum(0 if first else -1)[None]
+    elif found.ndim == 4:
+        found = found.sum(1 if first else -1)
+    else:
+        raise InputError(
+            f"{name}: expected (H, W), (C, H, W) or (B, C, H, W), and without an image (H, W) or "
+            f"(B, C, H, W), as three axes could be either; got {found.shape}"
+        )
+    if 0 in found.shape:
+        raise InputError(f"{name}: expected a map, got the empty shape {found.shape}")
+    if images is not None and len(found) != len(images):
+        raise InputError(_unlike_counts(name, len(found), len(images)))
+    return list(found)
+
+
+def _unlike_counts(name: str, found: int, images: int) -> str:
+    return f"{name}: expected one map for each image ({images}), got {found}"
+
+
+def side_of(patch_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a patch."""
+    sides = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+    if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
+        raise OptionError(
+            f"patch_size: expected a positive int or (height, width) in pixels, got {patch_size!r}"
+        )
+    return sides[0], sides[1]
+
+
+def fitted(
+    values: np.ndarray,
+    size: tuple[int, int],
+    patch_size: int | Sequence[int] | None,
+    interpolation: str | None,
+    name: str = "attributions",
+) -> np.ndarray:
+    """A map at the image's size `(H, W)`: as it is, patch by patch, or smooth between them."""
+    if interpolation not in (None, "nearest", "bilinear"):
+        raise OptionError(
+            f"interpolation: expected 'nearest' (patch-exact) or 'bilinear' (smooth), got "
+            f"{interpolation!r}"
+        )
+    if patch_size is None:
+        if interpolation is not None:
+            raise OptionError(f"interpolation={interpolation!r} needs `patch_size=`, in pixels")
+        if values.shape != tuple(size):
+            raise InputError(
+                f"{name}: expected a map of the image's size {tuple(size)}, got {values.shape}; for "
+                "a map of patches pass `patch_size=`, for other images resize one of them"
+            )
+        return values
+    height, width = side_of(patch_size)
+    grid = (size[0] // height, size[1] // width)
+    if size[0] % height or size[1] % width:
+        raise OptionError(f"patch_size={patch_size!r} does not divide the image's size {size}")
+    if values.shape not in (tuple(size), grid):
+        raise InputError(
+            f"{name}: expected a map of the image's size {tuple(size)} or of its patches {grid}, got "
+            f"{values.shape}"
+        )
+    cells = torch.from_numpy(np.ascontiguousarray(values))[None, None]
+    if values.shape != grid:
+        cells = F.avg_pool2d(cells, (height, width))
+    smooth = {"mode": "bilinear", "align_corners": False} if interpolation == "bilinear" else {}
+    return F.interpolate(cells, tuple(size), **smooth)[0, 0].numpy()
