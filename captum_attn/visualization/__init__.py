@@ -1,11 +1,12 @@
 """Pictures of attributions, in the manner of `captum.attr.visualization`.
 
 Every function returns a :class:`Picture`, a matplotlib `Figure` that nothing has shown and that
-`save` writes as PNG, SVG, PDF or HTML. They take the attributions of any method of Captum or of this
-library, for one example or for a batch, and have Captum's options `sign` and `outlier_perc`.
+`save` writes as PNG, SVG, PDF or HTML. They take the attributions of any method of Captum or of
+this library, for one example or for a batch, and have Captum's options `sign` and `outlier_perc`.
 
 Orange speaks for the target, purple against it; maps without a sign go from dark to light
-(viridis). A map that is zero everywhere is drawn as empty, with a note in the picture and a warning.
+(viridis). A map that is zero everywhere is drawn as empty, with a note in the picture and a
+warning.
 """
 
 from captum_attn.errors import MissingExtraError
@@ -20,10 +21,13 @@ except ModuleNotFoundError as missing:
 from captum_attn.visualization.images import visualize_image
 from captum_attn.visualization.picture import Picture
 from captum_attn.visualization.text import text_records, visualize_text
+from captum_attn.visualization.words import Word, words_of
 
 __all__ = [
     "Picture",
+    "Word",
     "text_records",
     "visualize_image",
     "visualize_text",
+    "words_of",
 ]

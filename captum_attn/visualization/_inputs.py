@@ -1,4 +1,4 @@
-"""Images and maps in the forms that users have, as lists of arrays; what does not fit is refused."""
+"""Images and maps in the forms that users have, as lists of arrays."""
 
 from __future__ import annotations
 
@@ -41,6 +41,16 @@ def by_label(attributions: Any) -> dict[str, Any]:
     if not attributions:
         raise InputError("attributions: expected at least one, got an empty Mapping")
     return {str(label): values for label, values in attributions.items()}
+
+
+def check_counts(count: int, given: Mapping[str, Any]) -> None:
+    """What is said of the examples is said of each of them."""
+    for name, values in given.items():
+        if values is None:
+            continue
+        if isinstance(values, str) or len(values) != count:
+            got = "a str" if isinstance(values, str) else len(values)
+            raise InputError(f"{name}: expected one for each example ({count}), got {got}")
 
 
 def _is_list(values: Any) -> bool:
@@ -164,8 +174,8 @@ def fitted(
             raise OptionError(f"interpolation={interpolation!r} needs `patch_size=`, in pixels")
         if values.shape != tuple(size):
             raise InputError(
-                f"{name}: expected a map of the image's size {tuple(size)}, got {values.shape}; for "
-                "a map of patches pass `patch_size=`, for other images resize one of them"
+                f"{name}: expected a map of the image's size {tuple(size)}, got {values.shape}; "
+                "for a map of patches pass `patch_size=`, for other images resize one of them"
             )
         return values
     height, width = side_of(patch_size)
@@ -174,11 +184,11 @@ def fitted(
         raise OptionError(f"patch_size={patch_size!r} does not divide the image's size {size}")
     if values.shape not in (tuple(size), grid):
         raise InputError(
-            f"{name}: expected a map of the image's size {tuple(size)} or of its patches {grid}, got "
-            f"{values.shape}"
+            f"{name}: expected a map of the image's size {tuple(size)} or of its patches {grid}, "
+            f"got {values.shape}"
         )
     cells = torch.from_numpy(np.ascontiguousarray(values))[None, None]
     if values.shape != grid:
         cells = F.avg_pool2d(cells, (height, width))
-    smooth = {"mode": "bilinear", "align_corners": False} if interpolation == "bilinear" else {}
-    return F.interpolate(cells, tuple(size), **smooth)[0, 0].numpy()
+    mode = interpolation or "nearest"
+    return F.interpolate(cells, tuple(size), mode=mode)[0, 0].numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ from captum_attn.visualization._style import (
 
 VIEWS = (*visualization.ImageVisualizationMethod.__members__, "contour")
 UNSIGNED = ("masked_image", "alpha_scaling")  # show how much, not for or against
+NO_OUTLIERS = 1e-9  # they are cut off; at 0 Captum fails where its sum is rounded
 NOTHING = (0.0, 0.0, 0.0, 0.0)
 PLACE: dict[str, Any] = {"location": "bottom", "aspect": 22, "pad": 0.03, "shrink": 0.85}
 LEVELS = (0.25, 0.5, 0.75)  # of the scale, where contours are drawn
@@ -118,7 +119,7 @@ def draw_map(
         show_image(ax, image, values.shape, grey=True)
         words = EMPTY if not values.any() else f"no {style.sign}"
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2}
-        middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
+        middle: dict[str, Any] = {"ha": "center", "va": "center", "transform": ax.transAxes}
         ax.text(0.5, 0.5, words, fontsize=9, color=GREY, bbox=box, **middle)
         if bar:
             no_bar(figure, ax)
@@ -127,14 +128,13 @@ def draw_map(
         show_image(ax, image, values.shape, grey=True)
         mappable: ScalarMappable | None = _contours(ax, values, limit, style)
     else:
-        largest = np.abs(values).max()  # Captum takes small numbers for zeros
         visualization.visualize_image_attr(
-            values / largest,
+            (values / limit).clip(-1, 1),  # Captum takes small numbers for zeros
             image,
             method=style.view,
             sign=style.sign,
             plt_fig_axis=(figure, ax),
-            outlier_perc=style.outlier_perc,
+            outlier_perc=NO_OUTLIERS,
             cmap=style.colours,
             alpha_overlay=style.alpha,
             use_pyplot=False,
@@ -173,18 +173,18 @@ def colour_bar(
     else:
         bar.set_ticks([0, 1], labels=["0", f"−{end}" if sign == "negative" else end])
     bar.ax.tick_params(labelsize=7, length=2)
-    bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.4)
 
 
 def no_bar(figure: Figure, ax: Axes) -> None:
     """The place of a bar left free, so that panels of a row stay aligned."""
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1)), ax=ax, ticks=[0], **PLACE)
     bar.ax.tick_params(labelsize=7, length=2, colors=NOTHING)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.solids.set_alpha(0)
+    bar.outline.set_visible(False)
+    bar.ax.collections[0].set_alpha(0)
 
 
-def draw_box(ax: Axes, box: Sequence[float], label: str = "", **options: object) -> None:
+def draw_box(ax: Axes, box: Iterable[float], label: str = "", **options: Any) -> None:
     """A frame (x_min, y_min, x_max, y_max) in pixels, with a label at its upper left."""
     left, top, right, bottom = (float(side) - 0.5 for side in box)  # pixels' centres are integers
     given = {"fill": False, "edgecolor": FOR, "linewidth": 2, **options}
@@ -194,8 +194,8 @@ def draw_box(ax: Axes, box: Sequence[float], label: str = "", **options: object)
         ax.text(left, top, label, fontsize=7.5, va="bottom", bbox=back, clip_on=True)
 
 
-def title(ax: Axes, words: str, width: float, **options: object) -> None:
+def title(ax: Axes, words: str, width: float, **options: Any) -> None:
     """A title, broken where it would leave a panel of so many inches."""
-    size = float(options.setdefault("fontsize", 10))  # type: ignore[arg-type]
+    size = float(options.setdefault("fontsize", 10))
     letters = max(6, int(width * 72 / (0.56 * size)))
-    ax.set_title(textwrap.fill(words, letters), **options)  # type: ignore[arg-type]
+    ax.set_title(textwrap.fill(words, letters), **options)

@@ -98,7 +98,9 @@ def scale_limit(values: np.ndarray, outlier_perc: float) -> float:
     sums = ordered.cumsum()
     if not len(sums) or sums[-1] == 0:
         return 0.0
-    return float(ordered[np.searchsorted(sums, sums[-1] * 0.01 * (100 - outlier_perc))])
+    # Rounding may ask for more than there is, where Captum fails.
+    least = min(sums[-1] * 0.01 * (100 - outlier_perc), sums[-1])
+    return float(ordered[np.searchsorted(sums, least)])
 
 
 def signed(value: float, digits: int = 2) -> str:

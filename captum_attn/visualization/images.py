@@ -9,7 +9,15 @@ import numpy as np
 from matplotlib.colors import Colormap
 
 from captum_attn.errors import InputError, OptionError
-from captum_attn.visualization._inputs import array, by_label, fitted, image_list, map_list
+from captum_attn.visualization._fonts import finished
+from captum_attn.visualization._inputs import (
+    array,
+    by_label,
+    check_counts,
+    fitted,
+    image_list,
+    map_list,
+)
 from captum_attn.visualization._panels import (
     Style,
     checked_view,
@@ -45,16 +53,17 @@ def visualize_image(
 ) -> Picture:
     r"""Draws the attributions of images, each map with a colour scale and a colour bar of its own.
 
-    Tensors have their channels first; arrays and PIL images last, as in Captum. Channels are summed.
+    Tensors have their channels first; arrays and PIL images last, as in Captum. Channels are
+    summed.
 
     Args:
         attributions (Tensor, array, or Mapping of label to such): of one image, (H, W) or
             (C, H, W), or of a batch, (B, C, H, W), or (B, H, W) where `images` is a batch. With
             `patch_size`, (H, W) may be the grid of patches. A Mapping has a column for each label:
             several methods, or several targets.
-        images (Tensor, array, PIL image, or sequence of these, optional): what was explained. Floats
-            are in [0, 1]; those beyond, of a normalised image, are stretched to it. Whole numbers
-            are 0 to 255. Default: none, for method="heat_map" and "contour".
+        images (Tensor, array, PIL image, or sequence of these, optional): what was explained.
+            Floats are in [0, 1]; those beyond, of a normalised image, are stretched to it. Whole
+            numbers are 0 to 255. Default: none, for method="heat_map" and "contour".
         method (str or sequence of str): the view, or several beside each other, as in Captum:
             "heat_map", "blended_heat_map" (over the grey image), "masked_image", "alpha_scaling",
             "original_image"; and "contour". Default: "blended_heat_map".
@@ -63,8 +72,8 @@ def visualize_image(
             cannot show both: "absolute_value").
         outlier_perc (float): as in Captum: the largest values that make up so many per cent of the
             sum have the colour of the scale's end. In [0, 100). Default: 2.
-        patch_size (int or (int, int), optional): height and width of a patch in pixels, to which the
-            maps are averaged. Default: maps are drawn pixel by pixel, as they are.
+        patch_size (int or (int, int), optional): height and width of a patch in pixels, to which
+            the maps are averaged. Default: maps are drawn pixel by pixel, as they are.
         interpolation (str, optional): between patches: "nearest", patch-exact, or "bilinear",
             smooth. Default: "nearest".
         cmap (str or Colormap, optional): a colour map of matplotlib. Default: viridis, purple to
@@ -110,7 +119,11 @@ def visualize_image(
     if not styles:
         raise OptionError("method: expected at least one view, got none")
     rows = len(next(iter(columns.values())))
-    _check_counts(rows, columns, titles, captions, boxes)
+    check_counts(rows, {f"attributions[{label!r}]": maps for label, maps in columns.items()})
+    check_counts(rows, {f"captions[{label!r}]": said for label, said in (captions or {}).items()})
+    check_counts(rows, {"titles": titles, "boxes": boxes})
+    if unknown := set(captions or {}) - set(columns):
+        raise InputError(f"captions: expected some of {list(columns)}, got {sorted(unknown)}")
     original = pictures is not None and show_original
     shapes = [maps[0].shape for maps in columns.values()]
     tall = max(height / width for height, width in shapes)
@@ -147,6 +160,7 @@ def visualize_image(
             axes[0].set_ylabel(titles[row], fontsize=10, fontweight="bold")
     if cmap is None and any(style.sign in ("all", "negative") for _, style in styles):
         picture.supxlabel(LEGEND, fontsize=9, color=GREY)
+    finished(picture)
     return picture
 
 
@@ -170,27 +184,6 @@ def _maps(
 def _check_alpha(alpha: float) -> None:
     if not 0 <= alpha <= 1:
         raise OptionError(f"alpha_overlay: expected a number in [0, 1], got {alpha}")
-
-
-def _check_counts(
-    rows: int,
-    columns: Mapping[str, Sequence[np.ndarray]],
-    titles: Sequence[str] | None,
-    captions: Mapping[str, Sequence[str]] | None,
-    boxes: Sequence[Any] | None,
-) -> None:
-    """Everything that is said of the examples is said of each of them."""
-    given: dict[str, Any] = {f"attributions[{label!r}]": maps for label, maps in columns.items()}
-    given |= {"titles": titles, "boxes": boxes}
-    given |= {f"captions[{label!r}]": said for label, said in (captions or {}).items()}
-    for name, values in given.items():
-        if isinstance(values, str) or (values is not None and len(values) != rows):
-            count = "a str" if isinstance(values, str) else len(values)
-            raise InputError(f"{name}: expected one for each example ({rows}), got {count}")
-    if unknown := set(captions or {}) - set(columns):
-        raise InputError(
-            f"captions: expected some of the labels {list(columns)}, got {sorted(unknown)}"
-        )
 
 
 def _alt(columns: Mapping[str, Any], titles: Sequence[str] | None) -> str:

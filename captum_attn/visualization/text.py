@@ -2,75 +2,263 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from captum.attr.visualization import VisualizationDataRecord  # noqa: F401
+import numpy as np
+import torch
+from captum.attr._utils.visualization import VisualizationDataRecord
 
+from captum_attn.errors import InputError, OptionError
+from captum_attn.visualization._examples import examples_of
+from captum_attn.visualization._inputs import by_label, check_counts
+from captum_attn.visualization._style import (
+    EMPTY,
+    checked_outliers,
+    checked_sign,
+    of_sign,
+    scale_limit,
+)
+from captum_attn.visualization._text_figure import TextPicture
 from captum_attn.visualization.picture import Picture
+from captum_attn.visualization.words import Word
 
 __all__ = ["text_records", "visualize_text"]
+
+
+class Line(NamedTuple):
+    """One text as it is drawn.
+
+    Attributes:
+        label (str): what stands before it: a method, a target.
+        words (list of Word): its words, the relevance that they are labelled with.
+        shares (list of float): of every word, in [-1, 1]: its colour.
+        caption (str): what stands behind it.
+    """
+
+    label: str
+    words: list[Word]
+    shares: list[float]
+    caption: str
 
 
 def text_records(
     attributions: Any,
     tokens: Any,
     *,
+    text: str | Sequence[str] | None = None,
     merge_pieces: bool = True,
     show_special: bool = False,
     pred_class: Any = "",
-    pred_prob: Any = None,
+    pred_prob: Any = float("nan"),
     true_class: Any = "",
     attr_class: Any = "",
-) -> list[Any]:
-    """Captum's `VisualizationDataRecord` of each example, with word pieces merged into words.
+    attr_score: Any = None,
+    convergence_score: Any = float("nan"),
+) -> list[VisualizationDataRecord]:
+    """Captum's records of texts, for `captum.attr.visualization.visualize_text` and for this one.
 
     Args:
-        attributions (Tensor or array): (n,) or (B, n), relevance of the tokens.
+        attributions (Tensor or array): (n,) or (B, n), relevance of the tokens; (B, n, D) of
+            embeddings is summed.
         tokens (BatchEncoding, sequence of str, or sequence of these): a fast tokenizer's output, or
-            the tokens as its `convert_ids_to_tokens` gives them.
-        merge_pieces (bool): whether pieces are joined into words, and their relevance added.
+            the tokens as its `convert_ids_to_tokens` gives them, padding included.
+        text (str or sequence of str, optional): what was encoded. With a BatchEncoding the words
+            are shown as they stand in it, also where the tokenizer changes or does not know them.
+        merge_pieces (bool): whether word pieces are joined, their relevance added. Default: True.
         show_special (bool): whether [CLS], </s> and the like are shown. Padding never is.
-        pred_class, pred_prob, true_class, attr_class: what Captum's record has, for all examples or
-            a list with one for each.
+            Default: False.
+        pred_class, pred_prob, true_class, attr_class, attr_score, convergence_score: what Captum's
+            record has, for all examples or a list with one for each. Default of `attr_score`: the
+            sum of the relevance that is shown.
 
     Returns:
-        list of VisualizationDataRecord
+        list of VisualizationDataRecord: one for each example, `raw_input_ids` its words and
+        `word_attributions` their relevance divided by the largest magnitude.
+
+    Raises:
+        InputError: if relevance and tokens do not fit, or are not finite.
+
+    Examples::
+
+        >>> inputs = tokenizer("A gorgeous movie.", return_tensors="pt")
+        >>> relevance = gae.attribute(inputs, target=1)["input_ids"]
+        >>> (record,) = text_records(relevance, inputs, pred_class="positive", pred_prob=0.98)
+        >>> record.raw_input_ids
+        ['a', 'gorgeous', 'movie', '.']
     """
-    raise NotImplementedError
+    examples = examples_of(attributions, tokens, text, merge_pieces)
+    records = []
+    for i, words in enumerate(examples):
+        shown = _shown(words, show_special)
+        values = torch.tensor([word.relevance for word in shown], dtype=torch.float64)
+        largest = float(values.abs().max()) if len(values) else 0.0
+        given = {
+            "pred_prob": pred_prob,
+            "pred_class": pred_class,
+            "true_class": true_class,
+            "attr_class": attr_class,
+            "attr_score": float(values.sum()) if attr_score is None else attr_score,
+            "convergence_score": convergence_score,
+        }
+        for name, value in given.items():
+            if isinstance(value, (list, tuple)):
+                check_counts(len(examples), {name: value})
+                given[name] = value[i]
+        records.append(
+            VisualizationDataRecord(
+                word_attributions=values / (largest or 1.0),
+                raw_input_ids=[word.text for word in shown],
+                **given,
+            )
+        )
+    return records
 
 
 def visualize_text(
     attributions: Any,
     tokens: Any = None,
     *,
+    text: str | Sequence[str] | None = None,
     sign: str = "auto",
     outlier_perc: float = 0,
     merge_pieces: bool = True,
     show_special: bool = False,
     titles: Sequence[str] | None = None,
-    captions: Any = None,
+    captions: Mapping[str, Sequence[str]] | None = None,
     legend: bool = True,
     width: float = 9.0,
     max_lines: int = 40,
 ) -> Picture:
-    """Texts with each word on the colour of its relevance; `.html()` is the text itself.
+    """Draws texts with each word on the colour of its relevance; `.html()` is text, too.
+
+    The largest magnitude of a text, among the words that are shown, has the full colour.
 
     Args:
-        attributions (Tensor, array, records, or Mapping of label to such): (n,) or (B, n), relevance
-            of the tokens, or what `text_records` returned. A Mapping has a row for each label:
-            several methods or targets.
-        tokens: as for `text_records`; None with records.
-        sign, outlier_perc: as in Captum's pictures of images, see `visualize_image`.
-        merge_pieces, show_special: as for `text_records`.
-        titles (sequence of str, optional): one for each example.
-        captions (Mapping, optional): label -> what is said beside its row, one for each example.
-        legend (bool): whether the colours are explained.
-        width (float): of the figure, in inches.
-        max_lines (int): of a longer text the figure shows its most relevant lines, and says where
-            others are left out; the HTML has all of it.
+        attributions (Tensor, array, records, or Mapping of label to such): (n,) or (B, n),
+            relevance of the tokens, or records, `text_records`' or Captum's own. A Mapping has a
+            row for each label: several methods or targets.
+        tokens: as for `text_records`, or a list of `Word`; None with records.
+        text, merge_pieces, show_special: as for `text_records`. Where special tokens are hidden, a
+            note says which share of the relevance they have.
+        sign (str): as for `visualize_image`. Default: "auto".
+        outlier_perc (float): as for `visualize_image`. Default: 0.
+        titles (sequence of str, optional): one for each example. Default: what records say.
+        captions (Mapping, optional): label -> what is said behind its texts, one for each example.
+        legend (bool): whether the colours are explained. Default: True.
+        width (float): of the figure, in inches. Default: 9.
+        max_lines (int): of a longer text the figure shows the lines with the most relevant words,
+            and says where others are left out; the HTML has all of it. Default: 40.
 
     Returns:
-        Picture: a figure, whose HTML form is text.
+        Picture: a figure whose HTML form is text, too.
+
+    Raises:
+        InputError: if relevance and tokens do not fit, or are not finite.
+        OptionError: for an unknown option.
+
+    Examples::
+
+        >>> both = {"GAE": gae.attribute(inputs, target=1)["input_ids"],
+        ...         "rollout": rollout.attribute(inputs)["input_ids"]}
+        >>> visualize_text(both, inputs, titles=["positive (0.98)"]).save("why.html")
     """
-    raise NotImplementedError
+    if width < 4 or max_lines < 1:
+        raise OptionError(
+            f"expected width >= 4 inches and max_lines >= 1, got width={width}, "
+            f"max_lines={max_lines}"
+        )
+    outlier_perc = checked_outliers(outlier_perc)
+    labelled = {
+        label: _examples(values, tokens, text, merge_pieces, label)
+        for label, values in by_label(attributions).items()
+    }
+    headings = next(iter(labelled.values()))[1]
+    columns = {label: examples for label, (examples, _) in labelled.items()}
+    count = len(headings)
+    check_counts(count, {f"attributions[{k!r}]": v for k, v in columns.items()})
+    check_counts(count, {"titles": titles})
+    check_counts(count, {f"captions[{k!r}]": v for k, v in (captions or {}).items()})
+    blocks = []
+    signs = {
+        label: checked_sign(sign, [np.array([w.relevance for w in words]) for words in examples])
+        for label, examples in columns.items()
+    }
+    for i in range(count):
+        lines = [
+            _line(
+                label,
+                examples[i],
+                signs[label],
+                outlier_perc,
+                show_special,
+                (captions or {}).get(label, [""] * count)[i],
+            )
+            for label, examples in columns.items()
+        ]
+        blocks.append((headings[i] if titles is None else titles[i], lines))
+    named = set(signs.values()) if legend else set()
+    return TextPicture(blocks, width=width, max_lines=max_lines, signs=named)
+
+
+def _examples(
+    values: Any, tokens: Any, text: Any, merge: bool, label: str
+) -> tuple[list[list[Word]], list[str]]:
+    """The words and the heading of each example."""
+    records = [values] if isinstance(values, VisualizationDataRecord) else values
+    name = f"attributions[{label!r}]" if label else "attributions"
+    if isinstance(records, (list, tuple)) and records:
+        if all(isinstance(record, VisualizationDataRecord) for record in records):
+            words = [
+                examples_of(r.word_attributions, r.raw_input_ids, None, merge, name)[0]
+                for r in records
+            ]
+            return words, [_heading(record) for record in records]
+        if all(isinstance(value, Word) for value in records):
+            return [list(records)], [""]
+        if all(isinstance(row, (list, tuple)) and isinstance(row[0], Word) for row in records):
+            return [list(row) for row in records], [""] * len(records)
+    if tokens is None:
+        raise InputError(
+            f"{name}: expected `tokens` beside relevance, or records of `text_records` or Captum"
+        )
+    found = examples_of(values, tokens, text, merge, name)
+    return found, [""] * len(found)
+
+
+def _heading(record: VisualizationDataRecord) -> str:
+    """What a record says, as Captum's table has it."""
+    probability = record.pred_prob
+    known = probability is not None and probability == probability
+    said = {
+        "predicted": f"{record.pred_class} ({probability:.2f})" if known else record.pred_class,
+        "true": record.true_class,
+        "explained": record.attr_class,
+    }
+    return ", ".join(f"{name} {value}" for name, value in said.items() if str(value))
+
+
+def _shown(words: list[Word], show_special: bool) -> list[Word]:
+    return [word for word in words if show_special or not word.special]
+
+
+def _line(
+    label: str, words: list[Word], sign: str, outlier_perc: float, special: bool, caption: str
+) -> Line:
+    shown = _shown(words, special)
+    values = np.array([word.relevance for word in shown])
+    parts = of_sign(values, sign)
+    limit = scale_limit(parts, outlier_perc)
+    notes = [caption] if caption else []
+    if limit == 0:
+        warnings.warn(
+            f"{label or 'the text'} has no relevance to show: drawn as empty", stacklevel=3
+        )
+        notes.append(EMPTY)
+    hidden = sum(abs(word.relevance) for word in words if word.special and not special)
+    if hidden:
+        share = hidden / sum(abs(word.relevance) for word in words)
+        notes.append(f"special tokens {share:.0%}" if share >= 0.005 else "")
+    colours = (parts / (limit or 1.0)).clip(-1, 1) * (-1 if sign == "negative" else 1)
+    return Line(label, shown, colours.tolist(), ", ".join(filter(None, notes)))

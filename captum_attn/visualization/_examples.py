@@ -1,0 +1,102 @@
+"""Relevance of tokens and the tokens, in the forms that users have, as words of each example."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from captum_attn.errors import InputError
+from captum_attn.visualization._inputs import array
+from captum_attn.visualization.words import Word, words_of
+
+
+class Tokens(NamedTuple):
+    """The tokens of one example.
+
+    Attributes:
+        tokens (list of str): as the tokenizer writes them, without padding.
+        real (ndarray): (n,), bool: which of the relevance's positions they have.
+        special (list of bool or None): which are no part of the text.
+        spans (list of (int, int) or None): where they stand in it.
+    """
+
+    tokens: list[str]
+    real: np.ndarray
+    special: list[bool] | None = None
+    spans: list[tuple[int, int] | None] | None = None
+
+
+def token_lists(tokens: Any) -> list[Tokens]:
+    """The tokens of each example, of a BatchEncoding or of lists."""
+    if hasattr(tokens, "encodings"):
+        if tokens.encodings is None:
+            raise InputError(
+                "tokens: this tokenizer gives no positions (it is not a fast one); pass "
+                "tokenizer.convert_ids_to_tokens(ids) for each example"
+            )
+        found = [_of_encoding(encoding) for encoding in tokens.encodings]
+    else:
+        if isinstance(tokens, str) or not hasattr(tokens, "__len__"):
+            raise InputError(
+                "tokens: expected a BatchEncoding or lists of str, got "
+                f"{type(tokens).__name__}; pass inputs or tokenizer.convert_ids_to_tokens(ids)"
+            )
+        lists = [tokens] if len(tokens) and isinstance(tokens[0], str) else list(tokens)
+        found = [Tokens([str(t) for t in ts], np.ones(len(ts), dtype=bool)) for ts in lists]
+    if not found or not all(one.tokens for one in found):
+        raise InputError("tokens: expected at least one token for each example, got none")
+    return found
+
+
+def _of_encoding(encoding: Any) -> Tokens:
+    real = np.array(encoding.attention_mask, dtype=bool)
+    kept = real.nonzero()[0].tolist()
+    return Tokens(
+        [encoding.tokens[i] for i in kept],
+        real,
+        [bool(encoding.special_tokens_mask[i]) for i in kept],
+        [encoding.offsets[i] for i in kept],
+    )
+
+
+def examples_of(
+    attributions: Any,
+    tokens: Any,
+    text: str | Sequence[str] | None = None,
+    merge: bool = True,
+    name: str = "attributions",
+) -> list[list[Word]]:
+    """The words of each example: of (n,), (B, n) or (B, n, D) relevance, and its tokens."""
+    lists = token_lists(tokens)
+    texts = [text] * len(lists) if text is None or isinstance(text, str) else list(text)
+    rows = _rows(attributions, name)
+    for what, count in ((name, len(rows)), ("text", len(texts))):
+        if count != len(lists):
+            raise InputError(
+                f"{what}: expected one for each of the {len(lists)} examples of `tokens`, got "
+                f"{count}"
+            )
+    found = []
+    for row, one, written in zip(rows, lists, texts, strict=True):
+        if row.shape != one.real.shape:
+            raise InputError(
+                f"{name}: expected the relevance of {len(one.real)} tokens, got {len(row)}; pass "
+                "one number for each token, special tokens and padding included"
+            )
+        more: dict[str, Any] = {"special": one.special, "spans": one.spans, "text": written}
+        found.append(words_of(one.tokens, row[one.real].tolist(), merge=merge, **more))
+    return found
+
+
+def _rows(attributions: Any, name: str) -> list[np.ndarray]:
+    """(n,) of each example; embeddings' attributions (B, n, D) are summed."""
+    listed = isinstance(attributions, (list, tuple)) and len(attributions) > 0
+    if listed and not isinstance(attributions[0], (int, float)):
+        return [row for one in attributions for row in _rows(one, name)]
+    values = array(attributions, name)
+    if values.ndim not in (1, 2, 3) or 0 in values.shape:
+        raise InputError(f"{name}: expected (n,), (B, n) or (B, n, D), got {values.shape}")
+    values = values.sum(-1) if values.ndim == 3 else values
+    return [values] if values.ndim == 1 else list(values)
