@@ -18,16 +18,24 @@ except ModuleNotFoundError as missing:
         'captum_attn.visualization needs matplotlib: pip install "captum_attn[visualization]"'
     ) from missing
 
+from captum_attn.visualization.detections import visualize_detections
+from captum_attn.visualization.image_text import (
+    visualize_image_text,
+)
 from captum_attn.visualization.images import visualize_image
 from captum_attn.visualization.picture import Picture
 from captum_attn.visualization.text import text_records, visualize_text
 from captum_attn.visualization.words import Word, words_of
+from captum_attn.visualization.words_on_image import visualize_words_on_image
 
 __all__ = [
     "Picture",
     "Word",
     "text_records",
+    "visualize_detections",
     "visualize_image",
+    "visualize_image_text",
     "visualize_text",
+    "visualize_words_on_image",
     "words_of",
 ]

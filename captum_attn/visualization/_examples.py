@@ -86,7 +86,9 @@ def examples_of(
                 "one number for each token, special tokens and padding included"
             )
         more: dict[str, Any] = {"special": one.special, "spans": one.spans, "text": written}
-        found.append(words_of(one.tokens, row[one.real].tolist(), merge=merge, **more))
+        words = words_of(one.tokens, row[one.real].tolist(), merge=merge, **more)
+        places = one.real.nonzero()[0].tolist()
+        found.append([w._replace(positions=tuple(places[i] for i in w.positions)) for w in words])
     return found
 
 

@@ -164,11 +164,6 @@ def fitted(
     name: str = "attributions",
 ) -> np.ndarray:
     """A map at the image's size `(H, W)`: as it is, patch by patch, or smooth between them."""
-    if interpolation not in (None, "nearest", "bilinear"):
-        raise OptionError(
-            f"interpolation: expected 'nearest' (patch-exact) or 'bilinear' (smooth), got "
-            f"{interpolation!r}"
-        )
     if patch_size is None:
         if interpolation is not None:
             raise OptionError(f"interpolation={interpolation!r} needs `patch_size=`, in pixels")
@@ -187,8 +182,18 @@ def fitted(
             f"{name}: expected a map of the image's size {tuple(size)} or of its patches {grid}, "
             f"got {values.shape}"
         )
-    cells = torch.from_numpy(np.ascontiguousarray(values))[None, None]
     if values.shape != grid:
-        cells = F.avg_pool2d(cells, (height, width))
-    mode = interpolation or "nearest"
-    return F.interpolate(cells, tuple(size), mode=mode)[0, 0].numpy()
+        blocks = values.reshape(grid[0], height, grid[1], width)
+        values = blocks.mean((1, 3))
+    return resized(values, size, interpolation or "nearest")
+
+
+def resized(values: np.ndarray, size: Sequence[int], interpolation: str) -> np.ndarray:
+    """A map `(h, w)` of patches at the image's size: patch-exact, or smooth between them."""
+    if interpolation not in ("nearest", "bilinear"):
+        raise OptionError(
+            "interpolation: expected 'nearest' (patch-exact) or 'bilinear' (smooth), got "
+            f"{interpolation!r}"
+        )
+    cells = torch.from_numpy(np.ascontiguousarray(values))[None, None]
+    return F.interpolate(cells, tuple(size), mode=interpolation)[0, 0].numpy()

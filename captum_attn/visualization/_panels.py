@@ -11,7 +11,7 @@ import numpy as np
 from captum.attr import visualization
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -78,6 +78,13 @@ def checked_view(view: str, sign: str, auto: bool, with_image: bool) -> tuple[st
             )
         sign = "absolute_value"
     return view, sign
+
+
+def checked_alpha(alpha: float) -> float:
+    """How much of an image is covered."""
+    if not 0 <= alpha <= 1:
+        raise OptionError(f"alpha_overlay: expected a number in [0, 1], got {alpha}")
+    return alpha
 
 
 def show_image(ax: Axes, image: np.ndarray | None, size: tuple[int, int], grey: bool) -> None:
@@ -163,10 +170,15 @@ def _contours(ax: Axes, values: np.ndarray, limit: float, style: Style) -> Scala
 
 
 def colour_bar(
-    figure: Figure, ax: Axes | Sequence[Axes], mappable: ScalarMappable, limit: float, sign: str
+    figure: Figure,
+    ax: Axes | Sequence[Axes],
+    mappable: ScalarMappable,
+    limit: float,
+    sign: str,
+    **place: Any,
 ) -> None:
     """A bar below the panel whose ends are named in the attribution's own unit."""
-    bar = figure.colorbar(mappable, ax=ax, **PLACE)
+    bar = figure.colorbar(mappable, ax=ax, **PLACE | place)
     end = f"{limit:.2g}"
     if sign == "all":
         bar.set_ticks([-1, 0, 1], labels=[f"−{end}", "0", end])
@@ -178,10 +190,10 @@ def colour_bar(
 
 def no_bar(figure: Figure, ax: Axes) -> None:
     """The place of a bar left free, so that panels of a row stay aligned."""
-    bar = figure.colorbar(ScalarMappable(Normalize(0, 1)), ax=ax, ticks=[0], **PLACE)
+    unseen = ScalarMappable(Normalize(0, 1), ListedColormap([NOTHING]))
+    bar = figure.colorbar(unseen, ax=ax, ticks=[0], **PLACE)
     bar.ax.tick_params(labelsize=7, length=2, colors=NOTHING)
     bar.outline.set_visible(False)
-    bar.ax.collections[0].set_alpha(0)
 
 
 def draw_box(ax: Axes, box: Iterable[float], label: str = "", **options: Any) -> None:
@@ -191,7 +203,9 @@ def draw_box(ax: Axes, box: Iterable[float], label: str = "", **options: Any) ->
     ax.add_patch(Rectangle((left, top), right - left, bottom - top, **given))
     if label:
         back = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
-        ax.text(left, top, label, fontsize=7.5, va="bottom", bbox=back, clip_on=True)
+        inside = top < 0.1 * ax.get_ylim()[0]  # above it there is no room
+        place = "top" if inside else "bottom"
+        ax.text(left, top, label, fontsize=7.5, va=place, bbox=back, clip_on=True)
 
 
 def title(ax: Axes, words: str, width: float, **options: Any) -> None:

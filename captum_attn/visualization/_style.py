@@ -103,6 +103,12 @@ def scale_limit(values: np.ndarray, outlier_perc: float) -> float:
     return float(ordered[np.searchsorted(sums, least)])
 
 
+def shares_of(values: np.ndarray, sign: str, limit: float) -> np.ndarray:
+    """In [-1, 1]; what is against the target is negative, also where it alone is shown."""
+    shares = (of_sign(values, sign) / (limit or 1.0)).clip(-1, 1)
+    return -shares if sign == "negative" else shares
+
+
 def signed(value: float, digits: int = 2) -> str:
     """`+0.12`, `−0.12` or `0`."""
     shown = f"{value:+.{digits}f}".replace("-", "−")

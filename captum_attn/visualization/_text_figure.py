@@ -1,56 +1,61 @@
-"""Coloured words set in lines, and the same as HTML."""
+"""Texts with coloured words as a figure, and the same as HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import Rectangle
-
-from captum_attn.visualization._fonts import direction, families, finished, in_sight
+from captum_attn.visualization._page import (
+    BLANK,
+    BOLD,
+    LEGENDS,
+    MARGIN,
+    NAMES,
+    SMALL,
+    STEP,
+    Page,
+    legend_names,
+)
 from captum_attn.visualization._style import GREY, tint
-from captum_attn.visualization.picture import DPI, Picture
+from captum_attn.visualization.picture import DPI
+from captum_attn.visualization.words import Word
 
-if TYPE_CHECKING:
-    from captum_attn.visualization.text import Line
-    from captum_attn.visualization.words import Word
-
-Block = tuple[str, Sequence["Line"]]  # a heading, and the texts below it
-
-SIZE, SMALL, BOLD = 11.0, 9.0, 11.5  # points
-STEP = 19.0  # from line to line
-MARGIN, BLANK = 8.0, 4.0
 WIDEST_LABEL = 0.28  # of the figure
-LEGENDS = {"for": 1.0, "neutral": 0.0, "against": -1.0}
+CELL = "padding: .15rem .8rem .15rem 0; text-align: start; vertical-align: top"
 
 
-class Placed(NamedTuple):
-    """A word, what of it is shown, its width in points and its colour."""
+class Line(NamedTuple):
+    """One text as it is drawn.
 
-    word: Word
-    text: str
-    width: float
-    share: float
+    Attributes:
+        label (str): what stands before it: a method, a target.
+        words (list of Word): its words, with their relevance.
+        shares (list of float): of every word, in [-1, 1]: its colour.
+        caption (str): what stands behind it.
+    """
+
+    label: str
+    words: list[Word]
+    shares: list[float]
+    caption: str
 
 
-class TextPicture(Picture):
+Block = tuple[str, Sequence[Line]]  # a heading, and the texts below it
+
+
+class TextPicture(Page):
     """A :class:`Picture` of texts; its HTML form is text."""
 
     def __init__(
         self, blocks: Sequence[Block], *, width: float, max_lines: int, signs: set[str]
     ) -> None:
         headings = "; ".join(heading for heading, _ in blocks if heading)
-        super().__init__(alt=headings or "words coloured by their relevance", figsize=(width, 1))
+        texts = [word.text for _, lines in blocks for line in lines for word in line.words]
+        super().__init__(width, texts, headings or "words coloured by their relevance")
         self.blocks, self.signs = blocks, signs
-        FigureCanvasAgg(self)
-        texts = [w.text for _, lines in blocks for line in lines for w in line.words]
-        self._families = families(texts)
-        self._draw(width * 72, max_lines)
-        finished(self)
+        self._draw(max_lines)
+        self.finish()
 
     def html(self, dpi: float = DPI) -> str:
         """The texts as HTML, with the relevance of every word as its tooltip."""
@@ -74,145 +79,27 @@ class TextPicture(Picture):
     def _repr_html_(self) -> str:
         return self.html()
 
-    def _width(self, text: str, **font: Any) -> float:
-        """In points."""
-        properties = FontProperties(family=self._families, **font)
-        renderer = self.canvas.get_renderer()  # type: ignore[attr-defined]
-        return renderer.get_text_width_height_descent(text, properties, False)[0] * 72 / self.dpi
-
-    def _draw(self, width: float, max_lines: int) -> None:
-        labels = [line.label for _, lines in self.blocks for line in lines]
-        label = max((self._width(text, size=SMALL) for text in labels), default=0.0)
-        label = min(label, WIDEST_LABEL * width)
-        captions = [line.caption for _, lines in self.blocks for line in lines]
-        caption = max((self._width(text, size=SMALL) for text in captions), default=0.0)
+    def _draw(self, max_lines: int) -> None:
+        every = [line for _, lines in self.blocks for line in lines]
+        label = max((self.measure(line.label, size=SMALL) for line in every), default=0.0)
+        label = min(label, WIDEST_LABEL * self.points)
+        caption = max((self.measure(line.caption, size=SMALL) for line in every), default=0.0)
         left = MARGIN + label + (BLANK * 3 if label else 0)
-        right = width - MARGIN - (caption + BLANK * 3 if caption else 0)
-        ax = self.add_axes((0, 0, 1, 1))
-        ax.axis("off")
+        right = self.points - MARGIN - (caption + BLANK * 3 if caption else 0)
         y = MARGIN
         for heading, lines in self.blocks:
             if heading:
-                ax.text(MARGIN, y + STEP / 2, heading, size=BOLD, weight="bold", va="center")
+                shown = self.cut(heading, self.points - 2 * MARGIN, size=BOLD, weight="bold")
+                self.say(MARGIN, y, shown, size=BOLD, weight="bold")
                 y += STEP * 1.3
             for line in lines:
-                cut = self._cut(line.label, label, size=SMALL)
-                ax.text(MARGIN, y + STEP / 2, cut, size=SMALL, va="center")
-                small: dict[str, Any] = {
-                    "size": SMALL,
-                    "color": GREY,
-                    "va": "center",
-                    "ha": "right",
-                }
-                ax.text(width - MARGIN, y + STEP / 2, line.caption, **small)
-                y = self._set(ax, line, left, right, y, max_lines) + STEP * 0.35
+                self.say(MARGIN, y, self.cut(line.label, label, size=SMALL))
+                self.say(self.points - MARGIN, y, line.caption, color=GREY, ha="right")
+                place = (left, right, y)
+                y = self.set_words(line.words, line.shares, *place, max_lines=max_lines)
+                y += STEP * 0.35
             y += STEP * 0.6
-        if self.signs:
-            y = self._legend(ax, y)
-        ax.set_xlim(0, width)
-        ax.set_ylim(y + MARGIN / 2, 0)
-        self.set_size_inches(width / 72, (y + MARGIN / 2) / 72)
-
-    def _cut(self, text: str, width: float, **font: Any) -> str:
-        """As much of a text as there is room for."""
-        if self._width(text, **font) <= width:
-            return text
-        fits = 0
-        for count in range(1, len(text)):
-            if self._width(text[:count] + "…", **font) > width:
-                break
-            fits = count
-        return text[:fits] + "…"
-
-    def _set(
-        self, ax: Axes, line: Line, left: float, right: float, y: float, max_lines: int
-    ) -> float:
-        """Sets a text in lines from `y` down; where it ends."""
-        base = next((way for word in line.words if (way := direction(word.text))), 1)
-        rows: list[list[Placed]] = [[]]
-        room = right - left
-        for word, share in zip(line.words, line.shares, strict=True):
-            shown = self._cut(word.text, room, size=SIZE)
-            placed = Placed(word, shown, self._width(shown, size=SIZE), share)
-            if rows[-1] and _length([*rows[-1], placed]) > room and (word.gap or len(shown) > 1):
-                rows.append([])
-            rows[-1].append(placed)
-        for number, row in _folded(rows, max_lines):
-            if row is None:
-                lines = "1 line" if number == 1 else f"{number} lines"
-                say = f"… {lines} with less relevance …"
-                ax.text(left, y + STEP / 2, say, size=SMALL, color=GREY, va="center")
-            else:
-                self._set_row(ax, row, left, right, y, base)
-            y += STEP
-        return y
-
-    def _set_row(
-        self, ax: Axes, row: list[Placed], left: float, right: float, y: float, base: int
-    ) -> None:
-        ways = [direction(placed.text) for placed in row]
-        x = left if base > 0 else right - _length(row)
-        # A blank stands before a word as it is read: on its left, or on its right.
-        for placed in in_sight(row, ways, base):
-            first = placed is row[0]
-            gap = BLANK * (placed.word.gap and not first)
-            x += gap if base > 0 else 0
-            colour = tint(placed.share)
-            box = Rectangle((x, y + 1), placed.width, STEP - 2, color=colour, linewidth=0)
-            ax.add_patch(box)
-            ink = GREY if placed.word.special else "black"
-            middle: dict[str, Any] = {
-                "ha": "center",
-                "va": "center_baseline",
-                "size": SIZE,
-                "color": ink,
-            }
-            ax.text(x + placed.width / 2, y + STEP / 2, placed.text, **middle)
-            x += placed.width + (gap if base < 0 else 0)
-
-    def _legend(self, ax: Axes, y: float) -> float:
-        x = MARGIN
-        for name in _legend_names(self.signs):
-            box: dict[str, Any] = {"color": tint(LEGENDS[name]), "linewidth": 0}
-            ax.add_patch(Rectangle((x, y + 4), 9, 9, **box))
-            ax.add_patch(Rectangle((x, y + 4), 9, 9, fill=False, edgecolor=GREY, linewidth=0.5))
-            shown = {"for": "for the target", "against": "against it"}.get(name, name)
-            ax.text(x + 13, y + 9, shown, size=SMALL, color=GREY, va="center")
-            x += 13 + self._width(shown, size=SMALL) + 14
-        return y + STEP
-
-
-CELL = "padding: .15rem .8rem .15rem 0; text-align: start; vertical-align: top"
-
-
-def _length(row: Sequence[Placed]) -> float:
-    return sum(p.width for p in row) + BLANK * sum(p.word.gap for p in row[1:])
-
-
-def _folded(rows: list[list[Placed]], max_lines: int) -> list[tuple[int, list[Placed] | None]]:
-    """The lines with the strongest words, in their order, and how many are left out between."""
-    strength = [max((abs(p.share) for p in row), default=0.0) for row in rows]
-    kept = sorted(range(len(rows)), key=lambda i: -strength[i])[:max_lines]
-    found: list[tuple[int, list[Placed] | None]] = []
-    for i, row in enumerate(rows):
-        if i in kept:
-            found.append((1, row))
-        elif found and found[-1][1] is None:
-            found[-1] = (found[-1][0] + 1, None)
-        else:
-            found.append((1, None))
-    return found
-
-
-def _legend_names(signs: set[str]) -> list[str]:
-    absolute = signs & {"absolute_value"}
-    return [
-        name
-        for name in LEGENDS
-        if name == "neutral"
-        or (name == "for" and signs & {"all", "positive", "absolute_value"})
-        or (name == "against" and signs & {"all", "negative"} and not absolute)
-    ]
+        self.close((self.set_legend(self.signs, y) if self.signs else y) + MARGIN / 2)
 
 
 def _css(share: float) -> str:
@@ -233,9 +120,8 @@ def _html_words(line: Line) -> str:
 
 def _html_legend(signs: set[str]) -> str:
     box = "display: inline-block; width: .7em; height: .7em; border: 1px solid #777"
-    shown = {"for": "for the target", "against": "against it"}
     parts = [
-        f'<span style="{box}; background: {_css(LEGENDS[name])}"></span> {shown.get(name, name)}'
-        for name in _legend_names(signs)
+        f'<span style="{box}; background: {_css(LEGENDS[name])}"></span> {NAMES[name]}'
+        for name in legend_names(signs)
     ]
     return f'<p style="color: #595959; font-size: 85%">{" &nbsp; ".join(parts)}</p>'

@@ -20,6 +20,7 @@ from captum_attn.visualization._inputs import (
 )
 from captum_attn.visualization._panels import (
     Style,
+    checked_alpha,
     checked_view,
     draw_box,
     draw_map,
@@ -109,7 +110,7 @@ def visualize_image(
         for label, values in labelled.items()
     }
     outlier_perc = checked_outliers(outlier_perc)
-    _check_alpha(alpha_overlay)
+    checked_alpha(alpha_overlay)
     styles = []
     for label, maps in columns.items():
         for view in views:
@@ -179,11 +180,6 @@ def _maps(
         fitted(one, size, patch_size, interpolation, name)
         for one, size in zip(found, sizes, strict=True)
     ]
-
-
-def _check_alpha(alpha: float) -> None:
-    if not 0 <= alpha <= 1:
-        raise OptionError(f"alpha_overlay: expected a number in [0, 1], got {alpha}")
 
 
 def _alt(columns: Mapping[str, Any], titles: Sequence[str] | None) -> str:

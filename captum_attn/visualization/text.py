@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,28 +19,13 @@ from captum_attn.visualization._style import (
     checked_sign,
     of_sign,
     scale_limit,
+    shares_of,
 )
-from captum_attn.visualization._text_figure import TextPicture
+from captum_attn.visualization._text_figure import Line, TextPicture
 from captum_attn.visualization.picture import Picture
 from captum_attn.visualization.words import Word
 
 __all__ = ["text_records", "visualize_text"]
-
-
-class Line(NamedTuple):
-    """One text as it is drawn.
-
-    Attributes:
-        label (str): what stands before it: a method, a target.
-        words (list of Word): its words, the relevance that they are labelled with.
-        shares (list of float): of every word, in [-1, 1]: its colour.
-        caption (str): what stands behind it.
-    """
-
-    label: str
-    words: list[Word]
-    shares: list[float]
-    caption: str
 
 
 def text_records(
@@ -248,8 +233,7 @@ def _line(
 ) -> Line:
     shown = _shown(words, special)
     values = np.array([word.relevance for word in shown])
-    parts = of_sign(values, sign)
-    limit = scale_limit(parts, outlier_perc)
+    limit = scale_limit(of_sign(values, sign), outlier_perc)
     notes = [caption] if caption else []
     if limit == 0:
         warnings.warn(
@@ -260,5 +244,5 @@ def _line(
     if hidden:
         share = hidden / sum(abs(word.relevance) for word in words)
         notes.append(f"special tokens {share:.0%}" if share >= 0.005 else "")
-    colours = (parts / (limit or 1.0)).clip(-1, 1) * (-1 if sign == "negative" else 1)
-    return Line(label, shown, colours.tolist(), ", ".join(filter(None, notes)))
+    shares = shares_of(values, sign, limit).tolist()
+    return Line(label, shown, shares, ", ".join(filter(None, notes)))

@@ -27,12 +27,19 @@ class Word(NamedTuple):
         relevance (float): the sum over its pieces.
         gap (bool): whether a blank stands before it.
         special (bool): whether it is no part of the text: [CLS], </s>.
+        positions (tuple of int): of its tokens.
     """
 
     text: str
     relevance: float
     gap: bool = True
     special: bool = False
+    positions: tuple[int, ...] = ()
+
+    def joined(self, text: str, relevance: float, position: int) -> Word:
+        """With one piece more."""
+        positions = (*self.positions, position)
+        return self._replace(text=text, relevance=self.relevance + relevance, positions=positions)
 
 
 def _byte_table() -> dict[str, int]:
@@ -53,7 +60,13 @@ def _marks(tokens: Sequence[str]) -> str:
         return END
     if any("▁" in token for token in tokens):
         return SENTENCE
-    return BYTES if any("Ġ" in token or "Ċ" in token for token in tokens) else NONE
+    if any("Ġ" in token or "Ċ" in token for token in tokens):
+        return BYTES
+    # Without a blank only what the bytes spell tells: letters beyond ASCII, or a mistake.
+    letters = "".join(token for token in tokens if not SPECIAL.fullmatch(token))
+    if letters.isascii() or not all(letter in BYTE_OF for letter in letters):
+        return NONE
+    return BYTES if _whole(bytes(BYTE_OF[letter] for letter in letters)) else NONE
 
 
 def _bytes(token: str, marks: str) -> bytes:
@@ -138,7 +151,7 @@ def words_of(
             continue
         apart = bool(SPECIAL.fullmatch(token)) if special is None else bool(special[i])
         if apart:
-            words.append(Word(token, float(value), True, True))
+            words.append(Word(token, float(value), True, True, (i,)))
             ends.append(None)
             pending, ended = b"", True
             continue
@@ -150,12 +163,12 @@ def words_of(
         before = words[-1].text if inside else ""
         if unfinished and inside:
             # The letter's first bytes were shown as a stand-in; now it is known.
-            kept = before[:-1]
-            joined = Word(kept + shown.strip(), words[-1].relevance + value, words[-1].gap)
+            joined = words[-1].joined(before[:-1] + shown.strip(), value, i)
         elif merge and inside and not pending and _continues(before, token, piece, marks, ended):
-            joined = Word(before + shown.strip(), words[-1].relevance + value, words[-1].gap)
+            joined = words[-1].joined(before + shown.strip(), value, i)
         else:
-            words.append(Word(_visible(shown), float(value), _gap(shown, before, marks)))
+            gap = _gap(shown, before, marks)
+            words.append(Word(_visible(shown), float(value), gap, positions=(i,)))
             ends.append(span)
             ended = token.endswith(END)
             continue
@@ -178,7 +191,8 @@ def _gap(shown: str, before: str, marks: str) -> bool:
 
 
 def _as_written(words: list[Word], ends: Sequence[tuple[int, int] | None], text: str) -> list[Word]:
-    written, last = [], 0
+    written: list[Word] = []
+    last = 0
     for word, span in zip(words, ends, strict=True):
         if span is not None and span[1] > span[0]:
             start = span[0] + len(text[slice(*span)]) - len(text[slice(*span)].lstrip())
