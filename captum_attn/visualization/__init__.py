@@ -19,10 +19,12 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 from captum_attn.visualization.detections import visualize_detections
+from captum_attn.visualization.flow import visualize_heads, visualize_layers
 from captum_attn.visualization.image_text import (
     visualize_image_text,
 )
 from captum_attn.visualization.images import visualize_image
+from captum_attn.visualization.matrices import visualize_generation, visualize_matrix
 from captum_attn.visualization.picture import Picture
 from captum_attn.visualization.text import text_records, visualize_text
 from captum_attn.visualization.words import Word, words_of
@@ -33,8 +35,12 @@ __all__ = [
     "Word",
     "text_records",
     "visualize_detections",
+    "visualize_generation",
+    "visualize_heads",
     "visualize_image",
     "visualize_image_text",
+    "visualize_layers",
+    "visualize_matrix",
     "visualize_text",
     "visualize_words_on_image",
     "words_of",

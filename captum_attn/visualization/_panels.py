@@ -12,7 +12,7 @@ from captum.attr import visualization
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Rectangle
 
 from captum_attn.errors import InputError, OptionError
@@ -170,11 +170,12 @@ def _contours(ax: Axes, values: np.ndarray, limit: float, style: Style) -> Scala
 
 
 def colour_bar(
-    figure: Figure,
+    figure: FigureBase,
     ax: Axes | Sequence[Axes],
     mappable: ScalarMappable,
     limit: float,
     sign: str,
+    label: str = "",
     **place: Any,
 ) -> None:
     """A bar below the panel whose ends are named in the attribution's own unit."""
@@ -185,6 +186,7 @@ def colour_bar(
     else:
         bar.set_ticks([0, 1], labels=["0", f"−{end}" if sign == "negative" else end])
     bar.ax.tick_params(labelsize=7, length=2)
+    bar.set_label(label, fontsize=8)
     bar.outline.set_linewidth(0.4)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.patches import Rectangle
 
 from captum_attn.errors import InputError, OptionError
@@ -91,11 +92,18 @@ def apart(boxes: np.ndarray, order: Sequence[int], width: int) -> list[int]:
     return taken
 
 
-def draw_shares(ax: Axes, image: np.ndarray, shares: np.ndarray, sign: str, alpha: float) -> None:
+def draw_shares(
+    ax: Axes,
+    image: np.ndarray,
+    shares: np.ndarray,
+    sign: str,
+    alpha: float,
+    cmap: str | Colormap | None = None,
+) -> None:
     """A map `(H, W)` of shares of the scale, in [-1, 1], over its image."""
     show_image(ax, image, (1, 1), grey=True)
     low = -1 if sign == "all" else 0
-    ax.imshow(shares, cmap=OVERLAYS[sign], vmin=low, vmax=1, alpha=alpha)
+    ax.imshow(shares, cmap=cmap or OVERLAYS[sign], vmin=low, vmax=1, alpha=alpha)
 
 
 def grid_of(count: int, grid: tuple[int, int] | None) -> tuple[int, int]:

@@ -1,0 +1,240 @@
+"""Tokens by tokens: which of those before, or of the source, a token goes back to."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap
+
+from captum_attn.errors import InputError
+from captum_attn.visualization._fonts import finished
+from captum_attn.visualization._inputs import array, check_counts
+from captum_attn.visualization._matrix import cells_of, divide, draw_matrix, labels_of
+from captum_attn.visualization._panels import colour_bar
+from captum_attn.visualization._style import (
+    checked_outliers,
+    checked_sign,
+    of_sign,
+    scale_limit,
+)
+from captum_attn.visualization.picture import Picture
+
+__all__ = ["visualize_generation", "visualize_matrix"]
+
+
+class Table(NamedTuple):
+    """The matrix of one example.
+
+    Attributes:
+        values (ndarray): (r, c).
+        rows, columns (list of str): labels.
+        mask (ndarray or None): (r, c), bool: which cells say nothing.
+        groups (list of (str, int)): names and numbers of columns that belong together.
+    """
+
+    values: np.ndarray
+    rows: list[str]
+    columns: list[str]
+    mask: np.ndarray | None = None
+    groups: Sequence[tuple[str, int]] = ()
+
+
+def visualize_matrix(
+    matrix: Any,
+    rows: Sequence[Any],
+    columns: Sequence[Any] | None = None,
+    *,
+    mask: Any = None,
+    sign: str = "auto",
+    outlier_perc: float = 2,
+    cmap: str | Colormap | None = None,
+    titles: Sequence[str] | None = None,
+) -> Picture:
+    """Draws the relevance of tokens for tokens, a row for each that asks.
+
+    Args:
+        matrix (Tensor or array): (r, c) or (B, r, c), as `relevance_maps` gives them.
+        rows (sequence of str, or one such for each example): labels of the rows; marks of
+            tokenizers are taken away. Where there are very many, every second or third is shown.
+        columns (the same, optional): of the columns. Default: the rows'.
+        mask (Tensor or array, optional): bool, of the matrix's shape: True where it says nothing.
+        sign, outlier_perc, cmap: as for `visualize_image`; one colour scale for each example.
+        titles (sequence of str, optional): one for each example.
+
+    Returns:
+        Picture: a figure with a matrix for each example, one below the other.
+
+    Raises:
+        InputError: if the matrix and the labels do not fit, or are not finite.
+        OptionError: for an unknown option.
+
+    Examples::
+
+        >>> maps = GenericAttention(bert).relevance_maps(inputs, target=1)
+        >>> visualize_matrix(maps["input_ids", "input_ids"], [inputs.tokens(0)])
+    """
+    values = array(matrix, "matrix")
+    if values.ndim not in (2, 3) or 0 in values.shape:
+        raise InputError(f"matrix: expected (r, c) or (B, r, c), got {values.shape}")
+    values = values[None] if values.ndim == 2 else values
+    hidden = None if mask is None else array(mask, "mask").reshape(values.shape) > 0.5
+    on_rows = _labels(rows, len(values), values.shape[1], "rows")
+    on_columns = _labels(rows if columns is None else columns, len(values), values.shape[2],
+                         "columns")  # fmt: skip
+    tables = [
+        Table(one, on_rows[i], on_columns[i], None if hidden is None else hidden[i])
+        for i, one in enumerate(values)
+    ]
+    return _draw(tables, sign, outlier_perc, cmap, titles)
+
+
+def visualize_generation(
+    written: Any,
+    tokenizer: Any,
+    *,
+    sources: Mapping[str, Any] | None = None,
+    sign: str = "auto",
+    outlier_perc: float = 2,
+    cmap: str | Colormap | None = None,
+    titles: Sequence[str] | None = None,
+) -> Picture:
+    """Draws generated tokens, each a row, by all that they were predicted from.
+
+    Cells of tokens that came later are grey.
+
+    Args:
+        written (Generation): as `captum_attn.generation.explain_generation` returns it, or anything
+            with its `relevance`, `stream`, `tokens`, `valid`, `columns` and `real`.
+        tokenizer (tokenizer or callable): with `convert_ids_to_tokens`, or list of int -> list of
+            str.
+        sources (Mapping, optional): stream name -> ids (B, n), or lists of labels, of what an
+            encoder read. A source without labels is one column, the sum: an image.
+        sign, outlier_perc, cmap, titles: as for `visualize_matrix`.
+
+    Returns:
+        Picture: a figure with a matrix for each example, one below the other.
+
+    Raises:
+        InputError: if labels do not fit, or relevance is not finite.
+        OptionError: for an unknown option.
+
+    Examples::
+
+        >>> written = explain_generation(GenericAttention(bart), inputs, max_new_tokens=20)
+        >>> visualize_generation(written, tokenizer, sources={"input_ids": inputs["input_ids"]})
+    """
+    convert: Callable[[list[int]], list[str]]
+    convert = getattr(tokenizer, "convert_ids_to_tokens", tokenizer)
+    if not callable(convert):
+        raise InputError(
+            "tokenizer: expected a tokenizer or a callable list of int -> list of str, got "
+            f"{type(tokenizer).__name__}"
+        )
+    relevance = {
+        name: array(rows, f"relevance[{name!r}]") for name, rows in written.relevance.items()
+    }
+    batch, steps = written.tokens.shape
+    prompt = written.columns.shape[1] - steps + 1
+    tables = []
+    for i in range(batch):
+        valid = written.valid[i].cpu().numpy().astype(bool)
+        if not valid.any():
+            raise InputError(f"written: example {i} has no generated token")
+        blocks: list[np.ndarray] = []
+        labels: list[str] = []
+        groups: list[tuple[str, int]] = []
+        for name, rows in relevance.items():
+            if name == written.stream:
+                continue
+            on_columns = _source(name, (sources or {}).get(name), i, rows.shape[2], convert)
+            blocks.append(rows[i] if on_columns else rows[i].sum(1, keepdims=True))
+            labels += on_columns or [f"{name} (sum)"]
+            groups.append((name, len(on_columns) or 1))
+        own = relevance[written.stream][i]
+        count = written.columns.shape[1]
+        if own.shape[1] > count:  # an image takes places in front of the text
+            blocks.append(own[:, :-count].sum(1, keepdims=True))
+            labels.append("image (sum)")
+            groups.append(("", 1))
+        real = written.real[i].cpu().numpy().astype(bool)
+        blocks.append(own[:, -count:][:, real])
+        labels += labels_of(convert(written.columns[i][written.real[i]].tolist()))
+        groups += [("prompt", int(real[:prompt].sum())), ("generated", int(real[prompt:].sum()))]
+        later = np.zeros((steps, count), dtype=bool)
+        later |= np.arange(count)[None] > prompt - 1 + np.arange(steps)[:, None]
+        front = sum(block.shape[1] for block in blocks[:-1])
+        mask = np.concatenate([np.zeros((steps, front), dtype=bool), later[:, real]], 1)
+        names = labels_of(convert(written.tokens[i].tolist()))
+        on_rows = [name for name, is_valid in zip(names, valid, strict=True) if is_valid]
+        values = np.concatenate(blocks, 1)[valid]
+        tables.append(Table(values, on_rows, labels, mask[valid], groups))
+    return _draw(tables, sign, outlier_perc, cmap, titles)
+
+
+def _source(
+    name: str, given: Any, i: int, count: int, convert: Callable[[list[int]], list[str]]
+) -> list[str]:
+    """Labels of a source's columns; none if nothing is known of it."""
+    if given is None:
+        return []
+    one = given[i]
+    labels = list(one) if isinstance(one[0], str) else convert([int(token) for token in one])
+    if len(labels) != count:
+        raise InputError(f"sources[{name!r}]: expected {count} labels or ids, got {len(labels)}")
+    return labels_of(labels)
+
+
+def _labels(given: Sequence[Any], batch: int, count: int, name: str) -> list[list[str]]:
+    """The labels of each example."""
+    one = len(given) > 0 and isinstance(given[0], str)
+    each = [list(given)] * batch if one else [list(labels) for labels in given]
+    check_counts(batch, {name: each})
+    for labels in each:
+        if len(labels) != count:
+            raise InputError(f"{name}: expected {count} labels, got {len(labels)}")
+    return [labels_of(labels) for labels in each]
+
+
+def _draw(
+    tables: list[Table],
+    sign: str,
+    outlier_perc: float,
+    cmap: str | Colormap | None,
+    titles: Sequence[str] | None,
+) -> Picture:
+    check_counts(len(tables), {"titles": titles})
+    outlier_perc = checked_outliers(outlier_perc)
+    sign = checked_sign(sign, [table.values for table in tables])
+    cells = [cells_of(table.values.shape) for table in tables]
+    sizes = np.array(
+        [c.size(t.values, t.rows, t.columns) for c, t in zip(cells, tables, strict=True)]
+    )
+    sizes[:, 1] += 0.65 + 0.35 * (titles is not None)
+    figure = Picture(
+        alt="; ".join(titles) if titles else "relevance of tokens for tokens",
+        figsize=(max(3.0, sizes[:, 0].max()), sizes[:, 1].sum()),
+        layout="constrained",
+    )
+    panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=sizes[:, 1].tolist())[
+        :, 0
+    ]
+    for i, (ax, table) in enumerate(zip(panels, tables, strict=True)):
+        known = table.values if table.mask is None else table.values[~table.mask]
+        limit = scale_limit(of_sign(known, sign), outlier_perc)
+        if limit == 0:
+            warnings.warn(f"matrix of example {i} is zero: drawn as empty", stacklevel=3)
+        drawn: ScalarMappable = draw_matrix(
+            ax, table.values, table.rows, table.columns, sign, limit, cmap, table.mask, cells[i]
+        )
+        divide(ax, table.groups, len(table.values))
+        if titles is not None:
+            ax.set_title(titles[i], fontsize=11, fontweight="bold", loc="left")
+        wide = table.values.shape[1] * cells[i].wide
+        share = min(0.9, 2.5 / max(wide, 2.5))
+        colour_bar(figure, ax, drawn, limit, sign, shrink=share, aspect=25 * share + 5)
+    finished(figure)
+    return figure
