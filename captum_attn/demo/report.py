@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from captum_attn.demo.explanation import Case, Explanation
-from captum_attn.demo.pictures import save_image_case, save_text_case, scaled, tint
+from captum_attn.demo.explanation import Case
+from captum_attn.demo.pictures import draw_image_case, draw_text_case, draw_vqa_case
 from captum_attn.demo.vqa import VQACase
-from captum_attn.demo.vqa_pictures import save_vqa_case
+from captum_attn.visualization import Picture
 
 Shown = Case | VQACase
 
@@ -35,7 +34,6 @@ table { border-collapse: collapse; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 tr + tr td { border-top: 1px solid #ddd; }
-.word { border-radius: 3px; padding: 0 1px; color: #000; }
 """
 
 Row = tuple[str, float | None, float]  # method, seconds, deletion score
@@ -47,14 +45,12 @@ class Part(NamedTuple):
     Attributes:
         title (str): what they are.
         model (str): the model that they are about.
-        save (callable): (case, path) draws a case into a PNG file.
-        html (callable): (case, that file) -> a case's part of the page.
+        draw (callable): a case -> its picture.
     """
 
     title: str
     model: str
-    save: Callable[[Any, Path], None]
-    html: Callable[[Any, Path], str]
+    draw: Callable[[Any], Picture]
 
 
 def summary(cases: Sequence[Shown]) -> list[Row]:
@@ -128,9 +124,9 @@ def write_report(out: Path, parts: Sequence[tuple[Part, Sequence[Shown]]]) -> li
             heading = escape(f"{part.title}: {part.model}")
             shown += [f"<h2>{heading}</h2>", _html_table(part.title, cases)]
         for case in cases:
-            files.append(out / f"{case.name}.png")
-            part.save(case, files[-1])
-            shown.append(part.html(case, files[-1]))
+            picture = part.draw(case)
+            files.append(picture.save(out / f"{case.name}.png"))
+            shown += [f"<h3>{escape(case.title)}</h3>", picture.html()]
     page.write_text(
         '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -162,46 +158,7 @@ def _html_table(title: str, cases: Sequence[Shown]) -> str:
     return "<table>" + "\n".join(rows) + "</table>"
 
 
-def _html_image(case: Shown, png: Path) -> str:
-    data = base64.b64encode(png.read_bytes()).decode("ascii")
-    asked = ", ".join(question.asked for question in case.questions)
-    alt = escape(f"{case.title}: maps of every method for {asked}", quote=True)
-    return f'<h3>{escape(case.title)}</h3><img alt="{alt}" src="data:image/png;base64,{data}">'
-
-
-def _html_text(case: Case, png: Path) -> str:
-    parts = [f"<h3>{escape(case.title)}</h3>"]
-    for question in case.questions:
-        rows = [
-            f"<tr><td>{escape(explanation.method)}</td><td>{_html_words(case.text, explanation)}"
-            f'</td><td class="number">{explanation.deletion:.2f}</td></tr>'
-            for explanation in question.explanations
-        ]
-        parts.append(
-            f"<p><b>{escape(question.asked)}</b> (p = {question.probability:.2f})</p>"
-            '<table><tr><th></th><th></th><th class="number">deletion</th></tr>'
-            + "\n".join(rows)
-            + "</table>"
-        )
-    return "\n".join(parts)
-
-
-def _html_words(text: str, explanation: Explanation) -> str:
-    parts, end = [], 0
-    for word, value in zip(explanation.words, scaled(explanation.words), strict=True):
-        red, green, blue = (round(255 * part) for part in tint(value))
-        parts.append(escape(text[end : word.start]))
-        parts.append(
-            f'<span class="word" style="background: rgb({red}, {green}, {blue})" '
-            f'title="{word.relevance:.3g}">{escape(word.text)}</span>'
-        )
-        end = word.end
-    return "".join([*parts, escape(text[end:])])
-
-
-TEXT = Part("Text", "all-MiniLM-L6-v2 as a zero-shot topic classifier", save_text_case, _html_text)
-IMAGES = Part("Images", "a small vision transformer on two digits", save_image_case, _html_image)
-DETECTION = Part(
-    "Detection", "a small Conditional DETR, a map per digit", save_image_case, _html_image
-)
-QUESTIONS = Part("Questions", "a small LXMERT, words and regions", save_vqa_case, _html_image)
+TEXT = Part("Text", "all-MiniLM-L6-v2 as a zero-shot topic classifier", draw_text_case)
+IMAGES = Part("Images", "a small vision transformer on two digits", draw_image_case)
+DETECTION = Part("Detection", "a small Conditional DETR, a map per digit", draw_image_case)
+QUESTIONS = Part("Questions", "a small LXMERT, words and regions", draw_vqa_case)

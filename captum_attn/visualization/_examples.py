@@ -92,6 +92,18 @@ def examples_of(
     return found
 
 
+def word_lists(values: Any) -> list[list[Word]] | None:
+    """Lists of words, where that is what was given: of one example or of several."""
+    if not isinstance(values, (list, tuple)) or not values:
+        return None
+    if all(isinstance(value, Word) for value in values):
+        return [list(values)]
+    lists = [value for value in values if isinstance(value, (list, tuple)) and value]
+    if len(lists) == len(values) and all(isinstance(w, Word) for words in lists for w in words):
+        return [list(words) for words in lists]
+    return None
+
+
 def _rows(attributions: Any, name: str) -> list[np.ndarray]:
     """(n,) of each example; embeddings' attributions (B, n, D) are summed."""
     listed = isinstance(attributions, (list, tuple)) and len(attributions) > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -14,7 +14,7 @@ from matplotlib.colors import Colormap
 from captum_attn.visualization._style import DIVERGING, GREY, SEQUENTIAL, shares_of
 from captum_attn.visualization.words import words_of
 
-CELL, WIDEST, TALLEST = 0.23, 13.0, 40.0  # inches: of a cell, of a matrix
+CELL, WIDEST, TALLEST = 0.23, 13.0, 10.0  # inches: of a cell, of a matrix
 LARGEST, SMALLEST = 8.5, 5.5  # points, of labels
 LONGEST = 16  # letters of a label
 LETTER = 0.62  # width of a letter, of its size
@@ -98,7 +98,7 @@ def draw_matrix(
     return drawn
 
 
-def divide(ax: Axes, groups: Sequence[tuple[str, int]], rows: int) -> None:
+def divide(ax: Axes, groups: Sequence[tuple[str, int]]) -> None:
     """Lines between groups of columns, their names below."""
     start = 0
     for name, count in groups:
@@ -106,5 +106,7 @@ def divide(ax: Axes, groups: Sequence[tuple[str, int]], rows: int) -> None:
             ax.axvline(start - 0.5, color="white", linewidth=2.5)
         if count:
             middle = start + (count - 1) / 2
-            ax.text(middle, rows - 0.35, name, ha="center", va="top", fontsize=8, color=GREY)
+            below: dict[str, Any] = {"xytext": (0, -4), "textcoords": "offset points"}
+            below |= {"ha": "center", "va": "top", "fontsize": 8, "color": GREY}
+            ax.annotate(name, (middle, 0), xycoords=ax.get_xaxis_transform(), **below)
         start += count

@@ -19,7 +19,7 @@ SIZE, SMALL, TINY, BOLD = 11.0, 9.0, 7.5, 11.5  # of letters
 STEP = 19.0  # from line to line
 MARGIN, BLANK = 8.0, 4.0
 LEGENDS = {"for": 1.0, "neutral": 0.0, "against": -1.0}
-NAMES = {"for": "for the target", "neutral": "neutral", "against": "against it"}
+TARGET = ("for the target", "against it")  # what orange and purple say
 
 
 class Placed(NamedTuple):
@@ -136,27 +136,30 @@ class Page(Picture):
                 self.sheet.text(y=y + STEP * 1.3, s=value, va="center", size=TINY, **middle)
             x += placed.width + (gap if base < 0 else 0)
 
-    def set_legend(self, signs: set[str], y: float) -> float:
+    def set_legend(
+        self, signs: set[str], y: float, names: tuple[str, str] = TARGET, note: str = ""
+    ) -> float:
         """What the colours say; where it ends."""
         x = MARGIN
-        for name in legend_names(signs):
+        for name, said in legend_names(signs, names).items():
             frame: dict[str, Any] = {"xy": (x, y + 4), "width": 9, "height": 9}
             self.sheet.add_patch(Rectangle(**frame, color=tint(LEGENDS[name]), linewidth=0))
             edge: dict[str, Any] = {"fill": False, "edgecolor": GREY, "linewidth": 0.5}
             self.sheet.add_patch(Rectangle(**frame, **edge))
-            self.say(x + 13, y - 1, NAMES[name], color=GREY)
-            x += 13 + self.measure(NAMES[name], size=SMALL) + 14
+            self.say(x + 13, y - 1, said, color=GREY)
+            x += 13 + self.measure(said, size=SMALL) + 14
+        self.say(x, y - 1, note, color=GREY)
         return y + STEP
 
 
-def legend_names(signs: set[str]) -> list[str]:
-    """The colours that occur where these of Captum's signs are shown."""
+def legend_names(signs: set[str], names: tuple[str, str] = TARGET) -> dict[str, str]:
+    """The colours that occur where these of Captum's signs are shown, and what they say."""
     shown = {
-        "for": signs & {"all", "positive", "absolute_value"},
-        "neutral": signs,
-        "against": signs & {"all", "negative"},
+        "for": (signs & {"all", "positive", "absolute_value"}, names[0]),
+        "neutral": (signs, "neutral"),
+        "against": (signs & {"all", "negative"}, names[1]),
     }
-    return [name for name in LEGENDS if shown[name]]
+    return {name: said for name, (occurs, said) in shown.items() if occurs}
 
 
 def _length(row: Sequence[Placed], values: bool) -> float:

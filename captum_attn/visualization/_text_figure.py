@@ -11,7 +11,6 @@ from captum_attn.visualization._page import (
     BOLD,
     LEGENDS,
     MARGIN,
-    NAMES,
     SMALL,
     STEP,
     Page,
@@ -121,7 +120,7 @@ def _html_words(line: Line) -> str:
 def _html_legend(signs: set[str]) -> str:
     box = "display: inline-block; width: .7em; height: .7em; border: 1px solid #777"
     parts = [
-        f'<span style="{box}; background: {_css(LEGENDS[name])}"></span> {NAMES[name]}'
-        for name in legend_names(signs)
+        f'<span style="{box}; background: {_css(LEGENDS[name])}"></span> {said}'
+        for name, said in legend_names(signs).items()
     ]
     return f'<p style="color: #595959; font-size: 85%">{" &nbsp; ".join(parts)}</p>'

@@ -115,7 +115,7 @@ def visualize_layers(
     tall = 1.0 if pictures is None else max(p.shape[0] / p.shape[1] for p in pictures)
     figure = Picture(
         alt="; ".join(titles) if titles else "relevance layer by layer",
-        figsize=(panel_size * across, batch * (down * (panel_size * tall + 0.3) + 0.75)),
+        figsize=(panel_size * across, batch * (down * (panel_size * tall + 0.3) + 0.65)),
         layout="constrained",
     )
     parts = figure.subfigures(batch, 1, squeeze=False)[:, 0]
@@ -133,6 +133,7 @@ def visualize_layers(
                 labels = [""] * values.shape[1], [""] * values.shape[2]
                 drawn = draw_matrix(ax, values[i], *labels, sign, limit, cmap)
                 bare(ax)
+                ax.set_aspect("equal")
             else:
                 shares = shares_of(values[i], sign, limit)
                 shares = np.abs(shares) if sign != "all" else shares
@@ -142,7 +143,7 @@ def visualize_layers(
         if drawn is None:
             norm = Normalize(-1 if sign == "all" else 0, 1)
             drawn = ScalarMappable(norm, cmap or BARS[sign])
-        colour_bar(part, list(panels), drawn, limit, sign, aspect=30, shrink=0.4)
+        colour_bar(part, list(panels), drawn, limit, sign, aspect=50, shrink=0.4)
         if titles is not None:
             part.suptitle(titles[i], fontsize=11, fontweight="bold", x=0.01, ha="left")
     finished(figure)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captum_attn.errors import InputError, OptionError
-from captum_attn.visualization._examples import examples_of
+from captum_attn.visualization._examples import examples_of, word_lists
 from captum_attn.visualization._inputs import (
     array,
     by_label,
@@ -18,7 +18,7 @@ from captum_attn.visualization._inputs import (
     image_list,
     map_list,
 )
-from captum_attn.visualization._page import BOLD, MARGIN, SMALL, STEP, Page
+from captum_attn.visualization._page import BOLD, MARGIN, SMALL, STEP, TARGET, Page
 from captum_attn.visualization._regions import (
     ALPHA,
     checked_boxes,
@@ -82,6 +82,7 @@ def visualize_image_text(
     shared_scale: bool = True,
     titles: Sequence[str] | None = None,
     captions: Sequence[str] | None = None,
+    legend: tuple[str, str] = TARGET,
     width: float = 7.5,
 ) -> Picture:
     """Draws what a model made of an image and a text: each image, its words beside it.
@@ -90,7 +91,7 @@ def visualize_image_text(
         attributions (pair, or Mapping of label to pairs): (of the text, of the image). Of the text
             (n,) or (B, n). Of the image, with `boxes`, (R,), (B, R) or (B, R, D), relevance of the
             regions; else a map as for `visualize_image`. A Mapping has a row for each label.
-        tokens: as for `text_records`, or lists of `Word` where nothing is to be merged.
+        tokens: as for `text_records`; None where the text's attributions are lists of `Word`.
         images: as for `visualize_image`.
         boxes (Tensor or array, optional): (R, 4) or (B, R, 4), x_min, y_min, x_max, y_max of the
             regions in pixels.
@@ -100,6 +101,7 @@ def visualize_image_text(
             between them; False: each has its own. Default: True.
         titles (sequence of str, optional): one for each example: the question.
         captions (sequence of str, optional): one for each example: the answer.
+        legend (str, str): what orange and purple say. Default: for the target, against it.
         width (float): of the figure, in inches. Default: 7.5.
 
     Returns:
@@ -144,7 +146,8 @@ def visualize_image_text(
             on_words, on_image = _scales(row, sign, outlier_perc, shared_scale)
             panels.append((i, row, on_image, y))
             y = _set_row(page, row, on_words, said, pictures[i], sign, y)
-    height = page.set_legend({sign}, y) + MARGIN / 2
+    note = "each row on a scale of its own" if len(every) > 1 else ""
+    height = page.set_legend({sign}, y, legend, note) + MARGIN / 2
     page.close(height)
     for i, row, limit, top in panels:
         wide, high = _size(pictures[i])
@@ -160,18 +163,10 @@ def visualize_image_text(
 
 
 def _words(relevance: Any, tokens: Any, text: Any, merge: bool, name: str) -> list[list[Word]]:
-    lists = tokens if isinstance(tokens, (list, tuple)) else []
-    if lists and isinstance(lists[0], Word):
-        lists = [lists]
-    if lists and isinstance(lists[0], (list, tuple)) and isinstance(lists[0][0], Word):
-        rows = relevance if isinstance(relevance, (list, tuple)) else array(relevance, name)
-        rows = rows[None] if isinstance(rows, np.ndarray) and rows.ndim == 1 else rows
-        check_counts(len(lists), {name: rows})
-        return [
-            [w._replace(relevance=float(v)) for w, v in zip(words, row, strict=True)]
-            for words, row in zip(lists, rows, strict=True)
-        ]
-    return examples_of(relevance, tokens, text, merge, name)
+    words = word_lists(relevance)
+    if words is None and tokens is None:
+        raise InputError(f"{name}: expected `tokens` beside relevance, or lists of Word")
+    return words or examples_of(relevance, tokens, text, merge, name)
 
 
 def _seen(

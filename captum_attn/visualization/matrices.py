@@ -230,11 +230,11 @@ def _draw(
         drawn: ScalarMappable = draw_matrix(
             ax, table.values, table.rows, table.columns, sign, limit, cmap, table.mask, cells[i]
         )
-        divide(ax, table.groups, len(table.values))
+        divide(ax, table.groups)
         if titles is not None:
             ax.set_title(titles[i], fontsize=11, fontweight="bold", loc="left")
         wide = table.values.shape[1] * cells[i].wide
         share = min(0.9, 2.5 / max(wide, 2.5))
-        colour_bar(figure, ax, drawn, limit, sign, shrink=share, aspect=25 * share + 5)
+        colour_bar(figure, ax, drawn, limit, sign, shrink=share, aspect=25 * share + 5, pad=0.05)
     finished(figure)
     return figure

@@ -11,7 +11,7 @@ import torch
 from captum.attr._utils.visualization import VisualizationDataRecord
 
 from captum_attn.errors import InputError, OptionError
-from captum_attn.visualization._examples import examples_of
+from captum_attn.visualization._examples import examples_of, word_lists
 from captum_attn.visualization._inputs import by_label, check_counts
 from captum_attn.visualization._style import (
     EMPTY,
@@ -124,7 +124,8 @@ def visualize_text(
         attributions (Tensor, array, records, or Mapping of label to such): (n,) or (B, n),
             relevance of the tokens, or records, `text_records`' or Captum's own. A Mapping has a
             row for each label: several methods or targets.
-        tokens: as for `text_records`, or a list of `Word`; None with records.
+        tokens: as for `text_records`; None with records, and where the attributions are lists of
+            `Word`.
         text, merge_pieces, show_special: as for `text_records`. Where special tokens are hidden, a
             note says which share of the relevance they have.
         sign (str): as for `visualize_image`. Default: "auto".
@@ -193,17 +194,14 @@ def _examples(
     """The words and the heading of each example."""
     records = [values] if isinstance(values, VisualizationDataRecord) else values
     name = f"attributions[{label!r}]" if label else "attributions"
-    if isinstance(records, (list, tuple)) and records:
-        if all(isinstance(record, VisualizationDataRecord) for record in records):
-            words = [
-                examples_of(r.word_attributions, r.raw_input_ids, None, merge, name)[0]
-                for r in records
-            ]
-            return words, [_heading(record) for record in records]
-        if all(isinstance(value, Word) for value in records):
-            return [list(records)], [""]
-        if all(isinstance(row, (list, tuple)) and isinstance(row[0], Word) for row in records):
-            return [list(row) for row in records], [""] * len(records)
+    listed = isinstance(records, (list, tuple)) and len(records) > 0
+    if listed and all(isinstance(record, VisualizationDataRecord) for record in records):
+        of_records = [
+            examples_of(r.word_attributions, r.raw_input_ids, None, merge, name) for r in records
+        ]
+        return [one for (one,) in of_records], [_heading(record) for record in records]
+    if (words := word_lists(values)) is not None:
+        return words, [""] * len(words)
     if tokens is None:
         raise InputError(
             f"{name}: expected `tokens` beside relevance, or records of `text_records` or Captum"

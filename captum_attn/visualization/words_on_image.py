@@ -127,6 +127,7 @@ def visualize_words_on_image(
         title(ax, words[i].text, panel_size)
     if limit:
         norm = Normalize(-1 if sign == "all" else 0, 1)
-        colour_bar(figure, list(panels), ScalarMappable(norm, BARS[sign]), limit, sign, aspect=40)
+        bar = ScalarMappable(norm, BARS[sign])
+        colour_bar(figure, list(panels), bar, limit, sign, aspect=40, shrink=0.4)
     finished(figure)
     return figure

@@ -150,10 +150,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     model = load_digit_vqa()
     if options.picture:
+        from captum_attn.demo.pictures import draw_inspections
         from captum_attn.demo.vqa import explain_examples
-        from captum_attn.demo.vqa_pictures import save_inspections
 
-        save_inspections(list(explain_examples(model)), options.picture)
+        draw_inspections(list(explain_examples(model))).save(options.picture)
         return 0
     found = regions(scenes(options.scenes, split="test", seed=options.seed), options.seed)
     asked = questions(found, options.seed)

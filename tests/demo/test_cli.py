@@ -17,7 +17,6 @@ from PIL import Image
 from captum_attn.demo.cli import run
 from captum_attn.demo.digit_vit import load_digit_vit
 from captum_attn.demo.image import explain_pictures, load_picture
-from captum_attn.demo.pictures import tint
 from captum_attn.demo.scenes import scenes
 from captum_attn.demo.text import explain_texts, integrated_gradients
 from captum_attn.demo.topics import load_topic_classifier
@@ -253,17 +252,6 @@ def test_a_missing_extra_is_one_line(package, tmp_path):
         'pip install "captum_attn[demo]"'
     )
     assert "Traceback" not in done.stderr
-
-
-def test_tints_are_white_at_nothing_and_light_enough_for_black_letters():
-    assert tint(0.0) == (1.0, 1.0, 1.0)
-    for value in (-1.0, 1.0):
-        red, green, blue = (
-            c / 12.92 if c <= 0.04 else ((c + 0.055) / 1.055) ** 2.4 for c in tint(value)
-        )
-        luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-        assert (luminance + 0.05) / 0.05 >= 4.5  # WCAG AA
-    assert tint(1.0)[0] > tint(1.0)[2] and tint(-1.0)[2] > tint(-1.0)[0]
 
 
 def test_integrated_gradients_of_a_text_are_complete():

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from PIL import Image
 from torch import Tensor
 
 from captum_attn import GenericAttention, HeterogenousAttention, objectives
 from captum_attn.demo import vqa
 from captum_attn.demo.digit_vqa import BACKGROUND, NO, YES, load_digit_vqa, questions, regions
-from captum_attn.demo.pictures import AGAINST, FOR
+from captum_attn.demo.pictures import draw_inspections, draw_vqa_case
 from captum_attn.demo.scenes import scenes
 from captum_attn.demo.vqa import (
     DIFFERENCE,
@@ -23,9 +23,9 @@ from captum_attn.demo.vqa import (
     explain_question,
     explain_questions,
 )
-from captum_attn.demo.vqa_pictures import save_inspections, save_vqa_case
 from captum_attn.demo.words import tokenize
 from captum_attn.errors import InputError, OptionError
+from captum_attn.visualization._style import signed
 from tests.benchmarks import vqa_share
 
 BATCH = scenes(60, split="test", seed=11)
@@ -222,38 +222,38 @@ def test_unknown_words_and_inspections_are_refused(model) -> None:
 # ------------------------------------------------------------ pictures
 
 
-def near(pixels: np.ndarray, colour: np.ndarray) -> int:
-    return int((np.abs(pixels / 255 - colour).max(-1) < 0.02).sum())
-
-
-def test_orange_is_for_yes_and_purple_for_no(examples, tmp_path: Path) -> None:
-    """A single relevant region: its frame and its label have the colour of its sign."""
+def test_orange_is_for_yes_and_purple_for_no(examples) -> None:
+    """A single relevant region: its frame, its filling and its label have its sign's colour."""
     case = examples[0]
     question = case.case.questions[0]
     inspected = next(e for e in question.explanations if e.method == DIFFERENCE)
-    for value, present, absent in ((0.5, FOR, AGAINST), (-0.5, AGAINST, FOR)):
+    for value, colour in ((0.5, "#e08214"), (-0.5, "#8073ac")):
         relevance = torch.zeros(6)
         relevance[0] = value
         words = tuple(word._replace(relevance=0.0) for word in inspected.words)
         only = [inspected._replace(relevance=relevance, words=words)]
-        drawn = case._replace(
+        shown = case._replace(
             case=case.case._replace(questions=[question._replace(explanations=only)])
         )
-        save_inspections([drawn], tmp_path / "one.png")
-        with Image.open(tmp_path / "one.png") as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        above = pixels[: int(0.7 * len(pixels))]  # without the scale, which shows both
-        assert near(above, present) > 200 and near(above, absent) == 0
+        picture = draw_inspections([shown])
+        on_image = picture.axes[1]
+        filled = [p for p in on_image.patches if p.get_fill() and p.get_facecolor()[3] > 0]
+        (label,) = on_image.texts
+        assert [to_hex(p.get_facecolor()) for p in filled] == [colour]
+        assert label.get_text() == signed(value)
+        assert to_hex(label.get_bbox_patch().get_facecolor()) == colour
+        said = {text.get_text() for text in picture.axes[0].texts}
+        assert {"for yes", "for no", question.asked} <= said
 
 
 def test_pictures_have_a_row_per_explanation_or_question(examples, tmp_path: Path) -> None:
     sizes = []
     for count in (1, 3):
-        save_inspections(examples[:count], tmp_path / "examples.png")
+        draw_inspections(examples[:count]).save(tmp_path / "examples.png")
         with Image.open(tmp_path / "examples.png") as picture:
             sizes.append(picture.size)
     assert sizes[0][0] == sizes[1][0] and sizes[1][1] > 2 * sizes[0][1]
-    save_vqa_case(examples[0], tmp_path / "case.png")  # two explanations
+    draw_vqa_case(examples[0]).save(tmp_path / "case.png")  # two explanations
     with Image.open(tmp_path / "case.png") as picture:
         assert sizes[0][1] < picture.size[1] < sizes[1][1]
 
