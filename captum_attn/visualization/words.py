@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import NamedTuple
 PADDING = re.compile(r"\[PAD\]|<pad>|<\|pad\|>")
 SPECIAL = re.compile(r"\[(CLS|SEP|BOS|EOS)\]|</?s>|<(bos|eos)>|<\|[^|<>]+\|>|<(start|end)_of_\w+>")
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+STAND_IN = "\ufffd"
 WORDPIECE, SENTENCE, BYTES, END, NONE = "##", "▁", "Ġ", "</w>", ""
 # Scripts that are written without blanks between words.
 UNSPACED = re.compile(
@@ -83,6 +85,14 @@ def _bytes(token: str, marks: str) -> bytes:
     return token.encode()
 
 
+def _decoded(piece: bytes) -> tuple[str, bytes]:
+    """What bytes spell, with a stand-in for a letter that is not complete, and its bytes."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    text = decoder.decode(piece)
+    rest = decoder.getstate()[0]
+    return text + STAND_IN * bool(rest), rest
+
+
 def _whole(piece: bytes) -> bool:
     try:
         piece.decode()
@@ -96,13 +106,14 @@ def _mark_only(text: str) -> bool:
     return bool(text) and all(unicodedata.category(letter)[0] in "PS" for letter in text)
 
 
-def _continues(before: str, token: str, piece: bytes, marks: str, ended: bool) -> bool:
+def _continues(before: str, token: str, text: str, marks: str, ended: bool) -> bool:
     """Whether a piece goes on with the word that ends with `before`."""
     if marks in (WORDPIECE, NONE):
         return marks == WORDPIECE and token.startswith(WORDPIECE) and len(token) > 2
     if marks == END:
         return not ended
-    text = piece.decode()
+    if text == STAND_IN:  # as the letter before it, until it is known
+        return not UNSPACED.match(before[-1:])
     if not text or text[0].isspace() or before[-1:].isspace():
         return not text
     at_ends = UNSPACED.match(before[-1:]) or UNSPACED.match(text[0])
@@ -155,16 +166,15 @@ def words_of(
             ends.append(None)
             pending, ended = b"", True
             continue
-        piece, unfinished = pending + _bytes(token, marks), bool(pending)
-        pending = b"" if _whole(piece) else piece
+        unfinished = bool(pending)
+        shown, pending = _decoded(pending + _bytes(token, marks))
         span = spans[i] if spans is not None else None
         inside = bool(words) and not words[-1].special
-        shown = piece.decode(errors="replace")
         before = words[-1].text if inside else ""
         if unfinished and inside:
             # The letter's first bytes were shown as a stand-in; now it is known.
             joined = words[-1].joined(before[:-1] + shown.strip(), value, i)
-        elif merge and inside and not pending and _continues(before, token, piece, marks, ended):
+        elif merge and inside and _continues(before, token, shown, marks, ended):
             joined = words[-1].joined(before + shown.strip(), value, i)
         else:
             gap = _gap(shown, before, marks)
