@@ -89,7 +89,7 @@ def small_models(monkeypatch):
         monkeypatch.setattr(loader, "from_pretrained", lambda name, it=stand_in: it)
 
 
-def test_readme_examples_run(small_models, capsys):
+def test_readme_examples_run(small_models, capsys, tmp_path, monkeypatch):
     vision, text, image, llm, both, found, written = (run_block(b, {}) for b in PYTHON[:7])
     assert vision["attributions"].shape == (1, 3, 224, 224)
     assert vision["heat"].shape == (1, 224, 224)
@@ -107,6 +107,11 @@ def test_readme_examples_run(small_models, capsys):
     measured = run_block(PYTHON[8], vision)
     for name in ("positive", "between", "faithful"):
         assert measured[name].shape == (1,) and measured[name].isfinite()
+    monkeypatch.chdir(tmp_path)
+    drawn = run_block(PYTHON[9], vision)
+    assert len([ax for ax in drawn["picture"].axes if ax.get_title() in drawn["beside"]]) == 2
+    names = {"why.png", "why.html", "layers.png", "heads.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def run_block(block: str, names: dict) -> dict:
@@ -115,8 +120,8 @@ def run_block(block: str, names: dict) -> dict:
     return names
 
 
-def test_readme_has_its_nine_examples_of_about_ten_lines():
-    assert len(PYTHON) == 9
+def test_readme_has_its_ten_examples_of_about_ten_lines():
+    assert len(PYTHON) == 10
     for block in PYTHON:
         lines = [
             line for line in block.splitlines() if line and not line.startswith(("from", "imp"))
