@@ -136,7 +136,7 @@ def draw_map(
         mappable: ScalarMappable | None = _contours(ax, values, limit, style)
     else:
         visualization.visualize_image_attr(
-            (values / limit).clip(-1, 1),  # Captum takes small numbers for zeros
+            (values / limit).clip(-1, 1)[..., None],  # Captum takes small numbers for zeros
             image,
             method=style.view,
             sign=style.sign,

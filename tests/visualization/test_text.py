@@ -12,6 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from captum_attn.visualization import Word, text_records, visualize_text
+from captum_attn.visualization._fonts import shaped
 from captum_attn.visualization._style import tint
 
 TOKENS = ["[CLS]", "un", "##kind", "words", "<b>&", "[SEP]"]
@@ -170,7 +171,8 @@ def test_no_word_leaves_the_figure():
 def test_right_to_left_texts_run_from_the_right():
     picture = visualize_text(torch.tensor([1.0, 2.0, 3.0, 4.0]), ["שלום", "עולם", "and", "more"])
     at = {t.get_text(): t.get_position()[0] for t in picture.axes[0].texts}
-    assert at["שלום"] > at["עולם"] > at["more"] > at["and"]
+    first, second = map(shaped, ["שלום", "עולם"])  # older matplotlib is given them reversed
+    assert at[first] > at[second] > at["more"] > at["and"]
 
 
 def test_words_of_scripts_without_blanks_touch():
