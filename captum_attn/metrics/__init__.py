@@ -7,10 +7,9 @@ example, or counts (`segmentation`, `coco_results`) that add up exactly over bat
 """
 
 from captum_attn.metrics.bridge import quantus_explain_func
+from captum_attn.metrics.coco import coco_average_precision, coco_bootstrap, coco_results
 from captum_attn.metrics.detection import (
     Detections,
-    coco_average_precision,
-    coco_results,
     detections,
     query_masks,
     segment_detections,
@@ -68,6 +67,7 @@ __all__ = [
     "aopc",
     "binary_map",
     "coco_average_precision",
+    "coco_bootstrap",
     "coco_results",
     "comprehensiveness",
     "deletion",

@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from captum_attn.errors import InputError, OptionError
 from captum_attn.metrics import (
     coco_average_precision,
+    coco_bootstrap,
     coco_results,
     detections,
     query_masks,
@@ -180,6 +181,36 @@ def test_the_numbers_are_those_of_pycocotools():
                         "AR_large": 11}.items():  # fmt: skip
         assert found[name] == pytest.approx(oracle.stats[place])
     assert 0 < found["AP"] < 1
+
+
+def test_the_bootstrap_draws_whole_images():
+    """Every draw is the number of a data set in which the drawn images are written out."""
+    objects = [(i, 7 + i % 2, square(5 * i, 30, 40 + i)) for i in range(6)]
+    objects += [(0, 8, square(80, 80, 40)), (3, 7, square(90, 0, 30))]
+    results = []
+    for k, (image, category, mask) in enumerate(objects):
+        near = mask.roll(3 * (k % 5), dims=1)
+        results += coco_results(image, near[None], [category], [0.9 - 0.01 * k])
+    results += coco_results(2, square(0, 60, 30)[None], [7], [0.95])  # on nothing
+    truth = annotations(objects)
+    drawn = coco_bootstrap(truth, results, resamples=8, seed=3)
+    rng = np.random.default_rng(3)
+    for r in range(8):
+        picks = rng.integers(6, size=6).tolist()
+        again = [(place, c, m) for place, i in enumerate(picks) for n, c, m in objects if n == i]
+        found = [
+            {**one, "image_id": place}
+            for place, i in enumerate(picks)
+            for one in results
+            if one["image_id"] == i
+        ]
+        for name, value in coco_average_precision(annotations(again), found).items():
+            assert float(drawn[name][r]) == pytest.approx(value)
+    assert drawn["AP"].std() > 0.01
+    same = coco_bootstrap(truth, results[::-1], resamples=8, seed=3)
+    assert torch.equal(same["AR"], drawn["AR"])
+    with pytest.raises(OptionError, match="resamples"):
+        coco_bootstrap(truth, results, resamples=1)
 
 
 def test_results_are_joined_and_stored_as_text(tmp_path):
