@@ -183,6 +183,7 @@ MEASURES: dict[str, Measure] = {
     "accuracy": _over_classes(_hit),
     "sigmoid": lambda output, target: select(output.double().sigmoid(), target),
     "log_sigmoid": lambda output, target: select(F.logsigmoid(output.double()), target),
+    "sigmoid_accuracy": lambda output, target: (select(output.double(), target) > 0).double(),
     "logit": lambda output, target: select(output.double(), target),
 }
 

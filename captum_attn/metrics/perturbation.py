@@ -113,8 +113,9 @@ def perturbation_curve(
     the names (or positions) of the inputs:
 
         * measure (str or callable): what is followed: "probability" (softmax over the last axis),
-          "log_probability", "accuracy" (1 where the target has the highest output), "sigmoid",
-          "log_sigmoid", "logit", or (output, target) -> (B,). Default: "probability".
+          "log_probability", "accuracy" (1 where the target has the highest output); "sigmoid",
+          "log_sigmoid", "sigmoid_accuracy" (1 where the sigmoid is over one half) for independent
+          classes; "logit", or (output, target) -> (B,). Default: "probability".
         * unit* (str): what is removed as one: "pixel" with all its channels, "patch", "token" (or
           row of features), "region" or "element". Default: "auto", by the input's shape and type.
         * patch_size* (int): side of a patch.
