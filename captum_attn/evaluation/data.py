@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -152,15 +153,21 @@ def mask_as_it_is(path: Path) -> Tensor:
 class TextFile(Dataset):
     """Lines of text, each with its label before a tab; or without any labels.
 
+    After another tab a line may name the words that a person took for the reason, separated by
+    commas: "sport", tab, "The goalkeeper saved the penalty.", tab, "goalkeeper, saved the penalty".
+    All places where they stand in the text are marked, for the metrics that compare with
+    rationales.
+
     Args:
         path (str or Path): a UTF-8 file; empty lines do not count.
-        tokenizer (callable): of transformers.
+        tokenizer (callable): of transformers; a fast one, where words are marked.
         classes (Mapping, optional): name -> number, for labels that are not numbers. Default: in
             the order of the names.
         max_length (int, optional): of a text, in tokens. Default: the tokenizer's.
 
     Attributes:
         texts (list of str), names (list of str or None): as in the file.
+        spans (list or None): of every text, the (start, end) of what is marked, in characters.
 
     Special tokens cannot be removed, by `Batch.options`.
 
@@ -178,35 +185,65 @@ class TextFile(Dataset):
         max_length: int | None = None,
     ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.texts, self.names = read_lines(path)
+        self.texts, self.names, self.spans = read_lines(path)
         self.labels = None if self.names is None else _numbers(self.names, classes or {})
+        if self.spans is not None and not getattr(tokenizer, "is_fast", True):
+            raise InputError(
+                f"'{path}' marks words, but {type(tokenizer).__name__} does not say which token "
+                "is which: expected a fast tokenizer of transformers"
+            )
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitem__(self, index: int) -> tuple[str, int | None]:
-        """The text and its label."""
-        return self.texts[index], None if self.labels is None else self.labels[index]
+    def __getitem__(self, index: int) -> tuple[str, int | None, Spans | None]:
+        """The text, its label, and what is marked in it."""
+        label = None if self.labels is None else self.labels[index]
+        return self.texts[index], label, None if self.spans is None else self.spans[index]
 
-    def collate_fn(self, examples: Sequence[tuple[str, int | None]]) -> Batch:
+    def collate_fn(self, examples: Sequence[tuple[str, int | None, Spans | None]]) -> Batch:
         """A batch of examples, padded to its longest."""
-        texts, labels = zip(*examples, strict=True)
+        texts, labels, spans = zip(*examples, strict=True)
         inputs = dict(
             self.tokenizer(
                 list(texts), padding=True, truncation=True, max_length=self.max_length,
                 return_tensors="pt", return_special_tokens_mask=True,
+                return_offsets_mapping=self.spans is not None,
             )
         )  # fmt: skip
-        removable = inputs.pop("special_tokens_mask") == 0
+        removable, truth = inputs.pop("special_tokens_mask") == 0, {}
+        if self.spans is not None:
+            offsets = inputs.pop("offset_mapping")  # (B, n, 2)
+            rows = [_overlap(o, s) for o, s in zip(offsets, spans, strict=True)]
+            truth = {"rationales": torch.stack(rows), "rationale_mask": removable}
         return Batch(
             inputs,
             None if self.labels is None else torch.tensor(labels),
+            truth=truth,
             options={"removable": removable},
         )
 
 
-def read_lines(path: str | Path) -> tuple[list[str], list[str] | None]:
-    """The texts of a file and the names of their labels, if it has any."""
+Spans = Sequence[tuple[int, int]]
+
+
+class Lines(NamedTuple):
+    """What a file of text holds."""
+
+    texts: list[str]
+    names: list[str] | None
+    spans: list[Spans] | None
+
+
+def _overlap(offsets: Tensor, spans: Spans) -> Tensor:
+    """Which tokens (n,), of characters (n, 2), have any in the spans."""
+    start, end = offsets.unbind(-1)
+    inside = [(start < s[1]) & (end > s[0]) & (start < end) for s in spans]
+    return torch.stack(inside).any(0)
+
+
+def read_lines(path: str | Path) -> Lines:
+    """The texts of a file, the names of their labels and what is marked, if it has any."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as problem:
@@ -214,13 +251,32 @@ def read_lines(path: str | Path) -> tuple[list[str], list[str] | None]:
     numbered = [(i, line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise InputError(f"'{path}' is empty: expected one text per line")
-    labelled = [(number, *line.partition("\t")) for number, line in numbered]
-    if not any(tab for _, _, tab, _ in labelled):
-        return [line for _, line in numbered], None
-    for number, label, tab, text in labelled:
-        if not tab or not label.strip() or not text.strip():
+    parts = [[part.strip() for part in line.split("\t")] for _, line in numbered]
+    columns = max(map(len, parts))
+    if columns == 1:
+        return Lines([text for (text,) in parts], None, None)
+    for (number, _), found in zip(numbered, parts, strict=True):
+        if len(found) != columns or columns > 3 or not all(found):
             raise InputError(
-                f"line {number} of '{path}': expected a label, a tab and a text, as in the other "
-                "lines"
+                f"line {number} of '{path}': expected a label, a tab and a text"
+                f"{', a tab and the words that are marked' * (columns > 2)}, as in the other lines"
             )
-    return [text.strip() for *_, text in labelled], [label.strip() for _, label, _, _ in labelled]
+    names, texts, *marked = map(list, zip(*parts, strict=True))
+    if not marked:
+        return Lines(texts, names, None)
+    spans = [
+        _spans(text, words, f"line {number} of '{path}'")
+        for (number, _), text, words in zip(numbered, texts, marked[0], strict=True)
+    ]
+    return Lines(texts, names, spans)
+
+
+def _spans(text: str, words: str, where: str) -> Spans:
+    """Where the marked words stand."""
+    found: list[tuple[int, int]] = []
+    for phrase in filter(None, (word.strip() for word in words.split(","))):
+        spans = [m.span() for m in re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", text)]
+        if not spans:
+            raise InputError(f"{where}: expected words of the text to be marked, got {phrase!r}")
+        found += spans
+    return found

@@ -1,5 +1,7 @@
 """Folders of images with their masks, and files of text with their labels."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -92,12 +94,46 @@ def test_what_is_wrong_with_a_folder(folder):
 class Tokenizer:
     """Words by their length, between two special tokens."""
 
+    is_fast = True
+
     def __call__(self, texts, **options):
         rows = [[1, *(len(word) + 2 for word in text.split()), 2] for text in texts]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        return {"input_ids": ids, "attention_mask": (ids > 0).long(),
-                "special_tokens_mask": (ids <= 2).long()}  # fmt: skip
+        found = {"input_ids": ids, "attention_mask": (ids > 0).long(),
+                 "special_tokens_mask": (ids <= 2).long()}  # fmt: skip
+        if options.get("return_offsets_mapping"):
+            found["offset_mapping"] = torch.zeros(*ids.shape, 2, dtype=torch.long)
+            for row, text in zip(found["offset_mapping"], texts, strict=True):
+                for k, word in enumerate(re.finditer(r"\S+", text), 1):
+                    row[k] = torch.tensor(word.span())
+        return found
+
+
+def test_marked_words(tmp_path):
+    """All places of a phrase are marked; parts of words, special tokens and padding are not."""
+    path = tmp_path / "a.tsv"
+    path.write_text("a\tthe red cat sat on the cat\tcat, red cat\nb\tcats sit, often.\toften\n")
+    data = TextFile(path, Tokenizer(), {"a": 0, "b": 1})
+    batch = data.collate_fn([data[0], data[1]])
+    marked = batch.truth["rationales"].int().tolist()
+    assert marked == [[0, 0, 1, 1, 0, 0, 0, 1, 0], [0, 0, 0, 1, 0, 0, 0, 0, 0]]
+    counted = batch.truth["rationale_mask"].int().tolist()
+    assert counted == [[0, 1, 1, 1, 1, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0, 0, 0, 0]]
+    assert set(batch.inputs) == {"input_ids", "attention_mask"}
+    for text, said in (
+        ("a\tcats sit\tcat", "line 1 .* expected words of the text to be marked, got 'cat'"),
+        ("a\tcats\tcats\nb\tsit", "line 2 .* the words that are marked, as in the other lines"),
+        ("a\tb\tb\tb", "line 1"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=said):
+            TextFile(path, Tokenizer())
+    path.write_text("a\tcats\tcats\n")
+    slow = Tokenizer()
+    slow.is_fast = False
+    with pytest.raises(InputError, match="expected a fast tokenizer"):
+        TextFile(path, slow)
 
 
 def test_lines_of_text(tmp_path):
