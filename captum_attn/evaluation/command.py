@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captum_attn.errors import InputError, OptionError
+from captum_attn.evaluation.models import OWN_DATA
 
 if TYPE_CHECKING:
     from captum_attn.evaluation.models import Loaded
@@ -26,8 +27,12 @@ __all__ = ["evaluate_command"]
 METHODS = "RawAttention, AttentionRollout, GenericAttention, VTranM, HeterogenousAttention, " \
     "IntegratedGradients, RandomAttribution"  # fmt: skip
 IMAGE_METRICS = "positive_auc, negative_auc, aopc, log_odds"
+INDEPENDENT_METRICS = "positive_auc(measure='sigmoid_accuracy'), " \
+    "negative_auc(measure='sigmoid_accuracy'), aopc(measure='sigmoid'), " \
+    "log_odds(measure='log_sigmoid')"  # fmt: skip
 MASK_METRICS = ", segmentation, pointing_game, energy_inside"
-TEXT_METRICS = "comprehensiveness, sufficiency, token_removal_auc"
+TEXT_METRICS = "token_removal_auc, comprehensiveness, sufficiency, aopc, log_odds"
+RATIONALE_METRICS = ", rationale_f1, rationale_auprc"
 
 
 def evaluate_command(
@@ -35,7 +40,8 @@ def evaluate_command(
         str,
         typer.Option(
             metavar="NAME",
-            help="digit-vit, topics, timm/NAME, or a folder or hub id of transformers.",
+            help="digit-vit, texture-vit, topics, timm/NAME, or a folder or hub id of "
+            "transformers.",
         ),
     ],
     out: Annotated[
@@ -46,7 +52,8 @@ def evaluate_command(
         typer.Option(
             metavar="PATH",
             help="A folder of images, a sub-folder per class; or a file of lines, each with a "
-            "label, a tab and a text. Default: the model's own scenes.",
+            "label, a tab and a text, and after another tab the words that are marked as its "
+            "reason. Default: the model's own scenes, textures or texts.",
         ),
     ] = None,
     masks: Annotated[
@@ -106,16 +113,16 @@ def evaluate_command(
     from captum_attn.evaluation.models import load
     from captum_attn.evaluation.run import evaluate
 
-    text = data is not None and data.is_file()
-    names = read_lines(data)[1] if data is not None and text else None
-    loaded = load(model, names)
+    labels = (read_lines(data).names or []) if data is not None and data.is_file() else None
+    loaded = load(model, labels)
+    text = loaded.tokenizer is not None
     loaded.model.to(_device(device))
     dataset = _dataset(model, loaded, data, masks, limit, seed)
     labelled = not hasattr(dataset, "labels") or dataset.labels is not None
     if chosen is None:
         marked = masks is not None or data is None
-        by_image = IMAGE_METRICS + (MASK_METRICS if marked else "")
-        chosen = listed("metrics", TEXT_METRICS if text else by_image)
+        marked = getattr(dataset, "spans", None) is not None if text else marked
+        chosen = listed("metrics", _default_metrics(loaded, marked))
     results = evaluate(
         loaded.model,
         dataset,
@@ -132,6 +139,13 @@ def evaluate_command(
     if os.environ.get("RANK", "0") == "0":
         print(results)
         print(f"\nresults.json, results.csv, differences.csv and table.md in {out.resolve()}")
+
+
+def _default_metrics(loaded: Loaded, marked: bool) -> str:
+    if loaded.tokenizer is not None:
+        return TEXT_METRICS + (RATIONALE_METRICS if marked else "")
+    by_image = INDEPENDENT_METRICS if loaded.independent else IMAGE_METRICS
+    return by_image + (MASK_METRICS if marked else "")
 
 
 def listed(option: str, text: str) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -176,8 +190,10 @@ def _keywords(option: str, call: ast.Call) -> dict[str, Any]:
 
 
 def _check_data(model: str, data: Path | None, masks: Path | None) -> None:
-    if data is None and model != "digit-vit":
-        raise OptionError("--data: only digit-vit brings data of its own; give a folder or a file")
+    if data is None and model not in OWN_DATA:
+        raise OptionError(
+            f"--data: only {', '.join(OWN_DATA)} bring data of their own; give a folder or a file"
+        )
     if data is not None and not data.exists():
         raise InputError(f"no folder or file at '{data}'; see --data")
     if masks is not None and (data is None or data.is_file()):

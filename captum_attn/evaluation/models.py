@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbeddingGradients", "Loaded", "load"]
 
-SCENES = 500  # of the digit ViT, if no files are given
+SCENES = 500  # of the digit ViT and the texture ViT, if no files are given
+OWN_DATA = ("digit-vit", "texture-vit", "topics")  # what needs no files
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Loaded:
         tokenizer (callable, optional): of a text model.
         max_length (int, optional): of a text, in tokens.
         classes (Mapping): name -> number.
+        independent (bool): whether the classes are (a sigmoid each, not a softmax over all).
         examples (callable, optional): (limit, seed) -> the model's own data set.
     """
 
@@ -40,19 +42,23 @@ class Loaded:
     tokenizer: Any = None
     max_length: int | None = None
     classes: Mapping[str, int] = field(default_factory=dict)
-    examples: Callable[[int | None, int], list[Any]] | None = None
+    independent: bool = False
+    examples: Callable[[int | None, int], Any] | None = None
 
 
 def load(name: str, labels: list[str] | None = None) -> Loaded:
     """The model of a name.
 
     Args:
-        name (str): one of the package's own ("digit-vit", "topics"), "timm/" and a name of timm's,
-            or a folder or hub id of transformers.
-        labels (list of str, optional): those of the data, which make the classes of "topics".
+        name (str): one of the package's own ("digit-vit", "texture-vit", "topics"), "timm/" and a
+            name of timm's, or a folder or hub id of transformers.
+        labels (list of str, optional): those of the data, which make the classes of "topics"; []
+            for data without any. Default: for the model's own data.
     """
     if name == "digit-vit":
         return _digit_vit()
+    if name == "texture-vit":
+        return _texture_vit()
     if name == "topics":
         return _topics(labels)
     if name.startswith("timm/"):
@@ -76,8 +82,9 @@ def _digit_vit() -> Loaded:
         return F.pad(pixels, padding) > 0
 
     return Loaded(
-        load_digit_vit(), lambda path: load_picture(path)[0], read_mask, examples=_digit_scenes
-    )
+        load_digit_vit(), lambda path: load_picture(path)[0], read_mask,
+        independent=True, examples=_digit_scenes,
+    )  # fmt: skip
 
 
 def _digit_scenes(limit: int | None, seed: int) -> list[Any]:
@@ -92,13 +99,57 @@ def _digit_scenes(limit: int | None, seed: int) -> list[Any]:
     ][:limit]
 
 
-def _topics(labels: list[str] | None) -> Loaded:
-    from captum_attn.demo.topics import LABELS, MAX_TOKENS, load_topic_classifier
+def _texture_vit() -> Loaded:
+    from captum_attn.demo.texture_vit import load_texture_vit
+    from captum_attn.demo.textures import IMAGE_SIZE, TEXTURES
 
-    names = sorted(set(labels)) if labels else list(LABELS)
-    model = load_topic_classifier(names)
+    def resized(picture: Picture, resample: int) -> Tensor:
+        import numpy as np
+
+        pixels = np.array(picture.resize((IMAGE_SIZE, IMAGE_SIZE), resample))
+        return torch.from_numpy(pixels).movedim(-1, 0) / 255
+
+    def read(path: Path) -> Tensor:
+        from PIL import Image
+
+        with Image.open(path) as file:
+            return resized(file.convert("RGB"), Image.Resampling.BILINEAR)
+
+    def read_mask(path: Path) -> Tensor:
+        from PIL import Image
+
+        return resized(_mask_picture(path), Image.Resampling.NEAREST)[0] > 0.5
+
+    classes = {texture.name: i for i, texture in enumerate(TEXTURES)}
+    return Loaded(load_texture_vit(), read, read_mask, classes=classes, examples=_textures)
+
+
+def _textures(limit: int | None, seed: int) -> list[Any]:
+    """Held-out textured objects: (image, texture, mask)."""
+    from captum_attn.demo.textures import textured_objects
+
+    batch = textured_objects(limit or SCENES, split="test", seed=seed)
+    rows = zip(batch.images, batch.labels.tolist(), batch.masks, strict=True)
+    return list(rows)
+
+
+def _topics(labels: list[str] | None) -> Loaded:
+    from captum_attn.demo.topics import (
+        LABELLED_TEXTS,
+        LABELS,
+        MAX_TOKENS,
+        load_topic_classifier,
+    )
+    from captum_attn.evaluation.data import TextFile, read_lines
+
+    names = read_lines(LABELLED_TEXTS).names if labels is None else labels
+    model = load_topic_classifier(sorted(set(names or LABELS)))
     classes = {name: i for i, name in enumerate(model.labels)}
-    return Loaded(model, tokenizer=model.tokenizer, max_length=MAX_TOKENS, classes=classes)
+    tokenizer = model.tokenizer
+    return Loaded(
+        model, tokenizer=tokenizer, max_length=MAX_TOKENS, classes=classes,
+        examples=lambda limit, seed: TextFile(LABELLED_TEXTS, tokenizer, classes, MAX_TOKENS),
+    )  # fmt: skip
 
 
 def _timm(name: str) -> Loaded:
@@ -128,8 +179,8 @@ def _transformers(name: str) -> Loaded:
         config = transformers.AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as problem:
         raise InputError(
-            f"'{name}' is neither one of the package's models (digit-vit, topics), nor timm/..., "
-            f"nor a folder or hub id of transformers: {' '.join(str(problem).split())}"
+            f"'{name}' is neither one of the package's models ({', '.join(OWN_DATA)}), nor "
+            f"timm/..., nor a folder or hub id of transformers: {' '.join(str(problem).split())}"
         ) from problem
     made = (config.architectures or [""])[0]
     classes = {str(label): int(i) for label, i in (config.label2id or {}).items()}

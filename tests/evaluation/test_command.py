@@ -109,7 +109,7 @@ def test_models_of_transformers(picture, tmp_path, capsys):
         "--methods", "GenericAttention, IntegratedGradients(n_steps=4)")  # fmt: skip
     found = values(tmp_path / "b")
     assert found["GenericAttention", "sufficiency"]["examples"] == 2
-    assert len(found) == 2 * 3
+    assert len(found) == 2 * 5  # no rationales, so no metric of them
 
 
 def test_topics_with_the_labels_of_the_file(tmp_path):
@@ -125,6 +125,67 @@ def test_topics_with_the_labels_of_the_file(tmp_path):
         found["GenericAttention", "comprehensiveness"]["value"]
         > found["RandomAttribution", "comprehensiveness"]["value"]
     )
+
+
+def test_the_textures_of_the_texture_vit(picture, tmp_path):
+    run("--model", "texture-vit", "--out", tmp_path / "own", "--limit", 6, "--methods",
+        "AttentionRollout, RandomAttribution", "--metrics", "segmentation")  # fmt: skip
+    found = values(tmp_path / "own")
+    rollout, chance = (
+        found[m, "segmentation.mIoU"]["value"] for m in ("AttentionRollout", "RandomAttribution")
+    )
+    assert rollout > chance + 0.2 and chance < 0.45
+    loaded = load("texture-vit")
+    image, label, mask = loaded.examples(2, 0)[1]
+    inside = load("texture-vit").model(image[None]).argmax(1)
+    assert int(inside) == label and mask.shape == (64, 64)
+    ink = loaded.read_mask(picture / "masks/1/one.png")
+    picture_ = loaded.read(picture / "images/1/one.png")
+    assert picture_.shape == (3, 64, 64) and float(ink.float().mean()) == pytest.approx(
+        0.15, abs=0.02
+    )
+    assert ((picture_[0] < 0.5) == ink).float().mean() > 0.97
+
+
+def test_the_sentences_of_the_topics(tmp_path):
+    """Every sentence is there with its topic and its reason, and the model knows most of them."""
+    loaded = load("topics")
+    data = loaded.examples(None, 0)
+    counts = {name: data.names.count(name) for name in set(data.names)}
+    assert len(counts) == 6 and min(counts.values()) >= 10 and len(set(data.texts)) == len(data)
+    batch = data.collate_fn([data[i] for i in range(len(data))])
+    with torch.no_grad():
+        right = loaded.model(**batch.inputs).argmax(1) == batch.target
+    assert right.float().mean() > 0.8
+    share = batch.truth["rationales"].sum(1) / batch.truth["rationale_mask"].sum(1)
+    assert float(share.min()) > 0 and float(share.max()) < 0.6
+    run("--model", "topics", "--out", tmp_path, "--limit", 16, "--methods",
+        "GenericAttention(discard_self=True), RandomAttribution", "--metrics",
+        "rationale_f1, rationale_auprc")  # fmt: skip
+    found = values(tmp_path)
+    ours, chance = (
+        found[m, "rationale_auprc"]["value"]
+        for m in ("GenericAttention(discard_self=True)", "RandomAttribution")
+    )
+    assert ours > chance + 0.1
+
+
+def test_independent_classes_are_measured_by_their_sigmoid(tmp_path):
+    run("--model", "digit-vit", "--out", tmp_path, "--limit", 2, "--methods", "RandomAttribution",
+        "--perturbation", "patch_size=32")  # fmt: skip
+    named = {metric.split("(")[0]: metric for _, metric in values(tmp_path)}
+    assert named["positive_auc"] == "positive_auc(measure='sigmoid_accuracy')"
+    assert named["log_odds"] == "log_odds(measure='log_sigmoid')"
+
+
+def test_texts_are_measured_by_what_is_marked_in_them(tmp_path):
+    (tmp_path / "t.tsv").write_text("sport\tA late goal.\tgoal\ncooking\tFold the eggs.\teggs\n")
+    run("--model", "topics", "--data", tmp_path / "t.tsv", "--out", tmp_path / "out",
+        "--methods", "RandomAttribution")  # fmt: skip
+    assert {metric for _, metric in values(tmp_path / "out")} == {
+        "token_removal_auc", "comprehensiveness", "sufficiency", "aopc", "log_odds",
+        "rationale_f1", "rationale_auprc",
+    }  # fmt: skip
 
 
 def test_timm_brings_its_own_transform(picture, monkeypatch):
@@ -144,7 +205,7 @@ def test_timm_brings_its_own_transform(picture, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, error, said",
     [
-        (["--model", "topics"], OptionError, "--data: only digit-vit"),
+        (["--model", "timm/vit"], OptionError, "--data: only digit-vit, texture-vit, topics"),
         (["--model", "digit-vit", "--data", "nowhere"], InputError, "no folder or file"),
         (["--model", "digit-vit", "--masks", "m"], OptionError, "--masks are for a folder"),
         (["--model", "digit-vit", "--methods", "A, A"], OptionError, "A is there twice"),
