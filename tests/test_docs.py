@@ -165,6 +165,8 @@ def test_options_of_the_commands_exist():
         "tests.benchmarks.detector_share",
         "tests.benchmarks.vqa_share",
         "tests.benchmarks.vit_tables",
+        "tests.benchmarks.vqa_perturbation",
+        "tests.benchmarks.detr_tables",
         "tests.benchmarks.perturbation_speed",
     }
     for module, options in commands:

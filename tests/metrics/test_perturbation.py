@@ -106,6 +106,22 @@ def test_log_odds_where_the_log_probability_is_linear():
     close(found, [-(0 + 1.0 + 1.5 + 1.75) / 4])
 
 
+def test_the_accuracy_of_independent_classes():
+    """Both classes may be over one half at once, and neither."""
+
+    def model(x):  # logits -0.5 ... 1.5 and -1.5 ... 2.5
+        total = x.sum(1)
+        return torch.stack([total - 0.5, 2 * total - 1.5], 1)
+
+    x = torch.tensor([[0.75, 0.5, 0.25, 0.5]]).repeat(2, 1)
+    maps = torch.tensor([[4.0, 3.0, 2.0, 1.0]]).repeat(2, 1)
+    curve = perturbation_curve(
+        model, x, maps, torch.tensor([0, 1]), steps=4, measure="sigmoid_accuracy"
+    )
+    # what is left: 2, 1.25, 0.75, 0.5, 0; a logit of 0 is not over one half
+    assert curve.values.tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
+
+
 def test_accuracy_is_of_the_target():
     def model(x):
         return torch.stack([x.sum(1), torch.full_like(x[:, 0], 1.5)], 1)
