@@ -11,8 +11,8 @@ and recall hold the masks to the digits, over the intersections over union from 
 What a mask is held to is either the digit's ink or the whole box around it. On COCO objects fill
 much of their boxes; a digit's strokes are thinner than a token, so no map of 8 x 8 tokens can
 outline them. "ink per token" is no method: it is the digit's own ink at the resolution of the maps,
-cut in the same way, which is about the best that a map could do. Only positive relevance counts:
-thresholds are of the map scaled to [0, 1], where one very negative token would move them all.
+cut in the same way, a yardstick and no bound. Only positive relevance counts: thresholds are of the
+map scaled to [0, 1], where one very negative token would move them all.
 
 Digits are of one size, so there is no table by size. In per cent; standard errors by a bootstrap
 over scenes, in which all methods see the same ones.
