@@ -104,7 +104,7 @@ def load_picture(path: str | Path) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:
-                picture = _grey(ImageOps.exif_transpose(file))
+                return fit_picture(ImageOps.exif_transpose(file))
     except (
         UnidentifiedImageError,
         Image.DecompressionBombError,
@@ -116,10 +116,27 @@ def load_picture(path: str | Path) -> Tensor:
         raise InputError(
             f"cannot read '{path}' as an image ({problem}); give a PNG or JPEG file"
         ) from problem
-    ground = float(np.median(picture))
+
+
+def fit_picture(picture: Image.Image) -> Tensor:
+    """A picture in memory as the model wants it, see :func:`load_picture`.
+
+    Args:
+        picture (Image): in any mode, upright.
+
+    Returns:
+        Tensor: ``(1, 1, 64, 64)``, float32 in [0, 1].
+
+    Examples::
+
+        >>> fit_picture(Image.new("L", (100, 50))).shape
+        torch.Size([1, 1, 64, 64])
+    """
+    grey = _grey(picture)
+    ground = float(np.median(grey))
     if ground > 0.5:
-        picture, ground = 1 - picture, 1 - ground
-    pixels = torch.from_numpy(picture)[None, None]  # (1, 1, H, W)
+        grey, ground = 1 - grey, 1 - ground
+    pixels = torch.from_numpy(grey)[None, None]  # (1, 1, H, W)
     height, width = pixels.shape[-2:]
     scale = IMAGE_SIZE / max(height, width)
     size = [max(1, round(side * scale)) for side in (height, width)]
