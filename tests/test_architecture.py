@@ -25,11 +25,13 @@ MAY_IMPORT = {
     "metrics": {"errors"},
     "evaluation": {"metrics", "errors"},
     "visualization": {"errors"},
+    "insights": {"attr", "observe", "metrics", "visualization", "errors"},
 }
 MODEL_LIBRARIES = {"transformers", "timm"}
 HELPERS = ("_detector", "detection", "_prompt", "generation")
-# What `captum-attn evaluate` adds to `evaluate`: models by name, the package's own among them.
-COMMAND = {"evaluation/command.py", "evaluation/models.py"}
+# What `captum-attn evaluate` adds to `evaluate`: models by name, the package's own among them;
+# `captum-attn dashboard` opens the dashboard on them.
+COMMAND = {"evaluation/command.py", "evaluation/models.py", "insights/embedded.py"}
 EXTRAS = {"typer", "tqdm", "matplotlib", "PIL", "sklearn", "safetensors", "torchvision"}
 
 

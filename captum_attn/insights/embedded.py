@@ -1,0 +1,135 @@
+"""The package's own models as dashboards: digits, topics of texts, questions about a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from captum_attn.insights.features import (
+    Batch,
+    EmptyFeature,
+    ImageFeature,
+    RegionFeature,
+    TextFeature,
+)
+from captum_attn.insights.session import Session
+
+if TYPE_CHECKING:
+    from captum_attn.insights.uploads import Picture
+
+__all__ = ["DASHBOARDS"]
+
+EXAMPLES = 12
+
+
+def digits() -> Session:
+    """A ViT that names the two digits of a scene; a picture of digits may be uploaded."""
+    from captum_attn.demo.digit_vit import load_digit_vit
+    from captum_attn.demo.image import PATCH, fit_picture
+    from captum_attn.demo.scenes import NUM_CLASSES, scenes
+
+    def upload(picture: Picture) -> Tensor:
+        return fit_picture(picture)[0]
+
+    batch = scenes(EXAMPLES, split="test", seed=0)
+    scene = ImageFeature("Scene", baseline_transforms=ground, upload=upload, patch_size=PATCH)
+    return Session(
+        {"digit ViT": load_digit_vit()}, list(map(str, range(NUM_CLASSES))), scene,
+        [Batch(batch.images, batch.labels[:, 0])], torch.sigmoid,
+    )  # fmt: skip
+
+
+def topics() -> Session:
+    """A real pretrained text model as a zero-shot classifier; a text may be typed."""
+    from captum_attn.demo.topics import LABELS, TEXTS, check_text, load_topic_classifier
+
+    model = load_topic_classifier(LABELS)
+    tokenizer = model.tokenizer
+
+    def tokenize(text: str) -> Tensor:
+        check_text(model, text)
+        return model.tokenize(text)["input_ids"]
+
+    def padded(ids: Tensor) -> Tensor:
+        special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
+        return torch.where(special, ids, tokenizer.pad_token_id)
+
+    text = TextFeature(
+        "Text", padded, None, lambda ids: tokenizer.convert_ids_to_tokens(ids[0]),
+        tokenize=tokenize, special_ids=tokenizer.all_special_ids,
+    )  # fmt: skip
+    batches = [Batch(model.tokenize(example)["input_ids"]) for example in TEXTS]
+    # The mean reads every token, so each is relevant to itself by merely being there.
+    presets = {"discard_self": True}
+    return Session({"MiniLM topics": model}, model.labels, text, batches, softmax, presets=presets)
+
+
+def questions() -> Session:
+    """An LXMERT that answers yes or no about a scene; a question may be typed."""
+    from captum_attn.demo import digit_vqa
+    from captum_attn.demo.scenes import scenes
+    from captum_attn.demo.words import PAD, SPECIAL, VOCABULARY, tokenize
+
+    words = {index: word for word, index in VOCABULARY.items()}
+    batch = scenes(EXAMPLES, split="test", seed=0)
+    found = digit_vqa.regions(batch)
+    asked = digit_vqa.questions(found)
+
+    def typed(text: str) -> Tensor:
+        return tokenize(text)["input_ids"]
+
+    question = TextFeature(
+        "Question", lambda ids: torch.full_like(ids, VOCABULARY[PAD]), None,
+        lambda ids: [words[i] for i in ids[0].tolist()],
+        tokenize=typed, special_ids=[VOCABULARY[token] for token in SPECIAL],
+    )  # fmt: skip
+
+    def drawn(features: Tensor) -> tuple[Tensor, Tensor]:
+        row = int((found.visual_feats == features).flatten(1).all(1).nonzero()[0])
+        return batch.images[row], found.boxes[row]
+
+    regions = RegionFeature("Regions", ground, None, drawn)
+    batches = [
+        Batch(
+            (typed(asked.texts[i]), found.visual_feats[i : i + 1], found.visual_pos[i : i + 1]),
+            asked.answers[i : i + 1],
+        )
+        for i in range(EXAMPLES)
+    ]
+    return Session(
+        {"digit LXMERT": Answers(digit_vqa.load_digit_vqa())}, digit_vqa.ANSWERS,
+        [question, regions, EmptyFeature("boxes")], batches, torch.sigmoid,
+    )  # fmt: skip
+
+
+class Answers(nn.Module):
+    """LXMERT with its inputs by position and its answers as the output, as Captum wants it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, visual_feats: Tensor, visual_pos: Tensor) -> Tensor:
+        """Logits (B, 2) for no and yes."""
+        inputs = {"input_ids": input_ids, "visual_feats": visual_feats, "visual_pos": visual_pos}
+        return self.model(**inputs).question_answering_score
+
+
+def ground(values: Tensor) -> Tensor:
+    """The median everywhere: most pixels carry no ink."""
+    return torch.full_like(values, float(values.median()))
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Probabilities of topics."""
+    return logits.softmax(-1)
+
+
+DASHBOARDS: dict[str, Callable[[], Session]] = {
+    "digits": digits,
+    "topics": topics,
+    "questions": questions,
+}

@@ -1,0 +1,102 @@
+"""The methods that a dashboard offers, and what can be set about each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from captum.attr import Attribution, IntegratedGradients, Saliency
+
+from captum_attn.attr._base import AttentionAttribution
+from captum_attn.attr.generic_attention import GenericAttention
+from captum_attn.attr.heterogenous import HeterogenousAttention
+from captum_attn.attr.raw_attention import RawAttention
+from captum_attn.attr.rollout import AttentionRollout
+from captum_attn.attr.vtranm import VTranM
+from captum_attn.errors import OptionError
+from captum_attn.observe.mapback import INTERPOLATIONS
+
+__all__ = ["CAPTUM_METHODS", "METHODS", "Option", "options_of", "values_of"]
+
+Method = type[Attribution]
+
+METHODS: tuple[type[AttentionAttribution], ...] = (
+    GenericAttention,
+    VTranM,
+    HeterogenousAttention,
+    AttentionRollout,
+    RawAttention,
+)
+# Beside ours, where every input is of floats; on token ids they fail.
+CAPTUM_METHODS: tuple[Method, ...] = (IntegratedGradients, Saliency)
+
+
+class Option(NamedTuple):
+    """Something that can be set about a method.
+
+    Attributes:
+        name (str): the keyword argument of `attribute`.
+        default (bool, int, float or str): what it is where nothing is set.
+        choices (tuple of str): the values of a str.
+        lowest (int, optional): the least value of a number.
+    """
+
+    name: str
+    default: Any
+    choices: tuple[str, ...] = ()
+    lowest: int | None = None
+
+    def read(self, value: Any) -> Any:
+        """The value that a form's field stands for; a field that was cleared is the default.
+
+        Reading twice changes nothing, because Captum Insights reads once per example.
+        """
+        if value is None or value == "":
+            return self.default
+        if isinstance(self.default, bool):
+            known = {"true": True, "false": False}.get(str(value).lower())
+            if known is None:
+                raise OptionError(f"{self.name}: expected True or False, got {value!r}")
+            return known
+        if isinstance(self.default, (int, float)):
+            try:
+                return type(self.default)(value)
+            except (TypeError, ValueError) as problem:
+                raise OptionError(f"{self.name}: expected a number, got {value!r}") from problem
+        return value
+
+
+_EVERYWHERE = (
+    Option("start_layer", 0, lowest=0),
+    Option("interpolation", "bilinear", tuple(INTERPOLATIONS)),
+)
+_OF_CAPTUM = {IntegratedGradients: (Option("n_steps", 25, lowest=2),)}
+
+
+def options_of(method: Method) -> tuple[Option, ...]:
+    """What can be set about a method in a form: its flags, choices, numbers and words.
+
+    Args:
+        method (type): a method's class.
+
+    Returns:
+        tuple of Option: its own, then what all attention methods share.
+
+    Examples::
+
+        >>> [option.name for option in options_of(AttentionRollout)]
+        ['head_fusion', 'start_layer', 'interpolation']
+    """
+    if not issubclass(method, AttentionAttribution):
+        return _OF_CAPTUM.get(method, ())
+    own = [
+        Option(name, default, tuple(method.choices.get(name, ())))
+        for name, default in method.options.items()
+        if isinstance(default, (bool, int, float, str))
+    ]
+    return (*own, *_EVERYWHERE)
+
+
+def values_of(method: Method, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that a filled form stands for."""
+    return {o.name: o.read(fields.get(o.name)) for o in options_of(method)}

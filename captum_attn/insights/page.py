@@ -1,0 +1,239 @@
+"""The page: fields on the left, what was found on the right."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from captum_attn.attr.rollout import AttentionRollout
+from captum_attn.errors import AttnError
+from captum_attn.insights import drawing
+from captum_attn.insights.examples import Example
+from captum_attn.insights.methods import Option, options_of
+from captum_attn.insights.session import Explanation, Session
+from captum_attn.metrics import Curve
+
+__all__ = ["CSS", "build_page", "theme"]
+
+log = logging.getLogger(__name__)
+
+NOTHING = "nothing"  # in place of a second method
+PREDICTED = "the predicted class"
+TITLE = "captum_attn"
+PICTURES = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"]
+CSS = drawing.CSS
+
+
+def theme() -> gr.themes.Base:
+    """Fonts of the reader's own computer: the page asks no other server for anything."""
+    return gr.themes.Soft(
+        primary_hue="orange", secondary_hue="purple", neutral_hue="slate",
+        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"],
+    ).set(
+        block_title_background_fill="transparent", block_title_padding="0",
+        block_label_background_fill="transparent", block_title_text_color="*body_text_color",
+        block_label_text_color="*body_text_color",
+    )  # fmt: skip
+
+
+def build_page(sessions: Mapping[str, Session]) -> gr.Blocks:
+    """The page of one dashboard, or of several as tabs.
+
+    Args:
+        sessions (Mapping of str to Session): by the name of the tab.
+
+    Returns:
+        gradio.Blocks: not yet served.
+
+    Examples::
+
+        >>> build_page({"Digits": session}).launch()
+    """
+    # Uploads are deleted after an hour.
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gr.HTML(drawing.HEADER)
+        if len(sessions) == 1:
+            _dashboard(*sessions.values())
+        else:
+            for name, session in sessions.items():
+                with gr.Tab(name):
+                    _dashboard(session)
+    return page
+
+
+@dataclass(frozen=True)
+class Side:
+    """The fields of one of the two methods."""
+
+    method: gr.Dropdown
+    fields: list[tuple[str, Option, Any]]  # of all methods; those of the chosen one are shown
+
+    @property
+    def components(self) -> list[Any]:
+        """All fields, in the order in which `read` takes their values."""
+        return [self.method, *(component for *_, component in self.fields)]
+
+    def read(self, values: list[Any]) -> tuple[str, dict[str, Any]]:
+        """The method's name and its options."""
+        chosen, *rest = values
+        each = zip(self.fields, rest, strict=True)
+        return chosen, {o.name: value for (name, o, _), value in each if name == chosen}
+
+
+def _dashboard(session: Session) -> None:
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=1, min_width=290):
+            inputs = _what(session)
+            names = list(session.methods)
+            first = _side(session, "Method", names[0], [])
+            second = _side(session, "Beside it", _contrast(names), [NOTHING])
+            curve = gr.Checkbox(True, label="Deletion curve")
+            button = gr.Button("Explain", variant="primary", elem_classes="explain")
+        with gr.Column(scale=3, min_width=480):
+            predictions = gr.HTML(drawing.hint(), elem_classes="predictions")
+            with gr.Row(equal_height=False):
+                panels = [gr.HTML(elem_classes=f"panel-{side}") for side in ("one", "two")]
+            curves = gr.HTML(elem_classes="curves")
+    fields = [inputs, first.components, second.components, [curve]]
+
+    def explained(*values: Any) -> list[str]:
+        given = iter(values)
+        asked, one, two, (with_curve,) = ([next(given) for _ in part] for part in fields)
+        return _explained(session, asked, [first.read(one), second.read(two)], with_curve)
+
+    # The inputs go through the queue one after another; no other page can call them.
+    button.click(
+        explained, [field for part in fields for field in part],
+        [predictions, *panels, curves], api_visibility="private", concurrency_limit=1,
+        concurrency_id="model",
+    )  # fmt: skip
+
+
+def _what(session: Session) -> list[Any]:
+    """Example, picture, text, model and target."""
+    examples = [(drawing.caption(session, i), i) for i in range(len(session.examples))]
+    targets = [(PREDICTED, -1), *((label, i) for i, label in enumerate(session.classes))]
+    models = list(session.models)
+    return [
+        gr.Dropdown(examples, value=0, label="Example", elem_classes="ca-example"),
+        gr.File(
+            label="or a picture of yours", file_types=PICTURES, type="filepath", height=140,
+            elem_classes="ca-upload", visible=session.takes_picture,
+        ),
+        gr.Textbox(
+            label="or a text of yours", max_lines=4, max_length=5000, visible=session.takes_text
+        ),
+        gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1),
+        gr.Dropdown(
+            targets, value=-1, label="Explain", visible=session.use_label_for_attr
+        ),
+    ]  # fmt: skip
+
+
+def _side(session: Session, label: str, chosen: str, more: list[str]) -> Side:
+    methods = session.methods
+    method = gr.Dropdown([*methods, *more], value=chosen, label=label)
+    groups, fields = [], []
+    for name, kind in methods.items():
+        with gr.Group(visible=name == chosen) as group, gr.Accordion("Options", open=False):
+            options = [
+                option._replace(default=session.presets.get(option.name, option.default))
+                for option in options_of(kind)
+            ]
+            fields += [(name, option, _field(option)) for option in options]
+            if not options:
+                gr.Markdown("It has none.")
+        groups.append(group)
+
+    def shown(chosen: str) -> list[Any]:
+        return [gr.Group(visible=name == chosen) for name in methods]
+
+    method.change(shown, method, groups, api_visibility="private", show_progress="hidden")
+    return Side(method, fields)
+
+
+def _contrast(names: list[str]) -> str:
+    """The method beside the first: one that answers no question, if there is one."""
+    rollout = AttentionRollout.get_name()
+    return rollout if rollout in names else names[-1]
+
+
+def _field(option: Option) -> Any:
+    if isinstance(option.default, bool):
+        return gr.Checkbox(option.default, label=option.name)
+    if option.choices:
+        return gr.Dropdown(list(option.choices), value=option.default, label=option.name)
+    if isinstance(option.default, (int, float)):
+        precision = 0 if isinstance(option.default, int) else None
+        return gr.Number(
+            option.default, label=option.name, precision=precision, minimum=option.lowest
+        )
+    return gr.Textbox(option.default, label=option.name)
+
+
+def _explained(
+    session: Session, asked: list[Any], two: list[tuple[str, dict[str, Any]]], with_curve: bool
+) -> list[str]:
+    """The four pieces of HTML; what fails says so in its place."""
+    found, said = _or_message(_predicted, session, *asked)
+    if found is None:
+        return [said, "", "", ""]
+    panels, curves = [], {}
+    for name, options in two:
+        why, drawn = (None, "") if name == NOTHING else _or_message(_panel, found, name, options)
+        panels.append(drawn)
+        if why is not None:
+            curves[name if name not in curves else f"{name} (2)"] = why
+    measured = _or_message(_curves, found, curves)[1] if with_curve and curves else ""
+    return [said, *panels, measured]
+
+
+class Asked(NamedTuple):
+    """What is explained: a model's target for an example."""
+
+    session: Session
+    model: str
+    example: Example
+    target: int | None
+
+
+def _predicted(
+    session: Session, index: int, picture: str | None, text: str | None, model: str, target: int
+) -> tuple[Asked, str]:
+    example = session.own(session.examples[index], picture, text)
+    predicted = session.predict(model, example)
+    chosen = predicted[0].target if target is None or target < 0 else target
+    wanted = chosen if session.use_label_for_attr else None
+    html = drawing.predictions(session, example, predicted, wanted)
+    return Asked(session, model, example, wanted), html
+
+
+def _panel(asked: Asked, method: str, options: dict[str, Any]) -> tuple[Explanation, str]:
+    session, model, example, target = asked
+    why = session.explain(model, example, method, options, target)
+    return why, drawing.panel(why)
+
+
+def _curves(asked: Asked, explained: dict[str, Explanation]) -> tuple[dict[str, Curve], str]:
+    session, model, example, target = asked
+    found = {
+        label: session.deletion(model, example, why.attributions, target)
+        for label, why in explained.items()
+    }
+    return found, drawing.curves(found, session.chance(model, example, target))
+
+
+def _or_message(call: Callable[..., tuple[Any, str]], *arguments: Any) -> tuple[Any, str]:
+    """What the call returns and its HTML; if it fails, None and the message."""
+    try:
+        return call(*arguments)
+    except AttnError as error:
+        return None, drawing.message(str(error))
+    # A model or a method of the user's may raise anything; the page says what, and goes on.
+    except Exception as error:
+        log.exception("the dashboard could not explain this")
+        return None, drawing.message(f"{type(error).__name__}: {error}")

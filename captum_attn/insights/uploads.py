@@ -1,0 +1,100 @@
+"""Pictures that a stranger sends: limited in bytes and pixels, and decoded by Pillow alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_attn.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Picture: TypeAlias = "Image"
+
+__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "Picture", "fitted", "read_picture"]
+
+MAX_BYTES = 10 * 2**20
+MAX_PIXELS = 40_000_000
+# Formats that Pillow decodes by itself; EPS, for one, would start another program.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+
+def read_picture(path: str | Path) -> Picture:
+    """A picture file of unknown origin.
+
+    Its header is read first: nothing is decoded of what is too large or of another format.
+
+    Args:
+        path (str or Path): a PNG, JPEG, WebP, GIF (its first frame) or BMP file, at most 10 MiB
+            and 40 megapixels.
+
+    Returns:
+        Image: in RGB, upright, transparency over white.
+
+    Raises:
+        InputError: for whatever is no such picture.
+
+    Examples::
+
+        >>> read_picture("cat.jpg").mode
+        'RGB'
+    """
+    from PIL import Image, ImageOps
+
+    name = Path(path).name
+    try:
+        size = Path(path).stat().st_size
+        if size > MAX_BYTES:
+            raise InputError(
+                f"'{name}' has {size / 2**20:.1f} MiB: expected at most {MAX_BYTES >> 20}; give a "
+                "smaller picture"
+            )
+        with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise InputError(
+                    f"'{name}' has {file.width} x {file.height} pixels: expected at most "
+                    f"{MAX_PIXELS / 1e6:.0f} megapixels; give a smaller picture"
+                )
+            file.verify()
+        with Image.open(path, formats=FORMATS) as file:  # verify() leaves nothing to decode
+            picture = _in_eight_bits(ImageOps.exif_transpose(file)).convert("RGBA")
+    except InputError:
+        raise
+    # UnidentifiedImageError and a file cut short are OSErrors, a broken PNG is a SyntaxError, and
+    # DecompressionBombError a plain Exception: whatever Pillow raises, the file cannot be read.
+    except Exception as problem:
+        raise InputError(
+            f"'{name}' is no picture that can be read; give a PNG, JPEG, WebP, GIF or BMP file"
+        ) from problem
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def _in_eight_bits(picture: Picture) -> Picture:
+    """16 bits, which Pillow would clip, scaled."""
+    from PIL import Image
+
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture, dtype=np.float64) / 257).round().astype(np.uint8))
+
+
+def fitted(picture: Picture, shape: Sequence[int]) -> Tensor:
+    """A picture as a tensor (C, H, W) in [0, 1]: the middle of it, resized; grey where C is 1."""
+    from PIL import Image, ImageOps
+
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise InputError(
+            f"pictures have 1 or 3 channels, the examples have {channels}: pass `upload=` to the "
+            "ImageFeature, from a PIL image to the tensor"
+        )
+    resized = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
+    pixels: Any = np.asarray(resized.convert("L" if channels == 1 else "RGB"), dtype=np.float32)
+    return torch.from_numpy(pixels / 255).reshape(height, width, channels).permute(2, 0, 1)

@@ -1,0 +1,192 @@
+"""`AttributionVisualizer`: the dashboard of Captum Insights, for every captum."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from captum_attn.errors import AttnError, MissingExtraError
+from captum_attn.insights.features import BaseFeature, Batch
+from captum_attn.insights.methods import Method
+from captum_attn.insights.session import Session
+from captum_attn.insights.uploads import MAX_BYTES
+
+__all__ = ["AttributionVisualizer", "serve"]
+
+LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
+
+
+class AttributionVisualizer:
+    r"""A dashboard in the browser: examples, predictions, and two methods side by side.
+
+    It takes what `captum.insights.AttributionVisualizer` takes.
+
+    Args:
+        models (Module, list of Module, or Mapping of str to Module): the models to choose from.
+        classes (list of str): names of the model's outputs.
+        features (BaseFeature or list of BaseFeature): one for each input of the model.
+        dataset (iterable of Batch): the examples; it may be endless.
+        score_func (callable, optional): from the model's output to the scores shown, such as a
+            softmax. Default: the output itself.
+        use_label_for_attr (bool): False for a model with one score. Default: True.
+        methods (list of type, optional): classes of Captum attributions to choose from. Default:
+            captum_attn's, and two of Captum's where all inputs are of floats.
+        num_examples (int): how many examples of the data set can be chosen. Default: 32.
+        presets (Mapping, optional): values that options of methods start from, by their names,
+            such as {"discard_self": True}. Default: the methods' own defaults.
+
+    Raises:
+        AttnError: one of its subclasses, for a data set that does not fit the features.
+
+    Examples::
+
+        >>> visualizer = AttributionVisualizer(
+        ...     models=model, classes=names, features=[ImageFeature("Photo")],
+        ...     dataset=[Batch(images, labels)], score_func=lambda out: out.softmax(-1),
+        ... )
+        >>> visualizer.serve(port=7860, blocking=True)
+    """
+
+    def __init__(
+        self,
+        models: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+        classes: Sequence[str],
+        features: BaseFeature | Sequence[BaseFeature],
+        dataset: Iterable[Batch],
+        score_func: Callable | None = None,
+        use_label_for_attr: bool = True,
+        *,
+        methods: Sequence[Method] | None = None,
+        num_examples: int = 32,
+        presets: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.session = Session(
+            models, classes, features, dataset, score_func, use_label_for_attr, methods,
+            num_examples, presets,
+        )  # fmt: skip
+        self._page: Any = None
+
+    def serve(
+        self,
+        blocking: bool = False,
+        debug: bool = False,
+        port: int | None = None,
+        bind_all: bool = False,
+    ) -> int:
+        """Serves the page until the program ends, or `close` is called.
+
+        Args:
+            blocking (bool): wait until the server is stopped (Ctrl-C). Default: False.
+            debug (bool): print the server's log. Default: False.
+            port (int, optional): Default: a free one.
+            bind_all (bool): listen to other computers, too. There is no password: whoever reaches
+                the port can use the models. Default: False, this computer only.
+
+        Returns:
+            int: the port.
+
+        Raises:
+            AttnError: where the port is in use.
+            MissingExtraError: without the extra ``insights``.
+
+        Examples::
+
+            >>> port = visualizer.serve()
+        """
+        self.close()
+        self._page, port = serve({"": self.session}, blocking, debug, port, bind_all)
+        return port
+
+    def render(self, debug: bool = False) -> int:
+        """Shows the page inside a notebook.
+
+        Args:
+            debug (bool): print the server's log. Default: False.
+
+        Returns:
+            int: the port that it is served on, on this computer only.
+
+        Examples::
+
+            >>> visualizer.render()
+        """
+        self.close()
+        self._page, port = serve({"": self.session}, debug=debug, inline=True)
+        return port
+
+    def close(self) -> None:
+        """Stops the server, if there is one."""
+        if self._page is not None:
+            self._page.close(verbose=False)
+            self._page = None
+
+
+def serve(
+    sessions: Mapping[str, Session],
+    blocking: bool = False,
+    debug: bool = False,
+    port: int | None = None,
+    bind_all: bool = False,
+    inline: bool = False,
+) -> tuple[Any, int]:
+    """Serves a page with a tab for each session; see `AttributionVisualizer.serve`.
+
+    Returns:
+        tuple: the page, whose `close()` stops the server, and the port.
+    """
+    pages = _pages()
+    host = EVERYWHERE if bind_all else LOOPBACK
+    port = checked_port(port, bind_all)
+    page = pages.build_page(sessions)
+    page.launch(
+        server_name=host, server_port=port, share=False, inline=inline, prevent_thread_lock=True,
+        quiet=not debug, debug=False, show_error=True, max_file_size=MAX_BYTES, ssr_mode=False,
+        mcp_server=False, enable_monitoring=False, footer_links=[], theme=pages.theme(),
+        css=pages.CSS,
+    )  # fmt: skip
+    if not inline:
+        print(f"Open http://{'localhost' if bind_all else host}:{port}/", flush=True)
+    if blocking:
+        page.block_thread()
+    return page, port
+
+
+def checked_port(port: int | None, bind_all: bool = False) -> int:
+    """The port, or one that the system gives; refused if someone listens there already.
+
+    Raises:
+        AttnError: where the port cannot be used.
+        MissingExtraError: without the extra ``insights``, which nobody should learn later.
+    """
+    _pages()
+    host = EVERYWHERE if bind_all else LOOPBACK
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As servers do, so that a port whose last connections are still closing counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port or 0))
+        except (OSError, OverflowError) as problem:
+            said = getattr(problem, "strerror", None) or problem
+            raise AttnError(
+                f"port {port} on {host} cannot be used ({said}): give another one, or none for a "
+                "free one"
+            ) from problem
+        return int(probe.getsockname()[1])
+
+
+def _pages() -> ModuleType:
+    """The module of the page, which alone imports Gradio."""
+    try:
+        from captum_attn.insights import page
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").startswith("captum_attn"):
+            raise
+        raise MissingExtraError(
+            f"the dashboard needs {missing.name}, which is not installed: "
+            'pip install "captum_attn[insights]"'
+        ) from missing
+    return page
