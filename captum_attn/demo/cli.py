@@ -16,6 +16,7 @@ import typer
 
 from captum_attn.errors import AttnError, InputError, OptionError
 from captum_attn.evaluation.command import evaluate_command
+from captum_attn.insights.command import dashboard_command
 
 if TYPE_CHECKING:
     from captum_attn.demo.report import Part, Shown
@@ -115,6 +116,7 @@ def demo(
 
 
 app.command("evaluate")(evaluate_command)
+app.command("dashboard")(dashboard_command)
 
 
 def _make_directory(out: Path) -> None:
