@@ -97,32 +97,14 @@ def load_picture(path: str | Path) -> Tensor:
         >>> load_picture("seven.png").shape
         torch.Size([1, 1, 64, 64])
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no picture at '{path}'; give the path of an image file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as file:
-                return fit_picture(ImageOps.exif_transpose(file))
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-        OSError,  # cut short, or not ours to read
-        SyntaxError,  # Pillow's word for a broken PNG
-        ValueError,
-    ) as problem:
-        raise InputError(
-            f"cannot read '{path}' as an image ({problem}); give a PNG or JPEG file"
-        ) from problem
+    return fit_picture(read_picture(path))
 
 
 def fit_picture(picture: Image.Image) -> Tensor:
     """A picture in memory as the model wants it, see :func:`load_picture`.
 
     Args:
-        picture (Image): in any mode, upright.
+        picture (Image): upright, in colour or grey.
 
     Returns:
         Tensor: ``(1, 1, 64, 64)``, float32 in [0, 1].
@@ -132,7 +114,7 @@ def fit_picture(picture: Image.Image) -> Tensor:
         >>> fit_picture(Image.new("L", (100, 50))).shape
         torch.Size([1, 1, 64, 64])
     """
-    grey = _grey(picture)
+    grey = np.asarray(picture.convert("L"), dtype=np.float32) / 255
     ground = float(np.median(grey))
     if ground > 0.5:
         grey, ground = 1 - grey, 1 - ground
@@ -146,18 +128,59 @@ def fit_picture(picture: Image.Image) -> Tensor:
     return F.pad(pixels, padding, value=ground).clamp(0, 1)
 
 
-def _grey(picture: Image.Image) -> np.ndarray:
-    """``(H, W)`` float32 in [0, 1] of a picture in any mode, transparency over white."""
-    if picture.mode[0] in "IF":  # 16 and 32 bits: convert("L") would clip instead of scale
+def read_picture(path: str | Path) -> Image.Image:
+    """A picture file of any mode, upright and in colour; what is none is refused.
+
+    Transparency lies over white; 16 and 32 bits are scaled so that the least value is black and
+    the greatest white.
+
+    Args:
+        path (str or Path): a PNG, JPEG, WebP, GIF, BMP, TIFF or PPM file.
+
+    Returns:
+        Image: of mode RGB.
+
+    Raises:
+        InputError: where there is no file, or none that can be decoded, or one that is too large.
+
+    Examples::
+
+        >>> read_picture("seven.png").mode
+        'RGB'
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no picture at '{path}'; give the path of an image file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as file:
+                return _in_colour(ImageOps.exif_transpose(file))
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+        OSError,  # cut short, or not ours to read
+        SyntaxError,  # Pillow's word for a broken PNG
+        ValueError,
+    ) as problem:
+        raise InputError(
+            f"cannot read '{path}' as an image ({problem}); give a PNG or JPEG file"
+        ) from problem
+
+
+def _in_colour(picture: Image.Image) -> Image.Image:
+    if picture.mode[0] in "IF":  # 16 and 32 bits: convert("RGB") would clip instead of scale
         values = np.asarray(picture, dtype=np.float32)
         if not np.isfinite(values).all():
             raise ValueError("it has pixels that are not finite")
         low, high = float(values.min()), float(values.max())
-        return (values - low) / (high - low or 1.0)
+        scaled = 255 * (values - low) / (high - low or 1.0)
+        picture = Image.fromarray(scaled.round().astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return np.asarray(picture.convert("L"), dtype=np.float32) / 255
+    return picture.convert("RGB")
 
 
 def _explain(model: nn.Module, image: Tensor, digits: list[int], name: str, title: str) -> Case:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captum_attn.errors import InputError, OptionError
-from captum_attn.evaluation.models import OWN_DATA
+from captum_attn.evaluation.embedded import EMBEDDED
 
 if TYPE_CHECKING:
     from captum_attn.evaluation.models import Loaded
@@ -116,7 +116,7 @@ def evaluate_command(
     labels = (read_lines(data).names or []) if data is not None and data.is_file() else None
     loaded = load(model, labels)
     text = loaded.tokenizer is not None
-    loaded.model.to(_device(device))
+    loaded.model.to(device_of(device))
     dataset = _dataset(model, loaded, data, masks, limit, seed)
     labelled = not hasattr(dataset, "labels") or dataset.labels is not None
     if chosen is None:
@@ -126,7 +126,7 @@ def evaluate_command(
     results = evaluate(
         loaded.model,
         dataset,
-        {name: _method(kind, loaded, text, given) for name, (kind, given) in asked.items()},
+        {name: method_of(kind, given, loaded) for name, (kind, given) in asked.items()},
         {name: _metric(kind, given) for name, (kind, given) in chosen.items()},
         target=_target(target, labelled),
         perturbation={"fill": "remove" if text else "zero", "perturbations_per_eval": 11} | shared,
@@ -190,9 +190,9 @@ def _keywords(option: str, call: ast.Call) -> dict[str, Any]:
 
 
 def _check_data(model: str, data: Path | None, masks: Path | None) -> None:
-    if data is None and model not in OWN_DATA:
+    if data is None and model not in EMBEDDED:
         raise OptionError(
-            f"--data: only {', '.join(OWN_DATA)} bring data of their own; give a folder or a file"
+            f"--data: only {', '.join(EMBEDDED)} bring data of their own; give a folder or a file"
         )
     if data is not None and not data.exists():
         raise InputError(f"no folder or file at '{data}'; see --data")
@@ -200,7 +200,7 @@ def _check_data(model: str, data: Path | None, masks: Path | None) -> None:
         raise OptionError("--masks are for a folder of images; give it with --data")
 
 
-def _device(device: str | None) -> str:
+def device_of(device: str | None) -> str:
     import torch
 
     if device is None:
@@ -221,6 +221,8 @@ def _dataset(
     if data is None:
         assert loaded.examples is not None
         return loaded.examples(limit, seed)
+    if loaded.next_token:
+        raise OptionError(f"'{name}' is a language model: see captum-attn explain-text")
     if data.is_file():
         if loaded.tokenizer is None:
             raise OptionError(f"'{name}' is for images: give --data a folder")
@@ -230,7 +232,9 @@ def _dataset(
     return ImageFolder(data, loaded.read, masks, loaded.read_mask, loaded.classes)
 
 
-def _method(kind: str, loaded: Loaded, text: bool, options: dict[str, Any]) -> Any:
+def method_of(
+    kind: str, options: dict[str, Any], loaded: Loaded, option: str = "methods"
+) -> tuple[Any, dict[str, Any]]:
     """A method with its options: those of `__init__` go there, the others to `attribute`."""
     import inspect
 
@@ -240,12 +244,12 @@ def _method(kind: str, loaded: Loaded, text: bool, options: dict[str, Any]) -> A
     from captum_attn.evaluation.models import EmbeddingGradients
     from captum_attn.metrics import RandomAttribution
 
-    if text and kind == "IntegratedGradients":
+    if loaded.tokenizer is not None and kind == "IntegratedGradients":
         return EmbeddingGradients(loaded.model, loaded.tokenizer), options
     found = getattr(captum_attn, kind, None) or getattr(captum.attr, kind, None)
     found = RandomAttribution if kind == "RandomAttribution" else found
     if not isinstance(found, type) or not issubclass(found, captum.attr.Attribution):
-        raise OptionError(f"--methods: neither captum_attn nor captum.attr has {kind!r}")
+        raise OptionError(f"--{option}: neither captum_attn nor captum.attr has {kind!r}")
     made_with = {k: v for k, v in options.items() if k in inspect.signature(found).parameters}
     rest = {k: v for k, v in options.items() if k not in made_with}
     make: Callable = found

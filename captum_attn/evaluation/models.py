@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_attn.errors import InputError, OptionError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+from captum_attn.evaluation.embedded import EMBEDDED, mask_picture
 
 __all__ = ["EmbeddingGradients", "Loaded", "load"]
 
-SCENES = 500  # of the digit ViT and the texture ViT, if no files are given
-OWN_DATA = ("digit-vit", "texture-vit", "topics")  # what needs no files
+
+def _as_it_is(image: Tensor) -> Tensor:
+    return image
 
 
 @dataclass(frozen=True)
@@ -29,149 +28,124 @@ class Loaded:
     Args:
         model (Module): in eval mode.
         read, read_mask (callable, optional): path -> image (C, H, W), mask (H, W).
+        shown (callable): image (C, H, W) as the model takes it -> in [0, 1], to look at.
         tokenizer (callable, optional): of a text model.
         max_length (int, optional): of a text, in tokens.
-        classes (Mapping): name -> number.
-        independent (bool): whether the classes are (a sigmoid each, not a softmax over all).
+        labels (Mapping): number of a class -> its name.
+        independent (bool): whether every class is a question of its own, with a sigmoid.
+        next_token (bool): whether it is a causal language model, whose classes are tokens.
         examples (callable, optional): (limit, seed) -> the model's own data set.
     """
 
     model: nn.Module
     read: Callable[[Path], Tensor] | None = None
     read_mask: Callable[[Path], Tensor] | None = None
+    shown: Callable[[Tensor], Tensor] = _as_it_is
     tokenizer: Any = None
     max_length: int | None = None
-    classes: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[int, str] = field(default_factory=dict)
     independent: bool = False
+    next_token: bool = False
     examples: Callable[[int | None, int], Any] | None = None
 
+    @property
+    def classes(self) -> dict[str, int]:
+        """Name of a class -> its number."""
+        return {name: number for number, name in self.labels.items()}
 
-def load(name: str, labels: list[str] | None = None) -> Loaded:
+
+def load(name: str, labels: Sequence[str] | None = None) -> Loaded:
     """The model of a name.
 
     Args:
         name (str): one of the package's own ("digit-vit", "texture-vit", "topics"), "timm/" and a
-            name of timm's, or a folder or hub id of transformers.
-        labels (list of str, optional): those of the data, which make the classes of "topics"; []
-            for data without any. Default: for the model's own data.
+            name of timm's, or a folder or hub id of transformers; a folder may be timm's, too.
+        labels (sequence of str, optional): those of the data, which make the classes of "topics";
+            [] for data without any. Default: for the model's own data.
+
+    Returns:
+        Loaded: the model in eval mode, and how its inputs are read.
+
+    Raises:
+        InputError: where there is no such model.
+        OptionError: where it is of a kind that is not read here.
     """
-    if name == "digit-vit":
-        return _digit_vit()
-    if name == "texture-vit":
-        return _texture_vit()
-    if name == "topics":
-        return _topics(labels)
+    if name in EMBEDDED:
+        return EMBEDDED[name](labels)
     if name.startswith("timm/"):
         return _timm(name.removeprefix("timm/"))
+    saved = Path(name) / "config.json"
+    if saved.is_file() and "architecture" in (config := json.loads(saved.read_text("utf-8"))):
+        return _timm_folder(saved.parent, config)
     return _transformers(name)
 
 
-def _digit_vit() -> Loaded:
-    from captum_attn.demo.digit_vit import load_digit_vit
-    from captum_attn.demo.image import load_picture
-    from captum_attn.demo.scenes import IMAGE_SIZE
-
-    def read_mask(path: Path) -> Tensor:
-        on = _mask_picture(path).convert("L")
-        pixels = torch.tensor(list(on.getdata())).view(1, 1, on.height, on.width).float()
-        scale = IMAGE_SIZE / max(on.size)
-        size = [max(1, round(side * scale)) for side in (on.height, on.width)]
-        pixels = F.interpolate(pixels, size, mode="nearest-exact")[0, 0]
-        top, left = (IMAGE_SIZE - size[0]) // 2, (IMAGE_SIZE - size[1]) // 2
-        padding = [left, IMAGE_SIZE - size[1] - left, top, IMAGE_SIZE - size[0] - top]
-        return F.pad(pixels, padding) > 0
-
-    return Loaded(
-        load_digit_vit(), lambda path: load_picture(path)[0], read_mask,
-        independent=True, examples=_digit_scenes,
-    )  # fmt: skip
-
-
-def _digit_scenes(limit: int | None, seed: int) -> list[Any]:
-    """Held-out scenes, asked about both of their digits: (image, digit, mask and scene)."""
-    from captum_attn.demo.scenes import scenes
-
-    batch = scenes(SCENES if limit is None else -(-limit // 2), split="test", seed=seed)
-    return [
-        (batch.images[i], int(batch.labels[i, k]), {"masks": batch.masks[i, k], "groups": i})
-        for i in range(len(batch.images))
-        for k in (0, 1)
-    ][:limit]
-
-
-def _texture_vit() -> Loaded:
-    from captum_attn.demo.texture_vit import load_texture_vit
-    from captum_attn.demo.textures import IMAGE_SIZE, TEXTURES
-
-    def resized(picture: Picture, resample: int) -> Tensor:
-        import numpy as np
-
-        pixels = np.array(picture.resize((IMAGE_SIZE, IMAGE_SIZE), resample))
-        return torch.from_numpy(pixels).movedim(-1, 0) / 255
-
-    def read(path: Path) -> Tensor:
-        from PIL import Image
-
-        with Image.open(path) as file:
-            return resized(file.convert("RGB"), Image.Resampling.BILINEAR)
-
-    def read_mask(path: Path) -> Tensor:
-        from PIL import Image
-
-        return resized(_mask_picture(path), Image.Resampling.NEAREST)[0] > 0.5
-
-    classes = {texture.name: i for i, texture in enumerate(TEXTURES)}
-    return Loaded(load_texture_vit(), read, read_mask, classes=classes, examples=_textures)
-
-
-def _textures(limit: int | None, seed: int) -> list[Any]:
-    """Held-out textured objects: (image, texture, mask)."""
-    from captum_attn.demo.textures import textured_objects
-
-    batch = textured_objects(limit or SCENES, split="test", seed=seed)
-    rows = zip(batch.images, batch.labels.tolist(), batch.masks, strict=True)
-    return list(rows)
-
-
-def _topics(labels: list[str] | None) -> Loaded:
-    from captum_attn.demo.topics import (
-        LABELLED_TEXTS,
-        LABELS,
-        MAX_TOKENS,
-        load_topic_classifier,
-    )
-    from captum_attn.evaluation.data import TextFile, read_lines
-
-    names = read_lines(LABELLED_TEXTS).names if labels is None else labels
-    model = load_topic_classifier(sorted(set(names or LABELS)))
-    classes = {name: i for i, name in enumerate(model.labels)}
-    tokenizer = model.tokenizer
-    return Loaded(
-        model, tokenizer=tokenizer, max_length=MAX_TOKENS, classes=classes,
-        examples=lambda limit, seed: TextFile(LABELLED_TEXTS, tokenizer, classes, MAX_TOKENS),
-    )  # fmt: skip
-
-
+# ---------------------------------------------------------------------------------- timm
 def _timm(name: str) -> Loaded:
     import timm
-    from PIL import Image
 
     try:
         model = timm.create_model(name, pretrained=True).eval()
     except (RuntimeError, ValueError, OSError, TypeError) as problem:
         raise InputError(f"timm has no pretrained model '{name}': {problem}") from problem
-    config = timm.data.resolve_model_data_config(model)
-    transform = timm.data.create_transform(**config)
-    plain = {"mean": (0.0,) * len(config["mean"]), "std": (1.0,) * len(config["std"])}
-    of_masks = timm.data.create_transform(**{**config, **plain, "interpolation": "nearest"})
-
-    def read(path: Path) -> Tensor:
-        with Image.open(path) as file:
-            return transform(file.convert("RGB"))
-
-    return Loaded(model, read, lambda path: of_masks(_mask_picture(path))[0] > 0.5)
+    return _of_timm(model, {})
 
 
+def _timm_folder(folder: Path, config: Mapping[str, Any]) -> Loaded:
+    """What `timm.models.save_for_hf` and the hub's folders hold."""
+    import timm
+
+    weights = next((p for p in map(folder.joinpath, TIMM_WEIGHTS) if p.is_file()), None)
+    if weights is None:
+        raise InputError(f"'{folder}' has no weights: expected {' or '.join(TIMM_WEIGHTS)}")
+    try:
+        model = timm.create_model(
+            config["architecture"],
+            pretrained_cfg=config.get("pretrained_cfg"),
+            num_classes=config.get("num_classes", config["pretrained_cfg"]["num_classes"]),
+            checkpoint_path=str(weights),
+            **(config.get("model_args") or {}),
+        ).eval()
+    except (RuntimeError, ValueError, OSError, TypeError, KeyError) as problem:
+        raise InputError(f"timm cannot read the model in '{folder}': {problem}") from problem
+    return _of_timm(model, config)
+
+
+TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def _of_timm(model: Any, config: Mapping[str, Any]) -> Loaded:
+    import timm
+
+    from captum_attn.demo.image import read_picture
+
+    settings = timm.data.resolve_model_data_config(model)
+    transform = timm.data.create_transform(**settings)
+    plain = {"mean": (0.0,) * len(settings["mean"]), "std": (1.0,) * len(settings["std"])}
+    of_masks = timm.data.create_transform(**{**settings, **plain, "interpolation": "nearest"})
+    return Loaded(
+        model,
+        lambda path: transform(read_picture(path)),
+        lambda path: of_masks(mask_picture(path))[0] > 0.5,
+        _shown(settings["mean"], settings["std"]),
+        labels=_timm_labels(model, config),
+    )
+
+
+def _timm_labels(model: Any, config: Mapping[str, Any]) -> dict[int, str]:
+    """The folder's own names, or those of the ImageNet with as many classes."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    if names := config.get("label_names"):
+        return dict(enumerate(map(str, names)))
+    subset = infer_imagenet_subset(model)
+    if subset is None:
+        return {}
+    info = ImageNetInfo(subset)
+    return {i: info.index_to_description(i) for i in range(model.num_classes)}
+
+
+# ---------------------------------------------------------------------------------- transformers
 def _transformers(name: str) -> Loaded:
     import transformers
 
@@ -179,51 +153,99 @@ def _transformers(name: str) -> Loaded:
         config = transformers.AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as problem:
         raise InputError(
-            f"'{name}' is neither one of the package's models ({', '.join(OWN_DATA)}), nor "
-            f"timm/..., nor a folder or hub id of transformers: {' '.join(str(problem).split())}"
+            f"'{name}' is neither one of the package's models ({', '.join(EMBEDDED)}), nor "
+            f"timm/..., nor a folder or hub id of transformers: {_line(problem)}"
         ) from problem
     made = (config.architectures or [""])[0]
-    classes = {str(label): int(i) for label, i in (config.label2id or {}).items()}
-    if made.endswith("ForSequenceClassification"):
-        auto = transformers.AutoModelForSequenceClassification
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        return Loaded(auto.from_pretrained(name).eval(), tokenizer=tokenizer, classes=classes)
-    if not made.endswith("ForImageClassification"):
-        raise OptionError(
-            f"'{name}' is a {made or 'model without a head'}: expected one for image or sequence "
-            "classification; others go through captum_attn.evaluate"
-        )
-    model = transformers.AutoModelForImageClassification.from_pretrained(name).eval()
-    processor = transformers.AutoImageProcessor.from_pretrained(name)
+    for ending, read in READ.items():
+        if made.endswith(ending):
+            try:
+                return read(name, config)
+            except (OSError, ValueError, ImportError) as problem:
+                raise InputError(f"'{name}' cannot be loaded: {_line(problem)}") from problem
+    raise OptionError(
+        f"'{name}' is a {made or 'model without a head'}: expected one for image or sequence "
+        "classification, or a causal language model; others go through captum_attn.evaluate"
+    )
+
+
+def _line(problem: Exception) -> str:
+    return " ".join(str(problem).split())
+
+
+def _text_classifier(name: str, config: Any) -> Loaded:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    model = AutoModelForSequenceClassification.from_pretrained(name).eval()
+    return Loaded(
+        model, tokenizer=tokenizer, labels=_labels(config), independent=_independent(config)
+    )
+
+
+def _language_model(name: str, config: Any) -> Loaded:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    model = AutoModelForCausalLM.from_pretrained(name).eval()
+    return Loaded(model, tokenizer=tokenizer, next_token=True)
+
+
+def _image_classifier(name: str, config: Any) -> Loaded:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    from captum_attn.demo.image import read_picture
+
+    model = AutoModelForImageClassification.from_pretrained(name).eval()
+    processor = AutoImageProcessor.from_pretrained(name)
 
     def read(path: Path) -> Tensor:
-        from PIL import Image
-
-        with Image.open(path) as file:
-            picture = file.convert("RGB")
-        return processor(images=picture, return_tensors="pt")["pixel_values"][0]
+        return processor(images=read_picture(path), return_tensors="pt")["pixel_values"][0]
 
     def read_mask(path: Path) -> Tensor:
         # The processor's own resizing and cropping, by the nearest pixels.
         found = processor(
-            images=_mask_picture(path), return_tensors="pt", resample=0, do_rescale=False,
+            images=mask_picture(path), return_tensors="pt", resample=0, do_rescale=False,
             do_normalize=False,
         )["pixel_values"][0, 0]  # fmt: skip
         return found > 127
 
-    return Loaded(model, read, read_mask, classes=classes)
+    normal = getattr(processor, "do_normalize", False)
+    scale = (processor.image_mean, processor.image_std) if normal else ([0.0], [1.0])
+    return Loaded(
+        model, read, read_mask, _shown(*scale), labels=_labels(config),
+        independent=_independent(config),
+    )  # fmt: skip
 
 
-def _mask_picture(path: Path) -> Picture:
-    """A mask as a picture of 0 and 255 in three channels."""
-    from PIL import Image
+# How the name of a model's class ends -> how it is read.
+READ: dict[str, Callable[[str, Any], Loaded]] = {
+    "ForSequenceClassification": _text_classifier,
+    "ForImageClassification": _image_classifier,
+    "ForCausalLM": _language_model,
+    "LMHeadModel": _language_model,
+}
 
-    from captum_attn.evaluation.data import mask_as_it_is
 
-    on = mask_as_it_is(path).numpy()
-    return Image.fromarray((on * 255).astype("uint8")).convert("RGB")
+def _labels(config: Any) -> dict[int, str]:
+    return {int(number): str(label) for number, label in (config.id2label or {}).items()}
 
 
+def _independent(config: Any) -> bool:
+    return getattr(config, "problem_type", None) == "multi_label_classification"
+
+
+def _shown(mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """What undoes the normalisation of an image (C, H, W)."""
+
+    def shown(image: Tensor) -> Tensor:
+        middle, spread = (image.new_tensor(v).view(-1, 1, 1) for v in (mean, std))
+        return (image * spread + middle).clamp(0, 1)
+
+    return shown
+
+
+# ---------------------------------------------------------------------------------- a method
 class EmbeddingGradients:
     """Captum's Integrated Gradients of a text model, behind its word embeddings.
 
