@@ -1,0 +1,1 @@
+"""One input of the user's own, explained: ``captum-attn explain-text`` and ``explain-image``."""
