@@ -1,4 +1,4 @@
-"""The command line: ``captum-attn demo`` and ``captum-attn evaluate``.
+"""The command line: ``captum-attn demo``, ``explain-text``, ``explain-image``, ``evaluate``.
 
 What the user got wrong is one line that says what to do, and exit code 2.
 """
@@ -16,6 +16,7 @@ import typer
 
 from captum_attn.errors import AttnError, InputError, OptionError
 from captum_attn.evaluation.command import evaluate_command
+from captum_attn.explain.command import explain_image_command, explain_text_command
 from captum_attn.insights.command import dashboard_command
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def demo(
     print(f"Pictures in {out.resolve()}: {', '.join(file.name for file in files[1:])}")
 
 
+app.command("explain-text")(explain_text_command)
+app.command("explain-image")(explain_image_command)
 app.command("evaluate")(evaluate_command)
 app.command("dashboard")(dashboard_command)
 
