@@ -1,0 +1,9 @@
+"""Notebooks are slow tests: `-m "not slow"` leaves them out."""
+
+import pytest
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Marks what nbmake collects."""
+    if item.path.suffix == ".ipynb":
+        item.add_marker(pytest.mark.slow)
