@@ -71,7 +71,7 @@ def ask(loaded: Loaded, inputs: Tensor | Mapping[str, Any], given: str = "predic
         output = loaded.model(**inputs) if isinstance(inputs, Mapping) else loaded.model(inputs)
     logits = tensor_of(output)
     logits = logits[0, -1] if loaded.next_token else logits[0]
-    likely = logits.double().sigmoid() if loaded.multi_label else logits.double().softmax(-1)
+    likely = logits.double().sigmoid() if loaded.independent else logits.double().softmax(-1)
     best = likely.topk(min(SHOWN, len(likely))).indices.tolist()
     number = best[0] if given == "predicted" else _number(loaded, given, len(likely))
     at = number
