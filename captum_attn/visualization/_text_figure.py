@@ -21,6 +21,7 @@ from captum_attn.visualization.picture import DPI
 from captum_attn.visualization.words import Word
 
 WIDEST_LABEL = 0.28  # of the figure
+NOTE = "color: #595959; white-space: nowrap"
 CELL = "padding: .15rem .8rem .15rem 0; text-align: start; vertical-align: top"
 
 
@@ -67,7 +68,7 @@ class TextPicture(Page):
                 cells = [
                     f'<td style="{CELL}; white-space: nowrap">{escape(line.label)}</td>',
                     f'<td dir="auto" style="{CELL}; line-height: 1.7">{_html_words(line)}</td>',
-                    f'<td style="{CELL}; color: #595959">{escape(line.caption)}</td>',
+                    f'<td style="{CELL}; {NOTE}">{escape(line.caption)}</td>',
                 ]
                 parts.append(f"<tr>{''.join(cells)}</tr>")
             parts.append("</table>")
