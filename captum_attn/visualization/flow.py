@@ -31,8 +31,6 @@ from captum_attn.visualization.picture import Picture
 
 __all__ = ["visualize_heads", "visualize_layers"]
 
-HEAD_LABELS = 30  # so many heads at most are numbered one by one
-
 
 def visualize_layers(
     layer_maps: Sequence[tuple[Any, Any]],
@@ -115,7 +113,10 @@ def visualize_layers(
     tall = 1.0 if pictures is None else max(p.shape[0] / p.shape[1] for p in pictures)
     figure = Picture(
         alt="; ".join(titles) if titles else "relevance layer by layer",
-        figsize=(panel_size * across, batch * (down * (panel_size * tall + 0.3) + 0.65)),
+        figsize=(
+            panel_size * across,
+            batch * (down * (panel_size * tall + 0.3) + 0.4 + 0.25 * (titles is not None)),
+        ),
         layout="constrained",
     )
     parts = figure.subfigures(batch, 1, squeeze=False)[:, 0]
