@@ -158,8 +158,10 @@ def llama(tmp_path_factory):
 
 def test_the_next_token_of_a_language_model(llama, capsys):
     said = printed(capsys, "explain-text", "The tower is in the city of", "--model", llama,
-                   "--target", "Paris", "--method", "GenericAttention")  # fmt: skip
+                   "--target", "Paris", "--method", "GenericAttention",
+                   "--method", "IntegratedGradients(n_steps=3)")  # fmt: skip
     assert "why ' Paris' (0." in said  # behind a blank, as it would go on
+    assert all(values[1] != 0 for values in rows(said).values())
     assert set(rows(said)) == {"The", "tower", "is", "in", "the", "city", "of"}
     loaded = load(str(llama))
     inputs = encoded(loaded, "The tower is in the city of")
