@@ -1,4 +1,4 @@
-"""Notebooks are slow tests: `-m "not slow"` leaves them out."""
+"""Notebooks are slow tests, which `-m slow` runs."""
 
 import pytest
 
