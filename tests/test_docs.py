@@ -142,9 +142,9 @@ def test_ci_runs_the_command_of_the_readme():
     marked = re.search(r"<!-- test command -->\n```bash\n(.*?)```", README, re.S)
     assert marked and marked[1] == code_blocks(README, "bash")[1]
     script = (ROOT / ".ci" / "run").read_text()
-    fresh, other = script.split("captum08", 1)  # then the one page that needs captum 0.8
+    fresh, other = script.split("ruff check", 1)  # then what is slow, and what needs captum 0.8
     assert "<!-- test command -->" in fresh and "pytest" not in fresh
-    assert "tests/insights/test_captum_insights.py" in other
+    assert "pytest -m slow" in other and "tests/insights/test_captum_insights.py" in other
 
 
 def test_pictures_and_links_of_the_documents_exist():
