@@ -103,7 +103,7 @@ def _topics(labels: Sequence[str] | None) -> Loaded:
     from captum_attn.evaluation.models import Loaded
 
     own = read_lines(LABELLED_TEXTS).names if labels is None else labels
-    model = load_topic_classifier(sorted(set(own or LABELS)))
+    model = load_topic_classifier(sorted(set(own)) if own else LABELS)
     names = dict(enumerate(model.labels))
     numbers = {name: number for number, name in names.items()}
 

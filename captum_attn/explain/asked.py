@@ -63,7 +63,7 @@ def ask(loaded: Loaded, inputs: Tensor | Mapping[str, Any], given: str = "predic
 
     Examples::
 
-        >>> loaded = load("topics")
+        >>> loaded = load("topics", [])
         >>> ask(loaded, loaded.tokenizer("a goal", return_tensors="pt"), "music").target
         7
     """

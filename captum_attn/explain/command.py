@@ -91,7 +91,7 @@ def explain_text_command(
     from captum_attn.explain.words import encoded, ranking
     from captum_attn.visualization import visualize_text
 
-    loaded = load(model, None if labels is None else labels.split(","))
+    loaded = load(model, [] if labels is None else labels.split(","))
     if loaded.tokenizer is None:
         raise OptionError(f"'{model}' is for images: see captum-attn explain-image")
     where = device_of(device)

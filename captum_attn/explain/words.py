@@ -30,7 +30,7 @@ def encoded(loaded: Loaded, text: str, device: str = "cpu") -> Any:
 
     Examples::
 
-        >>> encoded(load("topics"), "a goal")["input_ids"].shape
+        >>> encoded(load("topics", []), "a goal")["input_ids"].shape
         torch.Size([1, 4])
     """
     inputs = loaded.tokenizer(text, return_tensors="pt")
