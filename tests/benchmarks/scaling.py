@@ -47,7 +47,7 @@ class Model(NamedTuple):
         tokens (tuple of int): the lengths of the sequences.
         kinds (tuple of str): what there is to measure.
         most_plain (int): the longest sequence for which P fits into memory.
-        most_timed (int): the longest that is timed in turns; beyond it one call has to do.
+        most_timed (int): the longest that is timed in turns; beyond it the first call has to do.
     """
 
     calls: Callable[[int, bool, str], Call]
@@ -157,11 +157,13 @@ def timed(name: str, tokens: int, options: argparse.Namespace) -> dict:
     torch.manual_seed(0)
     calls = {k: model.calls(tokens, options.tiny, k) for k in kinds_at(model, tokens)}
     first = {kind: measure.seconds(call) for kind, call in calls.items()}
-    pair = measure.seconds(calls["ours"]) + measure.seconds(calls["F"])
-    few = pair >= measure.PAIR_SECONDS
-    rounds = options.pairs or (measure.FEW_PAIRS if few else measure.PAIRS)
-    rounds = rounds if tokens <= model.most_timed else 1
-    times = measure.interleave(calls, rounds)
+    if tokens > model.most_timed:
+        rounds, times = 1, {kind: np.array([seconds]) for kind, seconds in first.items()}
+    else:
+        pair = measure.seconds(calls["ours"]) + measure.seconds(calls["F"])
+        few = pair >= measure.PAIR_SECONDS
+        rounds = options.pairs or (measure.FEW_PAIRS if few else measure.PAIRS)
+        times = measure.interleave(calls, rounds)
     return {
         "model": name,
         "tokens": tokens,
