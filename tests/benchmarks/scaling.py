@@ -14,7 +14,8 @@ there is one and it fits, the plain matrix form P that keeps every map and its g
 
 All weights are random. Peak memory is what a fresh process needs beyond the model, its first call
 included; glibc is told to hand large blocks back at once (`MALLOC_MMAP_THRESHOLD_`), so that it is
-that of what is in use and not of how the heap has been cut up. The exponents are those of a straight line through the logarithms.
+that of what is in use and not of how the heap has been cut up. The exponents are those of a
+straight line through the logarithms.
 """
 
 from __future__ import annotations
