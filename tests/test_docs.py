@@ -173,6 +173,7 @@ def test_options_of_the_commands_exist():
         "tests.benchmarks.vqa_perturbation",
         "tests.benchmarks.detr_tables",
         "tests.benchmarks.perturbation_speed",
+        "tests.benchmarks.scaling",
     }
     for module, options in commands:
         source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")

@@ -253,7 +253,7 @@ def markdown(results: list[dict]) -> str:
 def plot(results: list[dict], path: Path, name: str = "vit") -> None:
     """Time and memory against tokens, ours, F and the plain form."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
     looks = {
         "ours": ("GenericAttention", "#0072b2", "o"),
@@ -274,7 +274,9 @@ def plot(results: list[dict], path: Path, name: str = "vit") -> None:
         axes.set_xticks([r["tokens"] for r in own])
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False)
     figure.suptitle("A six-layer ViT-S on larger and larger images")
