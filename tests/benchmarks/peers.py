@@ -50,7 +50,8 @@ def grad_cam(model: nn.Module, target: int) -> Call:
     layers = [model.blocks[-1].norm1]  # type: ignore[index, union-attr]
     cam = GradCAM(model=model, target_layers=layers, reshape_transform=as_images)
     wanted = ClassifierOutputTarget(target)
-    return lambda x: cam(input_tensor=x, targets=[wanted] * len(x))
+    # The parameters are frozen, so that the input has to ask for the gradient.
+    return lambda x: cam(input_tensor=x.clone().requires_grad_(), targets=[wanted] * len(x))
 
 
 def lxt(model: nn.Module, target: int) -> Call:
