@@ -68,7 +68,7 @@ def epochs_on_fresh_scenes(
     """
     model.to(device)
     steps = scenes_per_epoch // batch_size
-    optimizers = _optimizers(model, [p for p in blocks if p.ndim == 2])
+    optimizers = optimizers_of(model.parameters(), [p for p in blocks if p.ndim == 2])
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda s: _rate(s / (epochs * steps)))
         for o in optimizers
@@ -83,10 +83,11 @@ def epochs_on_fresh_scenes(
         yield epoch + 1
 
 
-def _optimizers(model: nn.Module, matrices: list[Tensor]) -> list[Optimizer]:
+def optimizers_of(parameters: Iterable[Tensor], matrices: list[Tensor]) -> list[Optimizer]:
+    """Muon for the blocks' matrices, AdamW for the other parameters."""
     from torch.optim import Muon  # torch 2.9; the rest of the demo runs on older ones
 
-    others = [p for p in model.parameters() if all(p is not m for m in matrices)]
+    others = [p for p in parameters if all(p is not m for m in matrices)]
     groups = [
         {"params": [p for p in others if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},

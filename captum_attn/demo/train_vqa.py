@@ -21,18 +21,16 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from tqdm import tqdm
 from transformers import LxmertForQuestionAnswering
 
 from captum_attn.demo._training import (
-    ADAMW_RATE,
     HELD_OUT_SEED,
-    MUON_RATE,
-    WEIGHT_DECAY,
     _rate,
     _step_seed,
     _update,
+    optimizers_of,
 )
 from captum_attn.demo.digit_vqa import (
     ANSWERS,
@@ -192,21 +190,10 @@ def _loss(
 
 
 def _optimizers(model: LxmertForQuestionAnswering, heads: nn.ModuleDict) -> list[Optimizer]:
-    from torch.optim import Muon  # torch 2.9; the rest of the demo runs on older ones
-
     encoder = model.lxmert.encoder
     blocks = (encoder.layer, encoder.r_layers, encoder.x_layers)
     matrices = [p for block in blocks for p in block.parameters() if p.ndim == 2]
-    every = [*model.parameters(), *heads.parameters()]
-    others = [p for p in every if all(p is not m for m in matrices)]
-    groups = [
-        {"params": [p for p in others if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [
-        Muon(matrices, lr=MUON_RATE, weight_decay=WEIGHT_DECAY),
-        AdamW(groups, lr=ADAMW_RATE, betas=(0.9, 0.95)),
-    ]
+    return optimizers_of([*model.parameters(), *heads.parameters()], matrices)
 
 
 def main() -> None:
