@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -83,7 +83,7 @@ def epochs_on_fresh_scenes(
         yield epoch + 1
 
 
-def optimizers_of(parameters: Iterable[Tensor], matrices: list[Tensor]) -> list[Optimizer]:
+def optimizers_of(parameters: Iterable[Tensor], matrices: Sequence[Tensor]) -> list[Optimizer]:
     """Muon for the blocks' matrices, AdamW for the other parameters."""
     from torch.optim import Muon  # torch 2.9; the rest of the demo runs on older ones
 
