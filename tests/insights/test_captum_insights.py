@@ -17,6 +17,7 @@ from captum_attn import GenericAttention
 from captum_attn.insights.methods import METHODS, Method
 from tests.insights import captum_app
 from tests.insights.browser import (
+    MARKS,
     assert_same_picture,
     chromium,
     has_captum_insights,
@@ -24,7 +25,7 @@ from tests.insights.browser import (
     skip_without,
 )
 
-pytestmark = pytest.mark.browser
+pytestmark = MARKS
 ROOT = Path(__file__).parents[2]
 NAMES = [method.get_name() for method in METHODS]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from captum_attn.insights import AttributionVisualizer, Batch, drawing
 from captum_attn.insights.methods import METHODS
 from captum_attn.insights.session import Session
-from tests.insights.browser import chromium, opened, skip_without
+from tests.insights.browser import MARKS, chromium, click_that_asks, opened, skip_without
 from tests.insights.models import (
     CLASSES,
     TEXT_BATCH,
@@ -27,7 +27,7 @@ from tests.insights.models import (
     text,
 )
 
-pytestmark = pytest.mark.browser
+pytestmark = MARKS
 NAMES = [method.get_name() for method in METHODS]
 ERROR = ".panel-one .ca-message"
 
@@ -77,8 +77,9 @@ def shows(page, selector: str, png: str, nth: int = -1) -> None:
     page.wait_for_function(seen, arg=[selector, nth, f"data:image/png;base64,{png}"])
 
 
-def explain(page) -> None:
-    page.click("button.explain")
+def explain(page) -> list:
+    """Asks; the values of the page's fields as the server gets them."""
+    return click_that_asks(page, "button.explain", "**/queue/join*").post_data_json["data"]
 
 
 def test_every_method_draws_its_own_map(served):
@@ -178,7 +179,7 @@ def test_a_method_that_fails_is_a_message_beside_the_other(served):
     page, _ = fresh(served, "image")
     page.locator("button:visible", has_text="Options").first.click()
     page.get_by_label("start_layer").locator("visible=true").first.fill("7")
-    explain(page)
+    assert 7 in explain(page)
     page.wait_for_selector(ERROR)
     assert "start_layer: expected less than 2" in page.locator(ERROR).inner_text()
     page.wait_for_selector(".panel-two img")
