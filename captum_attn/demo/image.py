@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,20 +10,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from captum.attr import Attribution, IntegratedGradients
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
 from captum_attn import AttentionRollout, GenericAttention, RawAttention
+from captum_attn._pictures import read_picture
 from captum_attn.demo.deletion import keep_patches
 from captum_attn.demo.explanation import Case, Question, explain
 from captum_attn.demo.scenes import IMAGE_SIZE, scenes
-from captum_attn.errors import InputError
 
 # One call for all of them, Captum's own among them.
 METHODS = (RawAttention, AttentionRollout, GenericAttention, IntegratedGradients)
 PATCH = 8  # side of the model's patches, pixels
-# Formats that Pillow decodes by itself; EPS, for one, would start another program.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 def explain_scenes(model: nn.Module, count: int = 3, seed: int = 0) -> Iterator[Case]:
@@ -126,61 +123,6 @@ def fit_picture(picture: Image.Image) -> Tensor:
     top, left = (IMAGE_SIZE - size[0]) // 2, (IMAGE_SIZE - size[1]) // 2
     padding = [left, IMAGE_SIZE - size[1] - left, top, IMAGE_SIZE - size[0] - top]
     return F.pad(pixels, padding, value=ground).clamp(0, 1)
-
-
-def read_picture(path: str | Path) -> Image.Image:
-    """A picture file of any mode, upright and in colour; what is none is refused.
-
-    Transparency lies over white; 16 and 32 bits are scaled so that the least value is black and
-    the greatest white.
-
-    Args:
-        path (str or Path): a PNG, JPEG, WebP, GIF, BMP, TIFF or PPM file.
-
-    Returns:
-        Image: of mode RGB.
-
-    Raises:
-        InputError: where there is no file, or none that can be decoded, or one that is too large.
-
-    Examples::
-
-        >>> read_picture("seven.png").mode
-        'RGB'
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no picture at '{path}'; give the path of an image file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as file:
-                return _in_colour(ImageOps.exif_transpose(file))
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-        OSError,  # cut short, or not ours to read
-        SyntaxError,  # Pillow's word for a broken PNG
-        ValueError,
-    ) as problem:
-        raise InputError(
-            f"cannot read '{path}' as an image ({problem}); give a PNG or JPEG file"
-        ) from problem
-
-
-def _in_colour(picture: Image.Image) -> Image.Image:
-    if picture.mode[0] in "IF":  # 16 and 32 bits: convert("RGB") would clip instead of scale
-        values = np.asarray(picture, dtype=np.float32)
-        if not np.isfinite(values).all():
-            raise ValueError("it has pixels that are not finite")
-        low, high = float(values.min()), float(values.max())
-        scaled = 255 * (values - low) / (high - low or 1.0)
-        picture = Image.fromarray(scaled.round().astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
 
 
 def _explain(model: nn.Module, image: Tensor, digits: list[int], name: str, title: str) -> Case:

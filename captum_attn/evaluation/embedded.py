@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_attn._pictures import read_picture
 from captum_attn.evaluation.data import mask_as_it_is
 
 if TYPE_CHECKING:
@@ -64,7 +65,6 @@ def _texture_vit(labels: Sequence[str] | None) -> Loaded:
     import numpy as np
     from PIL.Image import Resampling
 
-    from captum_attn.demo.image import read_picture
     from captum_attn.demo.scenes import IMAGE_SIZE
     from captum_attn.demo.texture_vit import load_texture_vit
     from captum_attn.demo.textures import TEXTURES

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_attn._pictures import read_picture
 from captum_attn.errors import InputError, OptionError
 from captum_attn.evaluation.embedded import EMBEDDED, mask_picture
 
@@ -117,8 +118,6 @@ TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 def _of_timm(model: Any, config: Mapping[str, Any]) -> Loaded:
     import timm
 
-    from captum_attn.demo.image import read_picture
-
     settings = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**settings)
     plain = {"mean": (0.0,) * len(settings["mean"]), "std": (1.0,) * len(settings["std"])}
@@ -193,8 +192,6 @@ def _language_model(name: str, config: Any) -> Loaded:
 
 def _image_classifier(name: str, config: Any) -> Loaded:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-    from captum_attn.demo.image import read_picture
 
     model = AutoModelForImageClassification.from_pretrained(name).eval()
     processor = AutoImageProcessor.from_pretrained(name)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from captum_attn import _pictures
+from captum_attn._pictures import Picture
 from captum_attn.errors import InputError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-Picture: TypeAlias = "Image"
 
 __all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "Picture", "fitted", "read_picture"]
 
 MAX_BYTES = 10 * 2**20
 MAX_PIXELS = 40_000_000
-# Formats that Pillow decodes by itself; EPS, for one, would start another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
@@ -38,51 +35,43 @@ def read_picture(path: str | Path) -> Picture:
         Image: in RGB, upright, transparency over white.
 
     Raises:
-        InputError: for whatever is no such picture.
+        InputError: for whatever is no such picture; it names the file without its folder.
 
     Examples::
 
         >>> read_picture("cat.jpg").mode
         'RGB'
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     name = Path(path).name
-    try:
+    with _readable(name):
         size = Path(path).stat().st_size
-        if size > MAX_BYTES:
-            raise InputError(
-                f"'{name}' has {size / 2**20:.1f} MiB: expected at most {MAX_BYTES >> 20}; give a "
-                "smaller picture"
-            )
-        with Image.open(path, formats=FORMATS) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise InputError(
-                    f"'{name}' has {file.width} x {file.height} pixels: expected at most "
-                    f"{MAX_PIXELS / 1e6:.0f} megapixels; give a smaller picture"
-                )
-            file.verify()
-        with Image.open(path, formats=FORMATS) as file:  # verify() leaves nothing to decode
-            picture = _in_eight_bits(ImageOps.exif_transpose(file)).convert("RGBA")
-    except InputError:
-        raise
-    # UnidentifiedImageError and a file cut short are OSErrors, a broken PNG is a SyntaxError, and
-    # DecompressionBombError a plain Exception: whatever Pillow raises, the file cannot be read.
+    if size > MAX_BYTES:
+        raise InputError(
+            f"'{name}' has {size / 2**20:.1f} MiB: expected at most {MAX_BYTES >> 20}; give a "
+            "smaller picture"
+        )
+    with _readable(name), Image.open(path, formats=FORMATS) as file:
+        width, height = file.size
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"'{name}' has {width} x {height} pixels: expected at most {MAX_PIXELS / 1e6:.0f} "
+            "megapixels; give a smaller picture"
+        )
+    with _readable(name):
+        return _pictures.read_picture(path)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Whatever Pillow raises, the file cannot be read."""
+    try:
+        yield
     except Exception as problem:
         raise InputError(
             f"'{name}' is no picture that can be read; give a PNG, JPEG, WebP, GIF or BMP file"
         ) from problem
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
-
-
-def _in_eight_bits(picture: Picture) -> Picture:
-    """16 bits, which Pillow would clip, scaled."""
-    from PIL import Image
-
-    if not picture.mode.startswith("I"):
-        return picture
-    return Image.fromarray((np.asarray(picture, dtype=np.float64) / 257).round().astype(np.uint8))
 
 
 def fitted(picture: Picture, shape: Sequence[int]) -> Tensor:
