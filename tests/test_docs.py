@@ -113,7 +113,7 @@ def test_readme_examples_run(small_models, capsys, tmp_path, monkeypatch):
     names = {"why.png", "why.html", "layers.png", "heads.png"}
     assert {path.name for path in tmp_path.iterdir()} == names
     visualizer = run_block(PYTHON[10], vision)["visualizer"]  # serves the image of the first
-    assert visualizer.session.examples[0].label == int(vision["target"])
+    assert visualizer.examples[0].label == int(vision["target"])
     visualizer.close()
 
 

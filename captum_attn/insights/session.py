@@ -59,8 +59,7 @@ class Session:
     """The models, examples and methods of one dashboard.
 
     Args:
-        models (Module, list of Module, or Mapping of str to Module): see `AttributionVisualizer`.
-        classes, features, dataset, score_func, use_label_for_attr, methods, num_examples,
+        models, classes, features, dataset, score_func, use_label_for_attr, methods, num_examples,
             presets: see `AttributionVisualizer`.
 
     Examples::
@@ -77,6 +76,7 @@ class Session:
         dataset: Iterable[Batch],
         score_func: Callable | None = None,
         use_label_for_attr: bool = True,
+        *,
         methods: Sequence[Method] | None = None,
         num_examples: int = 32,
         presets: Mapping[str, Any] | None = None,

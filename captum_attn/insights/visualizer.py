@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from torch import nn
-
 from captum_attn.errors import AttnError, MissingExtraError
-from captum_attn.insights.features import BaseFeature, Batch
-from captum_attn.insights.methods import Method
 from captum_attn.insights.session import Session
 from captum_attn.insights.uploads import MAX_BYTES
 
@@ -20,7 +16,7 @@ __all__ = ["AttributionVisualizer", "serve"]
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 
 
-class AttributionVisualizer:
+class AttributionVisualizer(Session):
     r"""A dashboard in the browser: examples, predictions, and two methods side by side.
 
     It takes what `captum.insights.AttributionVisualizer` takes.
@@ -51,24 +47,7 @@ class AttributionVisualizer:
         >>> visualizer.serve(port=7860, blocking=True)
     """
 
-    def __init__(
-        self,
-        models: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
-        classes: Sequence[str],
-        features: BaseFeature | Sequence[BaseFeature],
-        dataset: Iterable[Batch],
-        score_func: Callable | None = None,
-        use_label_for_attr: bool = True,
-        *,
-        methods: Sequence[Method] | None = None,
-        num_examples: int = 32,
-        presets: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.session = Session(
-            models, classes, features, dataset, score_func, use_label_for_attr, methods,
-            num_examples, presets,
-        )  # fmt: skip
-        self._page: Any = None
+    _page: Any = None
 
     def serve(
         self,
@@ -98,7 +77,7 @@ class AttributionVisualizer:
             >>> port = visualizer.serve()
         """
         self.close()
-        self._page, port = serve({"": self.session}, blocking, debug, port, bind_all)
+        self._page, port = serve({"": self}, blocking, debug, port, bind_all)
         return port
 
     def render(self, debug: bool = False) -> int:
@@ -115,7 +94,7 @@ class AttributionVisualizer:
             >>> visualizer.render()
         """
         self.close()
-        self._page, port = serve({"": self.session}, debug=debug, inline=True)
+        self._page, port = serve({"": self}, debug=debug, inline=True)
         return port
 
     def close(self) -> None:

@@ -51,7 +51,7 @@ def served(request, tmp_path_factory) -> Iterator[tuple]:
     profile = str(tmp_path_factory.mktemp("profile"))
     try:
         with opened(f"http://127.0.0.1:{ports['image']}/", profile) as page:
-            yield page, ports, {kind: one.session for kind, one in found.items()}
+            yield page, ports, found
     finally:
         for one in found.values():
             one.close()
