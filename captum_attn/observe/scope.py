@@ -28,16 +28,15 @@ class _Freezer:
         self._runs: dict[int, list[Any]] = {}  # id -> [parameter, number of runs]
 
     @contextmanager
-    def frozen(self, modules: list[nn.Module]) -> Iterator[None]:
+    def frozen(self, parameters: list[nn.Parameter]) -> Iterator[None]:
         held: list[nn.Parameter] = []
         try:
             with self._lock:
-                for module in modules:
-                    for parameter in module.parameters():
-                        if parameter.requires_grad or id(parameter) in self._runs:
-                            self._runs.setdefault(id(parameter), [parameter, 0])[1] += 1
-                            held.append(parameter)
-                            parameter.requires_grad_(False)
+                for parameter in parameters:
+                    if parameter.requires_grad or id(parameter) in self._runs:
+                        self._runs.setdefault(id(parameter), [parameter, 0])[1] += 1
+                        held.append(parameter)
+                        parameter.requires_grad_(False)
             yield
         finally:
             with self._lock:
@@ -96,11 +95,12 @@ def left_as_found(roots: list[nn.Module]) -> Iterator[None]:
     train mode and the state of the random number generators are restored.
     """
     modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
+    parameters = list(dict.fromkeys(p for m in modules for p in m.parameters(recurse=False)))
     with ExitStack() as stack:
-        stack.enter_context(_random_state(roots))
+        stack.enter_context(_random_state(parameters))
         stack.enter_context(_buffers(modules))
         stack.enter_context(_flags(modules))
-        stack.enter_context(_freezer.frozen(roots))
+        stack.enter_context(_freezer.frozen(parameters))
         if "torch._dynamo" in sys.modules:  # else nothing was compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
@@ -109,8 +109,8 @@ def left_as_found(roots: list[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def _random_state(roots: list[nn.Module]) -> Iterator[None]:
-    devices = {p.device for root in roots for p in root.parameters() if p.device.type == "cuda"}
+def _random_state(parameters: list[nn.Parameter]) -> Iterator[None]:
+    devices = {p.device for p in parameters if p.is_cuda}
     here, numpys = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[d.index for d in devices]):
         try:

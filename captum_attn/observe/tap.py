@@ -274,10 +274,13 @@ class Tap(TorchFunctionMode):
     # ------------------------------------------------------------------------ following
     def _follow(self, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:
         """Carries the notes of the arguments over to what was made of them."""
+        cut = func in DETACH or not torch.is_grad_enabled()
+        mixes = getattr(func, "__name__", "") in TOKEN_MIXERS
+        if not (cut or mixes or self._past or self._scores):
+            return
         inputs: frozenset[str] = frozenset()
         severed: tuple[Any, ...] = ()
         scored: tuple[Tensor, Scores] | None = None
-        cut = func in DETACH or not torch.is_grad_enabled()
         for tensor in tensors((*args, *kwargs.values())):
             past, scores = self._past.get(tensor), self._scores.get(tensor)
             if past is not None:
@@ -302,7 +305,7 @@ class Tap(TorchFunctionMode):
                 if axes is not None:
                     passed = scores.softmaxed or func in SOFTMAX
                     self._scores[made] = replace(scores, axes=axes, softmaxed=passed)
-            if getattr(func, "__name__", "") in TOKEN_MIXERS and made.grad_fn is not None:
+            if mixes and made.grad_fn is not None:
                 self.mixers[made.grad_fn] = self._module()
 
     def _module(self) -> str:

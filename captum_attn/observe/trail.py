@@ -67,6 +67,9 @@ class Notes:
     def __setitem__(self, tensor: Tensor, note: Any) -> None:
         self._notes[id(tensor)] = (weakref.ref(tensor), note)
 
+    def __bool__(self) -> bool:
+        return bool(self._notes)
+
     def get(self, tensor: Tensor) -> Any:
         entry = self._notes.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
