@@ -67,6 +67,25 @@ def generic_attention(model: nn.Module, images: Tensor, target: int) -> Tensor:
     return R[:, 0]
 
 
+def authors_generic_attention(model: nn.Module, images: Tensor, target: int) -> Tensor:
+    """The same rule, run as GAE's authors run it.
+
+    Every weight gets its gradient, the graph is retained, and the rule is itself recorded by
+    autograd, because the maps still belong to the graph: one example at a time, (n,).
+    """
+    gradients: list[Tensor] = []
+    with kept_maps(model) as maps:
+        logits = model(images)
+    for A in maps:
+        A.register_hook(gradients.append)  # called from the last block to the first
+    model.zero_grad()
+    logits[:, target].sum().backward(retain_graph=True)
+    R = torch.eye(maps[0].shape[-1], dtype=images.dtype, device=images.device)
+    for A, gradient in zip(maps, reversed(gradients), strict=True):
+        R = R + (gradient * A).clamp(min=0).mean((0, 1)) @ R
+    return R[0].detach()
+
+
 def vtranm(model: nn.Module, images: Tensor, target: int) -> Tensor:
     """C <- U C with U of Eq. 14 and 16, everything kept by hooks: (B, n), the class token's row."""
     kept: dict[tuple[nn.Module, str], Tensor] = {}

@@ -5,7 +5,9 @@
     python -m tests.benchmarks.scaling --tiny                           # to see that it runs
 
 `GenericAttention` in turns with F, a fused forward and backward with frozen parameters, and, where
-there is one and it fits, the plain matrix form P that keeps every map and its gradient:
+there is one and it fits, the plain matrix form that keeps every map and its gradient: P as GAE's
+authors run it (every weight gets its gradient, the rule is recorded by autograd), and M with frozen
+parameters and no more kept than the rule needs. The models:
 
     vit     a six-layer ViT-S on larger and larger images
     llama   a causal language model of four layers, width 512
@@ -40,16 +42,17 @@ from tests.benchmarks.benchmark import TARGET
 
 Call = Callable[[], object]
 ROOT = Path(__file__).parents[2]
+PLAIN = {"P": matrix_form.authors_generic_attention, "M": matrix_form.generic_attention}
 
 
 class Model(NamedTuple):
     """What is measured.
 
     Args:
-        calls (callable): (tokens, tiny, kind) -> the call of kind "ours", "F" or "P".
+        calls (callable): (tokens, tiny, kind) -> the call of kind "ours", "F", "P" or "M".
         tokens (tuple of int): the lengths of the sequences.
         kinds (tuple of str): what there is to measure.
-        most_plain (int): the longest sequence for which P fits into memory.
+        most_plain (int): the longest sequence for which P and M fit into memory.
         most_timed (int): the longest that is timed in turns; beyond it the first call has to do.
     """
 
@@ -60,17 +63,22 @@ class Model(NamedTuple):
     most_timed: int = 10**9
 
 
-def vit(tokens: int, tiny: bool, kind: str) -> Call:
+def vit_and_image(tokens: int, tiny: bool) -> tuple[nn.Module, Tensor]:
     from timm.models.vision_transformer import VisionTransformer
 
     width, depth, heads = (32, 2, 2) if tiny else (384, 6, 6)
     side = round((tokens - 1) ** 0.5) * 16
     options = {"embed_dim": width, "depth": depth, "num_heads": heads, "num_classes": 10}
     model = frozen(VisionTransformer(img_size=side, patch_size=16, **options))
-    x = torch.randn(1, 3, side, side)
-    if kind == "P":
+    return model, torch.randn(1, 3, side, side)
+
+
+def vit(tokens: int, tiny: bool, kind: str) -> Call:
+    model, x = vit_and_image(tokens, tiny)
+    if kind in PLAIN:
         matrix_form.set_fused(model, False)
-        return lambda: matrix_form.generic_attention(model, x, TARGET)
+        model.requires_grad_(kind == "P")
+        return lambda: PLAIN[kind](model, x, TARGET)
     if kind == "ours":
         method = GenericAttention(model)
         return lambda: method.attribute(x, target=TARGET)
@@ -143,7 +151,7 @@ def backward(score: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...
 
 
 MODELS = {
-    "vit": Model(vit, (1025, 2026, 4097, 8101), ("ours", "F", "P"), most_plain=4097),
+    "vit": Model(vit, (1025, 2026, 4097, 8101), ("ours", "F", *PLAIN), most_plain=4097),
     "llama": Model(llama, (1024, 2048, 4096, 8192, 16384), most_timed=8192),
     "lxmert": Model(lxmert, (56,)),
     "detr": Model(detr, (850,)),
@@ -152,7 +160,7 @@ TINY = {"vit": (17, 50), "llama": (16, 32), "lxmert": (56,), "detr": (6,)}
 
 
 def kinds_at(model: Model, tokens: int) -> list[str]:
-    return [k for k in model.kinds if k != "P" or tokens <= model.most_plain]
+    return [k for k in model.kinds if k not in PLAIN or tokens <= model.most_plain]
 
 
 def timed(name: str, tokens: int, options: argparse.Namespace) -> dict:
@@ -229,9 +237,10 @@ def growth(results: list[dict], name: str) -> str | None:
 
 def markdown(results: list[dict]) -> str:
     lines = [
-        "| model | tokens | seconds: ours / F / P | ours to F [95 %] | ours to P [95 %] | "
-        "first call, s: ours / F | peak MiB beyond the model: ours / F / P | to F | to P |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | tokens | seconds: ours / F / P / M "
+        "| ours to F [95 %] | to P [95 %] | to M [95 %] | first call, s: ours / F "
+        "| peak MiB beyond the model: ours / F / P / M | to F | to P | to M |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         kinds = list(r["median_s"])
@@ -241,24 +250,25 @@ def markdown(results: list[dict]) -> str:
         lines.append(
             f"| {r['model']} | {r['tokens']} "
             f"| {' / '.join(format(r['median_s'][k], '.3g') for k in kinds)} "
-            f"| {ratios['F']} ({r['pairs']}) | {ratios.get('P', '–')} "
+            f"| {ratios['F']} ({r['pairs']}) | {ratios.get('P', '–')} | {ratios.get('M', '–')} "
             f"| {r['first_s']['ours']:.3g} / {r['first_s']['F']:.3g} "
             f"| {' / '.join(f'{peak[k]:.0f}' for k in kinds) if peak else '–'} "
-            f"| {of_peak.get('F', '–')} | {of_peak.get('P', '–')} |"
+            f"| {' | '.join(of_peak.get(k, '–') for k in ('F', *PLAIN))} |"
         )
     said = filter(None, (growth(results, name) for name in MODELS))
     return "\n".join([*lines, "", *said])
 
 
 def plot(results: list[dict], path: Path, name: str = "vit") -> None:
-    """Time and memory against tokens, ours, F and the plain form."""
+    """Time and memory against tokens, of every kind."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
     looks = {
         "ours": ("GenericAttention", "#0072b2", "o"),
-        "F": ("one forward and backward (F)", "#555555", "s"),
-        "P": ("plain matrix form (P)", "#d55e00", "^"),
+        "F": ("forward and backward (F)", "#555555", "s"),
+        "P": ("the authors' matrices (P)", "#d55e00", "^"),
+        "M": ("lean matrices (M)", "#e69f00", "v"),
     }
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     own = [r for r in results if r["model"] == name]
@@ -278,7 +288,8 @@ def plot(results: list[dict], path: Path, name: str = "vit") -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle("A six-layer ViT-S on larger and larger images")
     figure.savefig(path, dpi=110)
 
