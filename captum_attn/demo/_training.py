@@ -22,6 +22,8 @@ from tqdm import tqdm
 from .scenes import Split, scenes
 
 Batch = TypeVar("Batch")
+Model = TypeVar("Model")
+Measured = TypeVar("Measured")
 Draw = Callable[[int, Split, int, torch.device | str], Batch]  # of n, split, seed and device
 
 MUON_RATE, ADAMW_RATE = 0.02, 2e-3
@@ -67,8 +69,33 @@ def epochs_on_fresh_scenes(
         ...     print(epoch, accuracy(model, held_out))
     """
     model.to(device)
-    steps = scenes_per_epoch // batch_size
     optimizers = optimizers_of(model.parameters(), [p for p in blocks if p.ndim == 2])
+
+    def drawn(step_seed: int) -> Tensor:
+        return loss(draw(batch_size, "train", step_seed, device))
+
+    yield from epochs_of(model, drawn, optimizers, epochs, scenes_per_epoch // batch_size, seed)
+
+
+def epochs_of(
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    optimizers: list[Optimizer],
+    epochs: int,
+    steps: int,
+    seed: int,
+) -> Iterator[int]:
+    """The same for a loss that draws for itself.
+
+    Args:
+        loss (callable): the scalar that is to fall, from the seed of a step.
+        optimizers (list of Optimizer): see :func:`optimizers_of`.
+        steps (int): steps per epoch.
+        model, epochs, seed: see :func:`epochs_on_fresh_scenes`.
+
+    Returns:
+        Iterator of int: the epoch that is over, from 1 on.
+    """
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda s: _rate(s / (epochs * steps)))
         for o in optimizers
@@ -76,8 +103,7 @@ def epochs_on_fresh_scenes(
     for epoch in range(epochs):
         model.train()
         for step in tqdm(range(steps), f"epoch {epoch + 1}/{epochs}", leave=False):
-            batch = draw(batch_size, "train", _step_seed(seed, epoch * steps + step), device)
-            _update(model, loss(batch), optimizers)
+            _update(model, loss(_step_seed(seed, epoch * steps + step)), optimizers)
             for schedule in schedules:
                 schedule.step()
         yield epoch + 1
@@ -118,21 +144,43 @@ def _update(model: nn.Module, loss: Tensor, optimizers: list[Optimizer]) -> None
         optimizer.step()
 
 
-def options(description: str, epochs: int, scenes_per_epoch: int) -> argparse.Namespace:
-    """The command line of a training script: `out`, `epochs`, `seed` and `device`.
+def command(
+    description: str,
+    train: Callable[..., Iterator[tuple[Model, Measured]]],
+    said: Callable[[Measured], str],
+    save: Callable[[Model, Path], None],
+    epochs: int,
+    epoch: str,
+) -> None:
+    """The command line of a training script: `--out`, `--epochs`, `--seed` and `--device`.
 
-    Also confines torch to one thread, so that no sum's order, and no weight, depends on the
-    number of cores.
+    Torch is confined to one thread, so that no sum's order, and no weight, depends on the number of
+    cores. The model is saved after each epoch, so that a stopped run is not lost.
+
+    Args:
+        description (str): what the script does.
+        train (callable): from epochs, seed and device to the model after every epoch, and what was
+            measured on held-out scenes.
+        said (callable): from what was measured to the words for it.
+        save (callable): writes a model to a file.
+        epochs (int): the default.
+        epoch (str): what an epoch is, such as "12,000 scenes".
+
+    Examples::
+
+        >>> command("Train the digit ViT.", train, str, save_digit_vit, 16, "12,000 scenes")
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     parser.add_argument(
-        "--epochs",
-        type=int,
-        default=epochs,
-        help=f"of {scenes_per_epoch:,} scenes (default: {epochs})",
+        "--epochs", type=int, default=epochs, help=f"of {epoch} (default: {epochs})"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    return parser.parse_args()
+    trained = train(epochs=args.epochs, seed=args.seed, device=args.device)
+    for number, (model, measured) in enumerate(trained, 1):
+        tqdm.write(f"epoch {number:3d}  {said(measured)}")
+        save(model, args.out)
+    print(f"wrote {args.out}")

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
-from tqdm import tqdm
 from transformers import ConditionalDetrForObjectDetection
 
-from ._training import HELD_OUT_SEED, epochs_on_fresh_scenes, options
+from ._training import HELD_OUT_SEED, command, epochs_on_fresh_scenes
 from .digit_detr import build_digit_detr, digit_boxes, save_digit_detr
 from .scenes import NUM_CLASSES, SceneBatch, scenes
 
@@ -126,16 +125,15 @@ def train(
 
 def main() -> None:
     """The command line."""
-    args = options("Train the digit detector of the demo.", EPOCHS, SCENES_PER_EPOCH)
-    for epoch, (model, held_out) in enumerate(
-        train(epochs=args.epochs, seed=args.seed, device=args.device), 1
-    ):
-        tqdm.write(
-            f"epoch {epoch:3d}  on held-out scenes AP {held_out.at_50:.3f} at IoU 0.5, "
+
+    def said(held_out: AveragePrecision) -> str:
+        return (
+            f"on held-out scenes AP {held_out.at_50:.3f} at IoU 0.5, "
             f"{held_out.coco:.3f} over 0.5 to 0.95"
         )
-        save_digit_detr(model, args.out)  # also after each epoch, so that a stopped run is not lost
-    print(f"wrote {args.out}")
+
+    about, epoch = "Train the digit detector of the demo.", f"{SCENES_PER_EPOCH:,} scenes"
+    command(about, train, said, save_digit_detr, EPOCHS, epoch)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ._training import HELD_OUT_SEED, epochs_on_fresh_scenes, options
+from ._training import HELD_OUT_SEED, command, epochs_on_fresh_scenes
 from .digit_vit import build_digit_vit, save_digit_vit
 from .scenes import SceneBatch, scenes
 
@@ -105,16 +104,15 @@ def train(
 
 def main() -> None:
     """The command line."""
-    args = options("Train the digit ViT of the demo.", EPOCHS, SCENES_PER_EPOCH)
-    for epoch, (model, held_out) in enumerate(
-        train(epochs=args.epochs, seed=args.seed, device=args.device), 1
-    ):
-        tqdm.write(
-            f"epoch {epoch:3d}  both digits right in {held_out.top2:.1%} of held-out scenes, "
+
+    def said(held_out: Accuracy) -> str:
+        return (
+            f"both digits right in {held_out.top2:.1%} of held-out scenes, "
             f"exactly these two over one half in {held_out.exact:.1%}"
         )
-        save_digit_vit(model, args.out)  # also after each epoch, so that a stopped run is not lost
-    print(f"wrote {args.out}")
+
+    about, epoch = "Train the digit ViT of the demo.", f"{SCENES_PER_EPOCH:,} scenes"
+    command(about, train, said, save_digit_vit, EPOCHS, epoch)
 
 
 if __name__ == "__main__":

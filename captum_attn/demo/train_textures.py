@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ._training import HELD_OUT_SEED, epochs_on_fresh_scenes, options
+from ._training import HELD_OUT_SEED, command, epochs_on_fresh_scenes
 from .texture_vit import build_texture_vit, save_texture_vit
 from .textures import TextureBatch, textured_objects
 
@@ -88,13 +87,12 @@ def train(
 
 def main() -> None:
     """The command line."""
-    args = options("Train the texture ViT of the demo.", EPOCHS, IMAGES_PER_EPOCH)
-    for epoch, (model, held_out) in enumerate(
-        train(epochs=args.epochs, seed=args.seed, device=args.device), 1
-    ):
-        tqdm.write(f"epoch {epoch:3d}  the texture is right in {held_out:.1%} of held-out images")
-        save_texture_vit(model, args.out)  # also after each epoch, so no stopped run is lost
-    print(f"wrote {args.out}")
+
+    def said(held_out: float) -> str:
+        return f"the texture is right in {held_out:.1%} of held-out images"
+
+    about, epoch = "Train the texture ViT of the demo.", f"{IMAGES_PER_EPOCH:,} images"
+    command(about, train, said, save_texture_vit, EPOCHS, epoch)
 
 
 if __name__ == "__main__":

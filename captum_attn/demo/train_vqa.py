@@ -13,25 +13,16 @@ the packaged weights on a CPU, in six minutes on one core.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 from transformers import LxmertForQuestionAnswering
 
-from captum_attn.demo._training import (
-    HELD_OUT_SEED,
-    _rate,
-    _step_seed,
-    _update,
-    optimizers_of,
-)
+from captum_attn.demo._training import HELD_OUT_SEED, command, epochs_of, optimizers_of
 from captum_attn.demo.digit_vqa import (
     ANSWERS,
     BACKGROUND,
@@ -47,6 +38,7 @@ from captum_attn.demo.digit_vqa import (
 from captum_attn.demo.scenes import NUM_CLASSES, scenes
 from captum_attn.demo.words import DIGITS, FIGURES, MASK, VOCABULARY, tokenize
 
+EPOCHS, STEPS = 20, 50
 DIGIT_WORDS = [VOCABULARY[word] for word in (*DIGITS, *FIGURES)]
 
 
@@ -103,8 +95,8 @@ def accuracy(model: nn.Module, found: Regions, asked: Questions) -> Accuracy:
 
 
 def train(
-    epochs: int = 20,
-    steps: int = 50,
+    epochs: int = EPOCHS,
+    steps: int = STEPS,
     batch_size: int = 64,
     questions_per_scene: int = 4,
     seed: int = 0,
@@ -138,23 +130,15 @@ def train(
         torch.manual_seed(seed)
         model = build_digit_vqa().to(device)  # type: ignore[arg-type]
         heads = _heads(model.config.hidden_size).to(device)
-    optimizers = _optimizers(model, heads)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda s: _rate(s / (epochs * steps)))
-        for o in optimizers
-    ]
     test = regions(scenes(held_out, "test", HELD_OUT_SEED, device), HELD_OUT_SEED)
     test_questions = questions(test, HELD_OUT_SEED)
-    for epoch in range(epochs):
-        model.train()
-        for step in tqdm(range(steps), f"epoch {epoch + 1}/{epochs}", leave=False):
-            draw = _step_seed(seed, epoch * steps + step)
-            found = regions(scenes(batch_size, "train", draw, device), draw)
-            found = Regions(*(x.repeat_interleave(questions_per_scene, 0) for x in found))
-            loss = _loss(model, heads, found, questions(found, draw))
-            _update(model, loss, optimizers)
-            for schedule in schedules:
-                schedule.step()
+
+    def loss(step_seed: int) -> Tensor:
+        found = regions(scenes(batch_size, "train", step_seed, device), step_seed)
+        found = Regions(*(x.repeat_interleave(questions_per_scene, 0) for x in found))
+        return _loss(model, heads, found, questions(found, step_seed))
+
+    for _ in epochs_of(model, loss, _optimizers(model, heads), epochs, steps, seed):
         yield model, accuracy(model, test, test_questions)
 
 
@@ -198,21 +182,13 @@ def _optimizers(model: LxmertForQuestionAnswering, heads: nn.ModuleDict) -> list
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train the question answering of the demo.")
-    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
-    parser.add_argument("--epochs", type=int, default=20, help="of 50 steps (default: 20)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    args = parser.parse_args()
-    # One thread, so that no sum's order, and no weight, depends on the number of cores.
-    torch.set_num_threads(1)
-    for epoch, (model, held_out) in enumerate(
-        train(epochs=args.epochs, seed=args.seed, device=args.device), 1
-    ):
+
+    def said(held_out: Accuracy) -> str:
         shares = (f"{name} {share:.1%}" for name, share in held_out._asdict().items())
-        tqdm.write(f"epoch {epoch:3d}  right answers: {', '.join(shares)}")
-        save_digit_vqa(model, args.out)  # also after each epoch, so that a stopped run is not lost
-    print(f"wrote {args.out}")
+        return f"right answers: {', '.join(shares)}"
+
+    about = "Train the question answering of the demo."
+    command(about, train, said, save_digit_vqa, EPOCHS, f"{STEPS} steps")
 
 
 if __name__ == "__main__":
