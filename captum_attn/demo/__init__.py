@@ -2,27 +2,3 @@
 
 Everything it needs is in the extra ``demo``; nothing is downloaded at run time.
 """
-
-from __future__ import annotations
-
-import sys
-
-__all__ = ["main"]
-
-
-def main() -> None:
-    """The console script ``captum-attn``; refuses in one line where the extra is missing."""
-    try:
-        from captum_attn.demo.cli import run
-
-        code = run()
-    except ModuleNotFoundError as missing:
-        if (missing.name or "").startswith("captum_attn"):
-            raise
-        code = 2
-        print(
-            f"captum-attn: {missing.name} is not installed; the demo needs "
-            'pip install "captum_attn[demo]"',
-            file=sys.stderr,
-        )
-    sys.exit(code)

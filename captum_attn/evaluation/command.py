@@ -20,7 +20,7 @@ from captum_attn.errors import InputError, OptionError
 from captum_attn.evaluation.embedded import EMBEDDED
 
 if TYPE_CHECKING:
-    from captum_attn.evaluation.models import Loaded
+    from captum_attn.evaluation.loaded import Loaded
 
 __all__ = ["evaluate_command"]
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_attn._pictures import read_picture
+from captum_attn._pictures import Picture, read_picture
 from captum_attn.evaluation.data import mask_as_it_is
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
-
-    from captum_attn.evaluation.models import Loaded
+from captum_attn.evaluation.loaded import Loaded
 
 __all__ = ["EMBEDDED", "mask_picture"]
 
@@ -27,7 +23,6 @@ def _digit_vit(labels: Sequence[str] | None) -> Loaded:
     from captum_attn.demo.digit_vit import load_digit_vit
     from captum_attn.demo.image import load_picture
     from captum_attn.demo.scenes import IMAGE_SIZE, NUM_CLASSES
-    from captum_attn.evaluation.models import Loaded
 
     def read_mask(path: Path) -> Tensor:
         on = mask_picture(path).convert("L")
@@ -68,7 +63,6 @@ def _texture_vit(labels: Sequence[str] | None) -> Loaded:
     from captum_attn.demo.scenes import IMAGE_SIZE
     from captum_attn.demo.texture_vit import load_texture_vit
     from captum_attn.demo.textures import TEXTURES
-    from captum_attn.evaluation.models import Loaded
 
     side = IMAGE_SIZE, IMAGE_SIZE
 
@@ -100,7 +94,6 @@ def _topics(labels: Sequence[str] | None) -> Loaded:
         load_topic_classifier,
     )
     from captum_attn.evaluation.data import TextFile, read_lines
-    from captum_attn.evaluation.models import Loaded
 
     own = read_lines(LABELLED_TEXTS).names if labels is None else labels
     model = load_topic_classifier(sorted(set(own)) if own else LABELS)

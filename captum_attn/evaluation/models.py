@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +13,9 @@ from torch import Tensor, nn
 from captum_attn._pictures import read_picture
 from captum_attn.errors import InputError, OptionError
 from captum_attn.evaluation.embedded import EMBEDDED, mask_picture
+from captum_attn.evaluation.loaded import Loaded
 
-__all__ = ["EmbeddingGradients", "Loaded", "load"]
-
-
-def _as_it_is(image: Tensor) -> Tensor:
-    return image
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model with what brings its inputs about.
-
-    Args:
-        model (Module): in eval mode.
-        read, read_mask (callable, optional): path -> image (C, H, W), mask (H, W).
-        shown (callable): image (C, H, W) as the model takes it -> in [0, 1], to look at.
-        tokenizer (callable, optional): of a text model.
-        max_length (int, optional): of a text, in tokens.
-        labels (Mapping): number of a class -> its name.
-        independent (bool): whether every class is a question of its own, with a sigmoid.
-        next_token (bool): whether it is a causal language model, whose classes are tokens.
-        examples (callable, optional): (limit, seed) -> the model's own data set.
-    """
-
-    model: nn.Module
-    read: Callable[[Path], Tensor] | None = None
-    read_mask: Callable[[Path], Tensor] | None = None
-    shown: Callable[[Tensor], Tensor] = _as_it_is
-    tokenizer: Any = None
-    max_length: int | None = None
-    labels: Mapping[int, str] = field(default_factory=dict)
-    independent: bool = False
-    next_token: bool = False
-    examples: Callable[[int | None, int], Any] | None = None
-
-    @property
-    def classes(self) -> dict[str, int]:
-        """Name of a class -> its number."""
-        return {name: number for number, name in self.labels.items()}
+__all__ = ["EmbeddingGradients", "load"]
 
 
 def load(name: str, labels: Sequence[str] | None = None) -> Loaded:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_attn.errors import TargetError
-from captum_attn.evaluation.models import Loaded
+from captum_attn.evaluation.loaded import Loaded
 from captum_attn.metrics._inputs import tensor_of
 
 __all__ = ["Asked", "ask"]

@@ -22,7 +22,7 @@ from captum_attn.evaluation.command import device_of, listed, method_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from captum_attn.evaluation.models import Loaded
+    from captum_attn.evaluation.loaded import Loaded
     from captum_attn.explain.asked import Asked
 
 __all__ = ["explain_image_command", "explain_text_command"]

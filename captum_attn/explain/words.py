@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_attn.errors import InputError
-from captum_attn.evaluation.models import Loaded
+from captum_attn.evaluation.loaded import Loaded
 from captum_attn.visualization import Word, words_of
 
 __all__ = ["encoded", "ranking"]

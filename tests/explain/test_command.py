@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from captum_attn import GenericAttention
-from captum_attn.demo.cli import run
+from captum_attn.cli.app import run
 from captum_attn.demo.image import load_picture
 from captum_attn.demo.scenes import scenes
 from captum_attn.errors import InputError, TargetError

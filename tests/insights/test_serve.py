@@ -83,7 +83,7 @@ def test_an_upload_above_the_limit_is_not_taken(gradio, dashboard, monkeypatch):
 
 
 def test_the_command_serves_the_packages_models(gradio, monkeypatch, capsys):
-    from captum_attn.demo.cli import run
+    from captum_attn.cli.app import run
 
     served = {}
 
@@ -112,7 +112,7 @@ def test_the_command_serves_the_packages_models(gradio, monkeypatch, capsys):
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, message, capsys):
-    from captum_attn.demo.cli import run
+    from captum_attn.cli.app import run
 
     assert run(["dashboard", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -120,7 +120,7 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message, capsys):
 
 
 def test_a_port_in_use_is_refused_before_the_models_are_loaded(gradio, capsys):
-    from captum_attn.demo.cli import run
+    from captum_attn.cli.app import run
 
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_attn.demo.cli import run
+from captum_attn.cli.app import run
 from captum_attn.demo.digit_vit import load_digit_vit
 from captum_attn.demo.image import explain_pictures, load_picture
 from captum_attn.demo.scenes import scenes
@@ -51,7 +51,7 @@ class Page(HTMLParser):
 def written(tmp_path_factory):
     """Everything the demo writes by default, and what it prints."""
     out = tmp_path_factory.mktemp("demo") / "new" / "folder"
-    command = [sys.executable, "-c", "from captum_attn.demo import main; main()"]
+    command = [sys.executable, "-c", "from captum_attn.cli import main; main()"]
     done = subprocess.run(
         [*command, "demo", "--out", str(out)], capture_output=True, text=True, timeout=900
     )
@@ -240,7 +240,7 @@ def test_help_reads_well(arguments, capsys):
 @pytest.mark.parametrize("package", ["typer", "timm", "sklearn"])
 def test_a_missing_extra_is_one_line(package, tmp_path):
     script = (
-        f"import sys; sys.modules[{package!r}] = None; from captum_attn.demo import main; main()"
+        f"import sys; sys.modules[{package!r}] = None; from captum_attn.cli import main; main()"
     )
     arguments = ["demo", "--no-text", "--out", str(tmp_path / "o")]
     done = subprocess.run(

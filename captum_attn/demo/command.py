@@ -1,7 +1,4 @@
-"""The command line: ``captum-attn demo``, ``explain-text``, ``explain-image``, ``evaluate``.
-
-What the user got wrong is one line that says what to do, and exit code 2.
-"""
+"""The command ``captum-attn demo``."""
 
 from __future__ import annotations
 
@@ -10,62 +7,19 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captum_attn.errors import AttnError, InputError, OptionError
-from captum_attn.evaluation.command import evaluate_command
-from captum_attn.explain.command import explain_image_command, explain_text_command
-from captum_attn.insights.command import dashboard_command
+from captum_attn.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from captum_attn.demo.report import Part, Shown
 
-# The base of every error in the command line itself; typer carries its own copy of click since
-# 0.26, so that importing click would give another class.
-_CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
 SCENES, DETECTED, KINDS = 3, 2, 4
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="Attention attribution for any transformer, beside Captum's methods.",
-)
 
-
-def run(arguments: list[str] | None = None) -> int:
-    """Runs the command line.
-
-    Args:
-        arguments (list of str, optional): the arguments. Default: those of the process.
-
-    Returns:
-        int: the exit code: 0, or 2 where the user has to change something.
-
-    Examples::
-
-        >>> run(["demo", "--no-text", "--out", "maps"])
-        0
-    """
-    try:
-        # Without arguments the help, and code 0.
-        shown = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-        code = app(shown, prog_name="captum-attn", standalone_mode=False)
-    except typer.Abort:
-        print("captum-attn: stopped", file=sys.stderr)
-        return 130
-    except (AttnError, _CommandLineError) as error:
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
-        hint = "" if isinstance(error, AttnError) else "; see captum-attn --help"
-        print(f"captum-attn: {' '.join(message.split()).rstrip('.')}{hint}", file=sys.stderr)
-        return 2
-    return code if isinstance(code, int) else 0
-
-
-@app.command()
-def demo(
+def demo_command(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Directory for the pictures and the page.")
     ] = Path("captum-attn-demo"),
@@ -114,12 +68,6 @@ def demo(
         print(text_table(part.title, cases), end="\n\n")
     print(f"Open {files[0].resolve().as_uri()}")
     print(f"Pictures in {out.resolve()}: {', '.join(file.name for file in files[1:])}")
-
-
-app.command("explain-text")(explain_text_command)
-app.command("explain-image")(explain_image_command)
-app.command("evaluate")(evaluate_command)
-app.command("dashboard")(dashboard_command)
 
 
 def _make_directory(out: Path) -> None:
