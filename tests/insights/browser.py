@@ -7,8 +7,9 @@ import importlib.util
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ FLAGS = (
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
 TIMEOUT = 60_000  # ms; a page that answers at all answers much sooner
+PATIENCE = 10_000  # ms, before something is done again
 # A browser on a busy machine is not always in time; what is wrong is wrong three times.
 MARKS = [pytest.mark.browser, pytest.mark.flaky(reruns=2)]
 
@@ -68,22 +70,41 @@ def opened(url: str, profile: str) -> Iterator[Any]:
             browser.close()
 
 
-def click_that_asks(page: Any, selector: str, url: str, tries: int = 6) -> Any:
+def click_that_asks(page: Any, selector: str, url: str) -> Any:
     """Clicks until a request goes out: a page that is still moving lets a click go by.
 
     Returns:
         Request: what the page sent.
     """
+
+    def click() -> Any:
+        with page.expect_request(url, timeout=PATIENCE) as sent:
+            page.click(selector)
+        return sent.value
+
+    return again(click)
+
+
+def upload(page: Any, path: Path) -> None:
+    """Gives the page a file until it names it: a page that is not yet alive takes none."""
+
+    def give() -> None:
+        page.set_input_files("input[type=file]", str(path))
+        page.wait_for_selector(f"text={path.name}", timeout=PATIENCE)
+
+    again(give)
+
+
+def again(act: Callable[[], Any], tries: int = 6) -> Any:
+    """Does what a page on a busy machine may not have taken, until it has."""
     from playwright.sync_api import TimeoutError
 
-    for _ in range(tries):
+    for _ in range(tries - 1):
         try:
-            with page.expect_request(url, timeout=TIMEOUT / tries) as sent:
-                page.click(selector)
-            return sent.value
+            return act()
         except TimeoutError:
             continue
-    raise AssertionError(f"no click on {selector!r} made the page ask {url}")
+    return act()
 
 
 def local(url: str) -> bool:

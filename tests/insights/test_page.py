@@ -13,7 +13,14 @@ from PIL import Image
 from captum_attn.insights import AttributionVisualizer, Batch, drawing
 from captum_attn.insights.methods import METHODS
 from captum_attn.insights.session import Session
-from tests.insights.browser import MARKS, chromium, click_that_asks, opened, skip_without
+from tests.insights.browser import (
+    MARKS,
+    chromium,
+    click_that_asks,
+    opened,
+    skip_without,
+    upload,
+)
 from tests.insights.models import (
     CLASSES,
     TEXT_BATCH,
@@ -59,7 +66,8 @@ def served(request, tmp_path_factory) -> Iterator[tuple]:
 
 def fresh(served: tuple, kind: str) -> tuple:
     page, ports, sessions = served
-    page.goto(f"http://127.0.0.1:{ports[kind]}/")
+    # What shows is not yet alive: the parts of the page come one by one.
+    page.goto(f"http://127.0.0.1:{ports[kind]}/", wait_until="networkidle")
     page.wait_for_selector("button.explain")
     return page, sessions[kind]
 
@@ -142,8 +150,7 @@ def test_a_picture_of_ones_own(served, tmp_path):
     page.get_by_label("Deletion curve").uncheck()
     path = tmp_path / "red.png"
     Image.new("RGB", (40, 40), (200, 0, 0)).save(path)
-    page.set_input_files("input[type=file]", str(path))
-    page.wait_for_selector("text=red.png")
+    upload(page, path)
     explain(page)
     own = session.own(session.examples[0], picture=str(path))
     why = session.explain("good", own, NAMES[0])
@@ -155,8 +162,7 @@ def test_an_upload_that_is_no_picture_is_a_message_and_the_page_goes_on(served, 
     page, _ = fresh(served, "image")
     path = tmp_path / "cat.png"
     path.write_bytes(b"<script>no picture</script>")
-    page.set_input_files("input[type=file]", str(path))
-    page.wait_for_selector("text=cat.png")
+    upload(page, path)
     explain(page)
     page.get_by_text("'cat.png' is no picture that can be read").wait_for()
     page.get_by_label("Remove").or_(page.get_by_label("Clear")).first.click()
