@@ -1,4 +1,4 @@
-"""The command line: ``captum-attn demo``, ``explain-text``, ``explain-image``, ``evaluate``.
+"""The commands of ``captum-attn``, and what a mistake looks like.
 
 What the user got wrong is one line that says what to do, and exit code 2.
 """

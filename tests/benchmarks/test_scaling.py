@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from captum_attn import GenericAttention
-from tests.benchmarks import scaling
+from tests.benchmarks import models, scaling
 
 
 def test_exponents():
@@ -16,7 +16,7 @@ def test_exponents():
     assert scaling.exponent(tokens, [7 * n for n in tokens]) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", scaling.MODELS)
+@pytest.mark.parametrize("name", models.MODELS)
 def test_ours_explains_what_is_differentiated(name, monkeypatch):
     """Both calls run the same weights on the same input: the output they select is the same."""
     selected = []
@@ -31,18 +31,18 @@ def test_ours_explains_what_is_differentiated(name, monkeypatch):
     monkeypatch.setattr(torch.autograd, "grad", grad)
     for kind in ("F", "ours"):
         torch.manual_seed(0)
-        scaling.MODELS[name].calls(scaling.TINY[name][0], True, kind)()
+        models.MODELS[name].calls(models.TINY[name][0], True, kind)()
     assert np.isfinite(selected).all() and selected[0] == pytest.approx(selected[-1], rel=1e-4)
 
 
 def test_the_plain_forms_are_the_method():
     torch.manual_seed(0)
-    model, x = scaling.vit_and_image(17, tiny=True)
+    model, x = models.vit_and_image(17, tiny=True)
     found = {}
-    for kind in scaling.PLAIN:
+    for kind in models.PLAIN:
         torch.manual_seed(0)
-        found[kind] = scaling.vit(17, True, kind)()
-    tokens = GenericAttention(model).attribute_tokens(x, target=scaling.TARGET)["x"]
+        found[kind] = models.vit(17, True, kind)()
+    tokens = GenericAttention(model).attribute_tokens(x, target=models.TARGET)["x"]
     torch.testing.assert_close(found["M"], tokens)
     torch.testing.assert_close(found["P"], tokens[0])
 
