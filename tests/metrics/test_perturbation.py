@@ -523,8 +523,8 @@ def test_captums_integrated_gradients_is_exact_on_a_linear_model():
 def test_gae_beats_random_on_the_digit_vit():
     pytest.importorskip("timm")
     from captum_attn import GenericAttention
-    from captum_attn.demo.digit_vit import load_digit_vit
-    from captum_attn.demo.scenes import scenes
+    from captum_attn.toy.digit_vit import load_digit_vit
+    from captum_attn.toy.scenes import scenes
 
     model, batch = load_digit_vit(), scenes(8)
     target = batch.labels[:, 0]

@@ -167,8 +167,8 @@ def test_shared_parameters_are_drawn_with_their_first_owner():
 def test_gae_notices_on_the_digit_vit():
     pytest.importorskip("timm")
     from captum_attn import GenericAttention
-    from captum_attn.demo.digit_vit import load_digit_vit
-    from captum_attn.demo.scenes import scenes
+    from captum_attn.toy.digit_vit import load_digit_vit
+    from captum_attn.toy.scenes import scenes
 
     model, batch = load_digit_vit(), scenes(4)
     found = parameter_randomization(
