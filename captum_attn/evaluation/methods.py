@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -106,10 +107,29 @@ def methods_of(given: Any, model: Callable) -> list[Method]:
             raise OptionError(
                 f"methods: there are two named {name!r}; give them names: {{'name': method, ...}}"
             )
+        _check_options(name, source, options)
         found.append(Method(name, source, options))
     if not found:
         raise OptionError("methods: expected at least one")
     return found
+
+
+def _check_options(name: str, source: Any, options: Mapping[str, Any]) -> None:
+    """Refuses options that a method's `attribute` does not show, before any model runs.
+
+    The methods of this package have typed options, so that their values are held to it as well.
+    """
+    if not hasattr(source, "attribute"):
+        return
+    parameters = inspect.signature(source.attribute).parameters
+    unknown = [option for option in options if option not in parameters]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        known = ", ".join(p for p in parameters if p not in ("inputs", "target"))
+        raise OptionError(f"methods: {name} has no option {unknown[0]!r}; it has: {known}")
+    typed = getattr(source, "Options", None)
+    if typed is not None:
+        own = {field.name for field in typed.listed()}
+        source.settled({option: value for option, value in options.items() if option in own})
 
 
 def _name(source: Any) -> str:
