@@ -190,7 +190,7 @@ def prepare(
     fill_after: bool = False,
     perturb: Any = None,
     removable: Any = None,
-    reduce: str = "sum",
+    reduce: str = "mean",
     perturbations_per_eval: int = 1,
     show_progress: bool = False,
 ) -> Perturbation:

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 IGNORED = -1
+BINS = 256  # of Otsu's histogram
 THRESHOLDS = ("mean", "otsu", "0.3otsu")
 
 
@@ -107,8 +108,10 @@ def segmentation(
             (B, H, W).
         masks (Tensor): (B, H, W) or (B, 1, H, W): 1 or True on the object, 0 off it, -1 where a
             pixel does not count.
-        threshold (str or float): "mean", "otsu", "0.3otsu" (both of scikit-image, of the scaled
-            map) or a number in [0, 1]. Default: "mean".
+        threshold (str or float): "mean", "otsu", "0.3otsu" or a number in [0, 1], of the scaled
+            map. Otsu's method cuts after the last background bin of 256, as GAE's code does, so
+            that no pixel of that bin is object; "0.3otsu" cuts after bin 0.3 t where Otsu's cuts
+            after bin t. Default: "mean".
 
     A constant map finds nothing, whatever the threshold: no pixel is object, and its scores are
     all equal.
@@ -168,11 +171,46 @@ def scaled_maps(attributions: Attributions) -> Tensor:
 
 
 def otsu_threshold(maps: Tensor) -> Tensor:
-    """Otsu's threshold (B,) of maps (B, H, W), by scikit-image with 256 bins."""
-    from skimage.filters import threshold_otsu
+    r"""Otsu's threshold (B,) of maps (B, H, W): where the last background bin of 256 ends.
 
-    found = [float(threshold_otsu(map_)) for map_ in maps.cpu().numpy()]
-    return torch.tensor(found, dtype=torch.float64, device=maps.device)
+    A pixel is object from there on: `map >= threshold`. (scikit-image returns the centre of that
+    bin, which is for `>` on whole numbers: of other numbers it lets half of the bin through.) A
+    constant map has its own value.
+
+    Args:
+        maps (Tensor): (B, H, W), of any range; the bins divide each map's own.
+
+    Returns:
+        Tensor: (B,), float64.
+
+    Examples::
+
+        >>> otsu_threshold(torch.tensor([[[0.0, 0.001, 0.003, 1.0]]]))
+        tensor([0.0039], dtype=torch.float64)
+    """
+    maps = maps_of(maps)
+    low, high = maps.amin((1, 2)), maps.amax((1, 2))
+    last = _last_background_bin(_bins(scaled_maps(maps)))
+    return torch.where(high > low, low + (last + 1) / BINS * (high - low), low)
+
+
+def _bins(scaled: Tensor) -> Tensor:
+    """The bin, 0 to 255, of every pixel of maps scaled to [0, 1]."""
+    return (scaled * BINS).long().clamp(max=BINS - 1)
+
+
+def _last_background_bin(bins: Tensor) -> Tensor:
+    """t (B,) with the largest variance between bins 0 ... t and the others (Otsu 1979, Eq. 18)."""
+    flat = bins.flatten(1)
+    counts = torch.zeros(len(flat), BINS, dtype=torch.float64, device=flat.device)
+    counts.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float64))
+    # Whole numbers, so that cuts between which there is no pixel are exactly equally good.
+    below = counts.cumsum(1)
+    sum_below = (counts * torch.arange(BINS, device=flat.device)).cumsum(1)
+    pixels, total = below[:, -1:], sum_below[:, -1:]
+    above = pixels - below
+    between = (total * below - sum_below * pixels) ** 2 / (below * above).clamp(min=1)
+    return between.argmax(1)  # the first of equal ones
 
 
 def binary_map(attributions: Attributions, *, threshold: str | float = "mean") -> Tensor:
@@ -189,18 +227,22 @@ def binary_map(attributions: Attributions, *, threshold: str | float = "mean") -
         >>> binary_map(attributions, threshold="otsu")
     """
     scaled = scaled_maps(attributions)
-    if threshold == "mean":
-        level = scaled.mean((1, 2))
-    elif isinstance(threshold, str) and threshold in THRESHOLDS:
-        level = otsu_threshold(scaled) * (0.3 if threshold == "0.3otsu" else 1.0)
-    elif isinstance(threshold, (int, float)) and 0 <= threshold <= 1:
-        level = scaled.new_full((len(scaled),), float(threshold))
-    else:
-        raise OptionError(
-            f"threshold: expected one of {THRESHOLDS} or a number in [0, 1], got {threshold!r}"
-        )
     constant = scaled.amin((1, 2)) == scaled.amax((1, 2))
-    return (scaled > level[:, None, None]) & ~constant[:, None, None]
+    return _above(scaled, threshold) & ~constant[:, None, None]
+
+
+def _above(scaled: Tensor, threshold: str | float) -> Tensor:
+    """Which pixels (B, H, W) of maps scaled to [0, 1] lie above the threshold."""
+    if threshold == "mean":
+        return scaled > scaled.mean((1, 2), keepdim=True)
+    if isinstance(threshold, str) and threshold in THRESHOLDS:
+        bins, factor = _bins(scaled), 0.3 if threshold == "0.3otsu" else 1.0
+        return bins > factor * _last_background_bin(bins)[:, None, None]
+    if type(threshold) in (int, float) and 0 <= float(threshold) <= 1:
+        return scaled > float(threshold)
+    raise OptionError(
+        f"threshold: expected one of {THRESHOLDS} or a number in [0, 1], got {threshold!r}"
+    )
 
 
 def pointing_game(attributions: Attributions, masks: Tensor, *, tolerance: int = 0) -> Tensor:

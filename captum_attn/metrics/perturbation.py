@@ -131,8 +131,10 @@ def perturbation_curve(
           that have attributions; their units are ranked together.
         * removable* (Tensor): (B, units), bool: which units may be removed at all; fractions are
           of these. Padding that an entry "attention_mask" marks is never removed.
-        * reduce (str): the score of a unit is the "sum" or the "mean" over its elements.
-          Default: "sum".
+        * reduce (str): the score of a unit is the "mean" or the "sum" over its positions (of the
+          sum over its channels). Units of one size are ranked alike by both; of unlike ones (super-
+          pixels, patches that do not divide the image) the sum ranks large ones first, whatever
+          they show, so that chance is no longer chance. Default: "mean".
         * perturbations_per_eval (int): perturbed copies of every example in one forward, as in
           Captum. Default: 1.
         * show_progress (bool): Default: False.
