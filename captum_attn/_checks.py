@@ -21,7 +21,7 @@ from captum_attn.errors import AttnError, InputError, OptionError
 
 __all__ = [
     "FAILURES", "callable_of", "finite", "flag", "listed", "names_of", "number", "one_of", "plain",
-    "shown", "size_of", "suggested", "text", "texts", "whole",
+    "scalar", "shown", "shown_error", "size_of", "suggested", "text", "texts", "whole",
 ]  # fmt: skip
 
 LONGEST = 80  # letters of a value in an error
@@ -48,12 +48,29 @@ def shown(value: Any) -> str:
     return words.encode(errors="backslashreplace").decode()
 
 
+def shown_error(error: BaseException) -> str:
+    """The kind of another's error and the beginning of what it says, on one line."""
+    words = " ".join(str(error).split())
+    words = words if len(words) <= 2 * LONGEST else f"{words[: 2 * LONGEST]} ..."
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
 def size_of(value: Any) -> str:
     """``" of 3"`` for what has a length."""
     try:
         return f" of {len(value)}"
     except Exception:
         return ""
+
+
+def scalar(value: Any) -> Any:
+    """What a tensor or an array without axes holds; anything else as it is."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        try:
+            return value.item()
+        except FAILURES:  # on "meta", or quantised
+            return value
+    return value
 
 
 def suggested(value: Any, known: Collection[Any]) -> str:
@@ -68,6 +85,7 @@ def whole(
     name: str, value: Any, least: int = 1, most: int | None = None, error: Kind = OptionError
 ) -> int:
     """A whole number in [least, most]; `True` is none."""
+    value = scalar(value)
     if not isinstance(value, Integral) or isinstance(value, (bool, np.bool_)):
         raise error(f"{name}: expected {_whole_from(least, most)}, got {shown(value)}")
     found = operator.index(value)
@@ -96,6 +114,7 @@ def number(
     Args:
         open_ends (str): "(" where it has to be above `least`, ")" where it has to be below `most`.
     """
+    value = scalar(value)
     real = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
     fits = real and math.isfinite(value) and least <= value <= most
     if not fits or ("(" in open_ends and value == least) or (")" in open_ends and value == most):
@@ -144,8 +163,7 @@ def text(name: str, value: Any, error: Kind = InputError) -> str:
 
 def plain(name: str, value: Any) -> str:
     """A title: text, or a number such as a label."""
-    if isinstance(value, Tensor) and value.ndim == 0:
-        value = value.item()
+    value = scalar(value)
     if isinstance(value, (Real, np.bool_)):
         return str(value)
     return text(name, value)
@@ -158,7 +176,10 @@ def listed(name: str, value: Any, of: str = "values") -> list[Any]:
         more = "; pass list(...) of it" if isinstance(value, Iterable) else ""
         more = "; put it in a list" if isinstance(value, (str, bytes)) else more
         raise InputError(f"{name}: expected a list of {of}, got {shown(value)}{more}")
-    return list(value)
+    try:
+        return list(value)
+    except FAILURES as problem:  # a tensor without rows of its own: sparse, quantised
+        raise InputError(f"{name}: expected a list of {of}, got {shown(value)}") from problem
 
 
 def _is_sequence(value: Any) -> bool:

@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from captum_attn._checks import listed, text
+from captum_attn._checks import listed
 from captum_attn.errors import InputError
 from captum_attn.visualization._inputs import array
-from captum_attn.visualization.words import Word, words_of
-
-EXPECTED = "str for each example (or a BatchEncoding), as tokenizer.convert_ids_to_tokens gives it"
+from captum_attn.visualization.words import EXPECTED, Word, tokens_of, words_of
 
 
 class Tokens(NamedTuple):
@@ -51,7 +49,7 @@ def token_lists(tokens: Any) -> list[Tokens]:
 
 
 def _of_list(tokens: Any, name: str) -> Tokens:
-    strs = [text(f"{name}[{i}]", token) for i, token in enumerate(listed(name, tokens, EXPECTED))]
+    strs = tokens_of(name, tokens)
     return Tokens(strs, np.ones(len(strs), dtype=bool))
 
 

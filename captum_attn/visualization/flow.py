@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 
-from captum_attn._checks import listed, shown, text
+from captum_attn._checks import listed, shown, text, texts
 from captum_attn.errors import InputError, OptionError
 from captum_attn.visualization._fonts import finished
 from captum_attn.visualization._inputs import array, check_counts, image_list
@@ -95,6 +95,8 @@ def visualize_layers(
         stacked = np.stack(_same_keys([_row(one, row) for one in means], names), 1)  # (B, L, k)
         given = listed("tokens", tokens, "str, or of such a list for each example")
         each = [given] * batch if given and isinstance(given[0], str) else given
+        check_counts(batch, {"tokens": each})
+        each = [texts("tokens", one, stacked.shape[2], "token") for one in each]
         options: dict[str, Any] = {"sign": sign, "outlier_perc": outlier_perc, "cmap": cmap}
         return visualize_matrix(stacked, names, each, titles=titles, **options)
     pictures = None

@@ -194,11 +194,7 @@ def _source(
         raise InputError(f"{where}: expected {count} labels or ids, got {len(one)}")
     if all(isinstance(label, str) for label in one):
         return labels_of(texts(where, one))
-    return _converted(convert, [whole(where, _item(token), 0, error=InputError) for token in one])
-
-
-def _item(token: Any) -> Any:
-    return token.item() if isinstance(token, Tensor) and token.ndim == 0 else token
+    return _converted(convert, [whole(where, token, 0, error=InputError) for token in one])
 
 
 def _converted(convert: Callable[[list[int]], list[str]], ids: list[int]) -> list[str]:
@@ -219,7 +215,7 @@ PARTS = ("tokens", "valid", "columns", "real")
 def _relevance(written: Any) -> dict[str, np.ndarray]:
     """The relevance (B, T, n) of each stream; what is no `Generation` is refused."""
     relevance = getattr(written, "relevance", None)
-    parts = [getattr(written, name, None) for name in PARTS]
+    parts: list[Any] = [getattr(written, name, None) for name in PARTS]
     tensors = all(isinstance(part, Tensor) and part.ndim == 2 for part in parts)
     if not isinstance(relevance, Mapping) or not tensors:
         raise InputError(
