@@ -497,7 +497,7 @@ def test_prompts() -> None:
     refused("either `generated` or `max_new_tokens`", ids, ids, max_new_tokens=2)
     refused("generate_kwargs: expected none", ids, ids, generate_kwargs={"min_length": 3})
     refused("max_new_tokens: expected a whole number of at least 1, got 0", ids, max_new_tokens=0)
-    refused("max_new_tokens: expected an int", ids, max_new_tokens=True)
+    refused("max_new_tokens: expected a whole number", ids, max_new_tokens=True)
     refused("expected a prompt", [1, 2], text(6))
     refused("'input_ids': expected token ids", {"inputs_embeds": torch.zeros(2, 3, 16)}, text(6))
     refused("'input_ids': expected token ids", {"input_ids": ids.float()}, text(6))

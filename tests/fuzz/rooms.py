@@ -12,6 +12,12 @@ def _of(room: str) -> Callable[[], list[Public]]:
     return lambda: import_module(f"tests.fuzz.{room}").PUBLIC
 
 
-ROOMS = {room: _of(room) for room in (
-    "objectives", "visualization", "detection", "generation",
-)}
+ROOMS = {
+    room: _of(room)
+    for room in (
+        "objectives",
+        "visualization",
+        "detection",
+        "generation",
+    )
+}

@@ -52,7 +52,8 @@ PUBLIC = [
     Public(
         "visualize_image", v.visualize_image, image,
         SCALE | TITLES | {
-            "attributions": "tensor", "images": "tensor?", "method": "choice", "patch_size": "side?",
+            "attributions": "tensor", "images": "tensor?", "method": "choice",
+            "patch_size": "side?",
             "interpolation": "choice?", "alpha_overlay": "share", "captions": "captions?",
             "boxes": "tensor?", "show_original": "flag", "show_colorbar": "flag",
             "panel_size": "length",
@@ -78,7 +79,8 @@ PUBLIC = [
         {
             "attributions": "tensor", "tokens": "tokens", "text": "texts?-text,empty_text",
             "merge_pieces": "flag", "show_special": "flag",
-            "pred_prob": "percent?-minus_one,nan,huge,nones", "attr_score": "percent?-minus_one,nan,huge,nones",
+            "pred_prob": "percent?-minus_one,nan,huge,nones",
+            "attr_score": "percent?-minus_one,nan,huge,nones",
         },
     ),
     Public(
