@@ -19,6 +19,7 @@ from torch.utils.data import (
 )
 
 from captum_attn.errors import AttnError, InputError, OptionError
+from captum_attn.evaluation.fingerprint import digest
 
 __all__ = ["Batch", "Source", "batch_of"]
 
@@ -64,6 +65,10 @@ class Batch:
         if not sizes:
             raise InputError(f"a batch has no tensors as inputs: {FORMS}")
         return sizes[0]
+
+    def fingerprint(self) -> str:
+        """Equal for equal examples, labels, marks, options and groups in the same order."""
+        return digest([vars(self)[name] for name in sorted(vars(self))])
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on a device."""
