@@ -166,28 +166,6 @@ class TokenTracer:
             for i, (decoder, u) in enumerate(zip(decoders, upstreams, strict=True))
         ]
 
-    def mean_squares(
-        self, rows: Tensor, squared: Sequence[Tensor], leaf: Tensor, draws: int
-    ) -> tuple[list[Tensor], Tensor]:
-        """Squared gradients at `leaf` of Σ_p a_p <t_p, r_p>, summed over draws of r_p.
-
-        Args:
-            squared (sequence of Tensor): (B, P) each, a_p squared, positive at the same positions.
-
-        Returns:
-            With each of these a, and with a_p = 1 wherever a_p > 0; all of the leaf's shape.
-        """
-        codes = [*(one.sqrt() for one in squared), squared[0] > 0]
-        sums = [torch.zeros_like(leaf) for _ in codes]
-        for _ in range(draws):
-            probe_vector = self.random(rows, *rows.shape)
-            for total, code in zip(sums, codes, strict=True):
-                vector = probe_vector * code[..., None].to(rows)
-                (found,) = gradients([(rows, vector)], [leaf], self._cuts)
-                if found is not None:
-                    total += found.square()
-        return sums[:-1], sums[-1]
-
     def follows(
         self, rows: Tensor, axis: int, upstreams: Sequence[Upstream], by_example: bool = False
     ) -> bool:
