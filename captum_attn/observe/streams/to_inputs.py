@@ -38,7 +38,8 @@ def to_input(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor:
     batch = relevance.shape[0]
     shape = entry.shape
     if entry.leaf.ids is not None:
-        return _gather(relevance, entry.to).view(batch, *shape)
+        laid = _gather(relevance, entry.to)
+        return laid.view(laid.numel() // math.prod(shape), *shape)  # one example's texts in a row
     if entry.to is None:
         return relevance.view(batch, *shape)
     to = entry.to.view(-1, *shape)
