@@ -1,7 +1,7 @@
 """The tracer: at which position does each upstream token, pixel, word or region enter?
 
-Autograd answers. Let s_p = <t_p, r> for the rows t_p of a tensor and a random r. The gradients of
-Σ_p s_p and of Σ_p ±s_p at an upstream element have the ratio ±1 if the element enters one position
+Autograd answers. Let s_p = <t_p, r_p> for the rows t_p of a tensor and random r_p (one r for all
+would vanish behind a norm over p). The gradients of Σ_p s_p and of Σ_p ±s_p at an upstream element have the ratio ±1 if the element enters one position
 only, and with the sign given by bit k of p that ratio is bit k of the position. About log2(n)
 backward passes through a norm and a projection read the whole map, whatever the model does on the
 way; two of them check that it is the identity.
@@ -86,7 +86,7 @@ class TokenTracer:
             return False
         if any(m.to is None or m.copies or m.mixed for m in maps):
             return False
-        probe_vector = self.random(down.like, 1, 1, features).expand(down.shape)
+        probe_vector = self.random(down.like, 1, places, features).expand(down.shape)
         edges = [upstream.edge for upstream in upstreams]
         plain: list[Tensor] = []
         for draw in range(1 + _DRAWS):  # the first is the plain one
@@ -111,7 +111,7 @@ class TokenTracer:
         Two backward passes, for whole maps see `maps`.
         """
         signs = self._signs(rows, *rows.shape[:2])
-        probe_vector = self.random(rows, 1, 1, rows.shape[2]).expand_as(rows)
+        probe_vector = self.random(rows, 1, *rows.shape[1:]).expand_as(rows)
         found = [
             gradients([(rows, vector)], [upstream.edge], self._cuts)[0]
             for vector in (probe_vector, probe_vector * signs[..., None])
@@ -123,7 +123,7 @@ class TokenTracer:
     def _maps(self, down: Downstream, upstreams: Sequence[Upstream]) -> list[TokenMap]:
         batch, places, features = down.shape
         rows = down.like
-        probe_vector = self.random(rows, 1, 1, features).expand(down.shape)
+        probe_vector = self.random(rows, 1, places, features).expand(down.shape)
         edges = [upstream.edge for upstream in upstreams]
 
         def seen(code: Tensor) -> list[Tensor | None]:  # code: (B or 1, P)
@@ -165,28 +165,6 @@ class TokenTracer:
             _map(decoder, u, places, partial(seen_at, i))
             for i, (decoder, u) in enumerate(zip(decoders, upstreams, strict=True))
         ]
-
-    def mean_squares(
-        self, rows: Tensor, squared: Sequence[Tensor], leaf: Tensor, draws: int
-    ) -> tuple[list[Tensor], Tensor]:
-        """Squared gradients at `leaf` of Σ_p a_p <t_p, r_p>, summed over draws of r_p.
-
-        Args:
-            squared (sequence of Tensor): (B, P) each, a_p squared, positive at the same positions.
-
-        Returns:
-            With each of these a, and with a_p = 1 wherever a_p > 0; all of the leaf's shape.
-        """
-        codes = [*(one.sqrt() for one in squared), squared[0] > 0]
-        sums = [torch.zeros_like(leaf) for _ in codes]
-        for _ in range(draws):
-            probe_vector = self.random(rows, *rows.shape)
-            for total, code in zip(sums, codes, strict=True):
-                vector = probe_vector * code[..., None].to(rows)
-                (found,) = gradients([(rows, vector)], [leaf], self._cuts)
-                if found is not None:
-                    total += found.square()
-        return sums[:-1], sums[-1]
 
     def follows(
         self, rows: Tensor, axis: int, upstreams: Sequence[Upstream], by_example: bool = False
