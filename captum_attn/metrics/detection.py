@@ -155,9 +155,10 @@ def segment_detections(
         ...     return method.attribute(images, target=(query, label), interpolation="nearest")
         >>> found, masks = segment_detections(logits[0], explain, (64, 64), grid=(8, 8))
     """
-    a_callable("explain", explain)
     grid = None if grid is None else size("grid", grid)
     found = detections(logits, threshold=number("min_score", min_score, 0, 1), no_object=no_object)
+    if len(found.queries):
+        a_callable("explain", explain)
     pairs = zip(found.queries.tolist(), found.labels.tolist(), strict=True)
     maps = [_on_grid(explain(query, label), grid) for query, label in pairs]
     shapes = {tuple(map_.shape) for map_ in maps}
