@@ -12,7 +12,7 @@ from captum._utils.common import _select_targets
 from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError, TargetError
-from captum_attn.metrics._checks import a_tensor
+from captum_attn.metrics._checks import a_callable, a_tensor
 
 Key = int | str
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Any]
@@ -120,10 +120,7 @@ class Model:
 
     @classmethod
     def of(cls, forward_func: Callable, inputs: Inputs, additional: Any = None) -> Model:
-        if not callable(forward_func):
-            raise OptionError(
-                f"expected a model or a callable that runs one, got {type(forward_func).__name__}"
-            )
+        a_callable("forward_func", forward_func)
         values, by_name = named(inputs), isinstance(inputs, Mapping)
         for key, value in values.items():
             if isinstance(value, Tensor):
@@ -144,6 +141,9 @@ class Model:
         if not batch:
             raise InputError("the batch is empty: expected at least one example")
         extra = additional if isinstance(additional, tuple) else (additional,)
+        for number, value in enumerate(extra):
+            if isinstance(value, Tensor):
+                a_tensor(f"additional_forward_args, {number}", value)
         return cls(forward_func, values, () if additional is None else extra, batch, by_name)
 
     def __call__(self, rows: Tensor, changed: Mapping[Key, Any], additional: Mapping) -> Tensor:
@@ -239,7 +239,7 @@ MEASURES: dict[str, Measure] = {
 def measure_of(measure: str | Measure) -> Measure:
     """The measure of that name, or the caller's own."""
     if callable(measure):
-        return measure
+        return a_callable("measure", measure)
     if not isinstance(measure, str) or measure not in MEASURES:
         raise OptionError(
             f"measure: expected one of {list(MEASURES)} or a callable, got {measure!r}"
