@@ -22,6 +22,7 @@ from captum_attn.errors import AttnError, InputError, OptionError
 
 __all__ = [
     "FAILURES", "callable_of", "finite", "flag", "is_file", "is_folder", "listed", "names_of",
+    "number", "one_of", "plain",
     "scalar", "shown", "shown_error", "size_of", "suggested", "text", "texts", "whole",
 ]  # fmt: skip
 

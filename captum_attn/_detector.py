@@ -10,8 +10,8 @@ from torch import Tensor
 
 from captum_attn._checks import FAILURES, finite, flag, listed, number, one_of, scalar, shown, whole
 from captum_attn.errors import InputError, OptionError, TargetError
-from captum_attn.observe.call import working_dtype
-from captum_attn.observe.scope import modules_of
+from captum_attn.observe.capture.attention_call import working_dtype
+from captum_attn.observe.capture.restore import modules_of
 
 ACTIVATIONS = ("auto", "softmax", "sigmoid")
 MAX_SIDE = 2**16  # of an image, in pixels

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_attn._checks import FAILURES, shown, shown_error, whole
 from captum_attn.errors import AttnError, InputError
-from captum_attn.observe.scope import modules_of
+from captum_attn.observe.capture.restore import modules_of
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

@@ -21,9 +21,9 @@ from captum_attn import _detector as detector
 from captum_attn._checks import names_of, shown
 from captum_attn.attr._base import AttentionAttribution
 from captum_attn.attr._inputs import checked_interpolation
-from captum_attn.attr._run import Explained, Run
+from captum_attn.attr._run import Request, Run
 from captum_attn.errors import OptionError
-from captum_attn.observe.streams import Entry, Source
+from captum_attn.observe.streams.states import InputMap, Source
 
 __all__ = ["Detections", "explain_detections"]
 
@@ -229,7 +229,7 @@ def _from_one_pass(
     return method.explain_each(
         inputs,
         choose,
-        Explained(None, None, None, given["readout"], given["start_layer"]),
+        Request(None, None, None, given["readout"], given["start_layer"]),
         options,
         made,
         objective=given["objective"],
@@ -278,7 +278,7 @@ def _grid(run: Run, image: str, relevance: Mapping[Source, Tensor]) -> Tensor | 
     return None
 
 
-def _cells(entry: Entry, to: Tensor) -> Tensor | None:
+def _cells(entry: InputMap, to: Tensor) -> Tensor | None:
     """The token of every cell of the grid, (B or 1, h, w); -1 for none."""
     cells = to.view(len(to), *entry.shape)
     if entry.axes is not None:  # a feature map that runs along these axes of the image

@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_attn._checks import callable_of, flag, listed, scalar, shown, whole
 from captum_attn._prompt import Prompt
 from captum_attn.attr._base import AttentionAttribution
-from captum_attn.attr._run import Explained, Run
+from captum_attn.attr._run import Request, Run
 from captum_attn.errors import InputError, OptionError
 from captum_attn.objectives import Objective
 from captum_attn.observe.observation import tensor_of
@@ -152,7 +152,7 @@ def explain_generation(
         method.explain_each(
             fed,
             targets,
-            Explained(None, None, None, "auto", start_layer, causal=True),
+            Request(None, None, None, "auto", start_layer, causal=True),
             options,
             Run.tokens,
             objective=objective,

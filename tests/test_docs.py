@@ -26,7 +26,7 @@ PYTHON = code_blocks(README, "python")
 
 def load_digit_detr_in_colour() -> torch.nn.Module:
     """A detector for colour images that finds something: the demo's, on the channels' mean."""
-    from captum_attn.demo.digit_detr import load_digit_detr
+    from captum_attn.toy.digit_detr import load_digit_detr
 
     class InColour(torch.nn.Module):
         def __init__(self) -> None:
@@ -56,7 +56,7 @@ def small_models(monkeypatch):
     """Tiny random models in the place of those that the examples download."""
     timm = pytest.importorskip("timm")
     transformers = pytest.importorskip("transformers")
-    from captum_attn.demo.topics import load_topic_classifier
+    from captum_attn.toy.topics import load_topic_classifier
 
     tokenizer = load_topic_classifier().tokenizer
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # all that Llama takes

@@ -15,12 +15,12 @@ from captum_attn.attr._blocks import Weighed, rows_of
 from captum_attn.attr._describe import Description, describe
 from captum_attn.attr._each import ManyTargets
 from captum_attn.attr._inputs import Inputs, checked_interpolation
-from captum_attn.attr._propagate import Rows, add, linear, maps_up, rows_down
-from captum_attn.attr._run import Explained, Readout, Run, finite
+from captum_attn.attr._propagate import BlockRow, add, linear, relevance_matrices, relevance_rows
+from captum_attn.attr._run import Readout, Request, Run, finite
 from captum_attn.objectives import Objective
-from captum_attn.observe.call import AttentionCall, Block
-from captum_attn.observe.mapback import in_order, input_order
-from captum_attn.observe.streams import Source, State, Updated
+from captum_attn.observe.capture.attention_call import AttentionCall, Block
+from captum_attn.observe.streams.states import AttentionState, Source, State
+from captum_attn.observe.streams.to_inputs import in_order, input_order
 
 
 class AttentionAttribution(ManyTargets):
@@ -40,32 +40,36 @@ class AttentionAttribution(ManyTargets):
         """What the method makes of A, head by head: (B, F, H, q', k'), for the block's queries."""
         raise NotImplementedError
 
-    def weigh(self, run: Run, update: Updated, block: Block) -> Weighed | None:
+    def weigh(self, run: Run, update: AttentionState, block: Block) -> Weighed | None:
         """(own, A-bar) of a linear rule, R = own * R_asks + A-bar R_reads; None for R = R_asks.
 
         own is (B, F, q') or a number, A-bar (B, F, q', k'), for the block's queries.
         """
         return 1.0, self.weigh_heads(run, block).mean(2)
 
-    def update(self, run: Run, state: Updated, maps: Mapping[State, Rows]) -> Rows:
+    def update(self, run: Run, state: AttentionState, maps: Mapping[State, BlockRow]) -> BlockRow:
         """The matrix form of the rule: R of the query stream after the call."""
         return linear(state, run.whole(state, partial(self.weigh, run)), maps)
 
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         """Relevance of every source's tokens, (B, n): row vectors, from the readout down."""
-        return rows_down(run.weights, partial(self.weighed, run), run.at_once)
+        return relevance_rows(run.weights, partial(self.weighed, run), run.at_once)
 
-    def maps(self, run: Run, last: Iterable[State]) -> dict[State, Rows]:
+    def maps(self, run: Run, last: Iterable[State]) -> dict[State, BlockRow]:
         """R of the states in `last`: matrices, from the inputs up."""
 
-        def update(state: Updated, maps: Mapping[State, Rows]) -> Rows:
-            before = maps[state.asks]
+        def update(state: AttentionState, maps: Mapping[State, BlockRow]) -> BlockRow:
+            before = maps[state.query_state]
             active = state.call.index in run.active
-            return run.left_out(state, self.update(run, state, maps), before) if active else before
+            return (
+                run.mask_later_rows(state, self.update(run, state, maps), before)
+                if active
+                else before
+            )
 
-        return maps_up(last, update, run.like, self.finish(run))
+        return relevance_matrices(last, update, run.like, self.finish(run))
 
-    def finish(self, run: Run) -> Callable[[State, Rows], Rows] | None:
+    def finish(self, run: Run) -> Callable[[State, BlockRow], BlockRow] | None:
         """What the matrix form does to a state's R once it is there; None: nothing."""
         return None
 
@@ -80,19 +84,19 @@ class AttentionAttribution(ManyTargets):
                 add(relevance, source, (weights[:, None] @ block)[:, 0])
         return relevance
 
-    def weighed(self, run: Run, update: Updated, block: Block) -> Weighed | None:
+    def weighed(self, run: Run, update: AttentionState, block: Block) -> Weighed | None:
         """`weigh` for the calls that count."""
         if update.call.index not in run.active:
             return None
         if self.needs_gradient or run.shared is None:
             return self.weigh(run, update, block)
         weigh = partial(self.weigh, run)  # no target changes it
-        return rows_of(run.once(("weighed", update), lambda: run.whole(update, weigh)), block)
+        return rows_of(run.cached(("weighed", update), lambda: run.whole(update, weigh)), block)
 
-    def _maps_read(self, run: Run) -> dict[State, Rows]:
+    def _maps_read(self, run: Run) -> dict[State, BlockRow]:
         if self.needs_gradient or run.last:
             return self.maps(run, run.weights)
-        return run.once(("maps", *run.weights), lambda: self.maps(run, run.weights))
+        return run.cached(("maps", *run.weights), lambda: self.maps(run, run.weights))
 
     # ------------------------------------------------------------------------ public
     @log_usage()
@@ -150,9 +154,9 @@ class AttentionAttribution(ManyTargets):
             >>> attributions = GenericAttention(model).attribute(tokenizer(texts, ...), target=1)
         """
         checked_interpolation(interpolation)
-        explained = Explained(target, additional_forward_args, objective, readout, start_layer)
+        explained = Request(target, additional_forward_args, objective, readout, start_layer)
 
-        def attributions(inputs: Inputs, explained: Explained) -> Any:
+        def attributions(inputs: Inputs, explained: Request) -> Any:
             with self._run(inputs, explained, options) as run:
                 return run.attributions(finite(self.relevance(run)), inputs, interpolation)
 
@@ -178,9 +182,9 @@ class AttentionAttribution(ManyTargets):
         Returns:
             dict: stream name -> (B, n).
         """
-        explained = Explained(target, additional_forward_args, objective, readout, start_layer)
+        explained = Request(target, additional_forward_args, objective, readout, start_layer)
 
-        def tokens(inputs: Inputs, explained: Explained) -> dict[str, Tensor]:
+        def tokens(inputs: Inputs, explained: Request) -> dict[str, Tensor]:
             with self._run(inputs, explained, options) as run:
                 return run.tokens(finite(self.relevance(run)))
 
@@ -204,7 +208,7 @@ class AttentionAttribution(ManyTargets):
         Returns:
             dict: (row stream, source stream) -> (B, n_row, n_source).
         """
-        explained = Explained(target, additional_forward_args, objective, None, start_layer)
+        explained = Request(target, additional_forward_args, objective, None, start_layer)
         with self._run(inputs, explained, options) as run:
             last = run.seen.wiring.final_states()
             found = self.maps(run, last.values())
@@ -236,7 +240,7 @@ class AttentionAttribution(ManyTargets):
             list of (AttentionCall, Tensor): (B, H, q, k) each, (B F, H, q, k) where F sequences
             (windows, channels) are folded beside each other; `call.module` names the module.
         """
-        explained = Explained(target, additional_forward_args, objective, None, start_layer)
+        explained = Request(target, additional_forward_args, objective, None, start_layer)
         with self._run(inputs, explained, options) as run:
             return [
                 (update.call, self.weigh_heads(run, Block(update.call)).flatten(0, 1))
@@ -269,6 +273,6 @@ class AttentionAttribution(ManyTargets):
 
             >>> print(GenericAttention(model).describe(images, target=3))
         """
-        explained = Explained(target, additional_forward_args, objective, readout, start_layer)
+        explained = Request(target, additional_forward_args, objective, readout, start_layer)
         with self._run(inputs, explained, options) as run:
             return describe(run.seen.wiring, run.reads, run.weights, run.active)

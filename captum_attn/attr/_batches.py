@@ -11,16 +11,16 @@ from captum._utils.common import _format_additional_forward_args
 from torch import Tensor
 
 from captum_attn.attr._inputs import Inputs, checked
-from captum_attn.attr._run import Explained
+from captum_attn.attr._run import Request
 from captum_attn.errors import InputError, OptionError, TargetError
 
 Result = TypeVar("Result")
 
 
 def in_batches(
-    explain: Callable[[Inputs, Explained], Result],
+    explain: Callable[[Inputs, Request], Result],
     inputs: Inputs,
-    explained: Explained,
+    explained: Request,
     size: int | None,
 ) -> Result:
     """`explain` for at most `size` examples at a time, the results put together again.
@@ -57,7 +57,7 @@ def _check_target(target: Any, batch: int) -> None:
         raise TargetError(f"target: expected one for each of {batch} examples, got {len(target)}")
 
 
-def _of_rows(explained: Explained, part: slice, batch: int) -> Explained:
+def _of_rows(explained: Request, part: slice, batch: int) -> Request:
     """What is explained of some examples."""
     additional = _format_additional_forward_args(explained.additional_forward_args)
     return replace(

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_attn.observe.call import AttentionCall, Block
-from captum_attn.observe.streams import Updated
+from captum_attn.observe.capture.attention_call import AttentionCall, Block
+from captum_attn.observe.streams.states import AttentionState
 
 # A rule that is linear in R: own and A-bar, R = own * R_asks + A-bar R_reads, for some queries of a
 # call: own (B, F, q') or a number, A-bar (B, F, q', k'); None leaves the state as it was.
 Weighed = tuple["Tensor | float", Tensor]
-Weigh = Callable[[Updated, Block], "Weighed | None"]
+Weigh = Callable[[AttentionState, Block], "Weighed | None"]
 # How many queries of a call are weighed at a time.
 AtOnce = Callable[[AttentionCall], int]
 
@@ -24,7 +24,7 @@ _MOST_ELEMENTS = (2**22, 2**26)
 
 
 def passed(
-    update: Updated, rows: Tensor, weigh: Weigh, at_once: AtOnce
+    update: AttentionState, rows: Tensor, weigh: Weigh, at_once: AtOnce
 ) -> tuple[Tensor, Tensor | None]:
     """What arrives at a call's queries, (B, F q), passed on to what asked and what was read.
 
@@ -32,7 +32,7 @@ def passed(
     """
     call = update.call
     rows = rows.to(call.q.device)  # each layer's work stays where the layer is
-    arriving = rows.view(len(rows), call.lanes, -1)
+    arriving = rows.view(len(rows), call.windows, -1)
     live = (arriving != 0).flatten(0, 1).any(0).nonzero()[:, 0]
     asks = torch.zeros_like(arriving)
     reads = arriving.new_zeros(*arriving.shape[:2], call.n_k)
@@ -58,7 +58,7 @@ def _all(block: Block) -> Tensor | slice:
     return slice(None) if block.rows is None else block.rows
 
 
-def whole(update: Updated, weigh: Weigh, at_once: AtOnce) -> Weighed | None:
+def whole(update: AttentionState, weigh: Weigh, at_once: AtOnce) -> Weighed | None:
     """(own, A-bar) of all queries of a call, formed block by block: (B, F, q), (B, F, q, k)."""
     call = update.call
     every = torch.arange(call.n_q, device=call.q.device)
@@ -94,7 +94,7 @@ def queries_at_once(batch: int, block_size: int | None) -> AtOnce:
             return block_size
         device = call.q.device
         elements = min(_MOST_ELEMENTS[device.type != "cpu"], _free_bytes(device) // 64)
-        return max(1, elements // (batch * call.lanes * call.heads * call.n_k))
+        return max(1, elements // (batch * call.windows * call.heads * call.n_k))
 
     return at_once
 

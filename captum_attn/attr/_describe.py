@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from captum_attn.observe.readout import Read
-from captum_attn.observe.streams import (
-    Born,
-    Constant,
-    Gathered,
-    Merged,
+from captum_attn.observe.streams.readout import Read
+from captum_attn.observe.streams.states import (
+    AttentionState,
+    InitialState,
+    LearnedState,
+    ParallelState,
+    RearrangedState,
     State,
-    Updated,
     streams_of,
 )
-from captum_attn.observe.wiring import Wiring
+from captum_attn.observe.streams.wiring import Wiring
 
 _SHOWN = 4  # rows of the readout that are listed one by one
 
@@ -35,7 +35,7 @@ class CallRow:
     queries: int
     keys: int
     heads: int
-    lanes: int
+    windows: int
     query_map: str
     key_map: str
     active: bool
@@ -68,7 +68,7 @@ class Description:
         head = ("call", "module", "asks", "answers", "size", "heads", "positions")
         table = [head]
         for c in self.calls:
-            lanes = f"{c.lanes} x " if c.lanes > 1 else ""
+            windows = f"{c.windows} x " if c.windows > 1 else ""
             keys = "+".join(c.key_streams) or "(learned keys)"
             table.append(
                 (
@@ -76,7 +76,7 @@ class Description:
                     c.module,
                     f"{c.query_stream}@{c.query_version}",
                     f"{keys}@{c.key_version}",
-                    f"{lanes}{c.queries} x {c.keys}",
+                    f"{windows}{c.queries} x {c.keys}",
                     str(c.heads),
                     f"{c.query_map}, {c.key_map}",
                 )
@@ -104,15 +104,15 @@ def describe(
                 index=call.index,
                 module=call.module,
                 query_stream=update.stream,
-                query_version=version(update.asks),
-                key_streams=streams_of(update.reads),
-                key_version=version(update.reads),
+                query_version=version(update.query_state),
+                key_streams=streams_of(update.key_state),
+                key_version=version(update.key_state),
                 queries=call.n_q,
                 keys=call.n_k,
                 heads=call.heads,
-                lanes=call.lanes,
-                query_map=_map(update.asks),
-                key_map=_map(update.reads),
+                windows=call.windows,
+                query_map=_map(update.query_state),
+                key_map=_map(update.key_state),
                 active=call.index in active,
             )
         )
@@ -126,24 +126,30 @@ def describe(
 
 def version(state: State) -> str:
     """A version's name: 0 at birth, then the index of the call that made it."""
-    if isinstance(state, Updated):
+    if isinstance(state, AttentionState):
         return f"call {state.call.index}"
-    if isinstance(state, Merged):
+    if isinstance(state, ParallelState):
         return "calls " + "+".join(str(s.call.index) for s in state.branches if _made(s))  # type: ignore[attr-defined]
-    if isinstance(state, Gathered):
+    if isinstance(state, RearrangedState):
         return "+".join(dict.fromkeys(version(part.state) for part in state.parts))
-    return "-" if isinstance(state, Constant) else "input"
+    return "-" if isinstance(state, LearnedState) else "input"
 
 
 def _made(state: State) -> bool:
-    return isinstance(state, Updated)
+    return isinstance(state, AttentionState)
 
 
 def _map(state: State) -> str:
-    if isinstance(state, Gathered):
+    if isinstance(state, RearrangedState):
         parts = Counter(
             f"{'all' if part.to is None else int((part.to[0] >= 0).sum())} of {part.state.stream}"
             for part in state.parts
         )
         return " + ".join(f"{n} x ({part})" if n > 1 else part for part, n in parts.items())
-    return "-" if isinstance(state, Constant) else "as born" if isinstance(state, Born) else "same"
+    return (
+        "-"
+        if isinstance(state, LearnedState)
+        else "as born"
+        if isinstance(state, InitialState)
+        else "same"
+    )

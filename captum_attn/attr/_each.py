@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from captum_attn.attr._inputs import Inputs, checked_interpolation
 from captum_attn.attr._observing import Observing
-from captum_attn.attr._run import Explained, Readout, Run, finite
+from captum_attn.attr._run import Readout, Request, Run, finite
 from captum_attn.errors import TargetError
 from captum_attn.objectives import Objective, logit
-from captum_attn.observe.scope import left_as_found, modules_of
-from captum_attn.observe.streams import Source
+from captum_attn.observe.capture.restore import left_as_found, modules_of
+from captum_attn.observe.streams.states import Source
 
 Made = TypeVar("Made")
 # The targets, or what chooses them by the model's output.
@@ -74,7 +74,7 @@ class ManyTargets(Observing):
             >>> for maps in GenericAttention(model).attribute_each(images, likeliest): ...
         """
         checked_interpolation(interpolation)
-        explained = Explained(None, additional_forward_args, None, readout, start_layer)
+        explained = Request(None, additional_forward_args, None, readout, start_layer)
 
         def laid(run: Run, relevance: dict[Source, Tensor]) -> Any:
             return run.attributions(relevance, inputs, interpolation)
@@ -115,7 +115,7 @@ class ManyTargets(Observing):
             >>> places = [(i, token) for i, token in enumerate(ids[0, 1:].tolist())]
             >>> rows = [t["input_ids"] for t in gae.attribute_tokens_each(ids, places)]
         """
-        explained = Explained(None, additional_forward_args, None, readout, start_layer)
+        explained = Request(None, additional_forward_args, None, readout, start_layer)
         return self.explain_each(
             inputs, targets, explained, options, Run.tokens,
             objective=objective, show_progress=show_progress,
@@ -125,7 +125,7 @@ class ManyTargets(Observing):
         self,
         inputs: Inputs,
         targets: Targets,
-        explained: Explained,
+        explained: Request,
         options: dict[str, Any],
         made: Callable[[Run, dict[Source, Tensor]], Made],
         *,
@@ -135,13 +135,13 @@ class ManyTargets(Observing):
         """The engine of both: `made(run, relevance)` for every target.
 
         Args:
-            explained (Explained): what the targets have in common; its target and objective are
+            explained (Request): what the targets have in common; its target and objective are
                 not used.
             made (callable): (run, relevance of every source's tokens) -> a result.
         """
         roots = modules_of(self.forward_func)
 
-        def result(run: Run, one: Explained) -> Made:
+        def result(run: Run, one: Request) -> Made:
             self.explain(run, one)
             with torch.no_grad():
                 return made(run, finite(self.relevance(run)))
@@ -161,14 +161,14 @@ class ManyTargets(Observing):
                         logit(run.seen.output, one.target)
             if len(wanted) > 1:
                 run.share()
-            first = [result(run.next(), one) for one in wanted[:1]]
+            first = [result(run.for_next_target(), one) for one in wanted[:1]]
 
         def results() -> Iterator[Made]:
             yield from first
             first.clear()
             for one in wanted[1:]:
                 with left_as_found(roots):
-                    found = result(run.next(), one)
+                    found = result(run.for_next_target(), one)
                 yield found
 
         if not show_progress:

@@ -10,7 +10,7 @@ from captum._utils.common import _format_tensor_into_tuples
 from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
-from captum_attn.observe.mapback import INTERPOLATIONS
+from captum_attn.observe.streams.to_inputs import INTERPOLATIONS
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Any]
 

@@ -11,14 +11,14 @@ import torch
 from captum.attr import GradientAttribution
 
 from captum_attn.attr._inputs import Inputs, checked
-from captum_attn.attr._run import Explained, Run
+from captum_attn.attr._run import Request, Run
 from captum_attn.attr._settings import Layers, active_calls, settle
 from captum_attn.errors import OptionError
 from captum_attn.objectives import Objective
+from captum_attn.observe.capture.restore import left_as_found, modules_of, root_of
+from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.observation import observe
-from captum_attn.observe.scope import left_as_found, modules_of, root_of
-from captum_attn.observe.tap import Tap
-from captum_attn.observe.wiring import Findings
+from captum_attn.observe.streams.structure_cache import StructureCache
 
 
 class Observing(GradientAttribution):
@@ -49,7 +49,7 @@ class Observing(GradientAttribution):
             )
         super().__init__(root_of(forward_func))
         self.layers = layers
-        self._findings = Findings()
+        self._structure = StructureCache()
 
     def default_objective(self) -> Objective | None:
         """What is explained where the user names no objective; None: the logit."""
@@ -60,14 +60,14 @@ class Observing(GradientAttribution):
         """The method's options with their defaults; raises `OptionError` for others."""
         return settle(options, cls.options, cls.choices, cls.get_name())
 
-    def explain(self, run: Run, explained: Explained) -> None:
+    def explain(self, run: Run, explained: Request) -> None:
         """One backward pass of what the user asked for, or of the method's own objective."""
         if explained.objective is None:
             explained = replace(explained, objective=self.default_objective())
         run.explain(explained, self.needs_gradient, self.asks_again)
 
     @contextmanager
-    def _run(self, inputs: Inputs, explained: Explained, options: dict[str, Any]) -> Iterator[Run]:
+    def _run(self, inputs: Inputs, explained: Request, options: dict[str, Any]) -> Iterator[Run]:
         roots = modules_of(self.forward_func)
         with left_as_found(roots):
             run = self._observed(self.forward_func, inputs, explained, options)
@@ -79,12 +79,12 @@ class Observing(GradientAttribution):
         self,
         forward_func: Callable,
         inputs: Inputs,
-        explained: Explained,
+        explained: Request,
         options: dict[str, Any],
     ) -> Run:
         """One forward pass, of which nothing is explained yet."""
         settled, additional = self.settled(options), explained.additional_forward_args
         values, roots = checked(inputs, additional), modules_of(self.forward_func)
-        seen = observe(forward_func, values, additional, roots, self._findings, self.tap)
+        seen = observe(forward_func, values, additional, roots, self._structure, self.tap)
         active = active_calls(seen.wiring.updates, self.layers, roots, explained.start_layer)
         return Run(seen, active, settled)

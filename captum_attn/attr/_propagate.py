@@ -10,27 +10,27 @@ import torch
 from torch import Tensor
 
 from captum_attn.attr._blocks import AtOnce, Weigh, Weighed, passed
-from captum_attn.observe.streams import (
-    Born,
-    Constant,
-    Gathered,
-    Merged,
+from captum_attn.observe.streams.states import (
+    AttentionState,
+    InitialState,
+    LearnedState,
+    ParallelState,
     Part,
+    RearrangedState,
     Source,
     State,
-    Updated,
     ancestry,
 )
 
 # R of one state: its rows' relevance for the tokens of every source, source -> (B, n, n_source).
-Rows = dict[Source, Tensor]
+BlockRow = dict[Source, Tensor]
 # What a state's own rows are multiplied with, (B, n); None: nothing.
 Factor = Callable[[State], "Tensor | None"]
 # Any rule: (update, R of the earlier states) -> R of the query stream after the call.
-MatrixRule = Callable[[Updated, Mapping[State, Rows]], Rows]
+MatrixRule = Callable[[AttentionState, Mapping[State, BlockRow]], BlockRow]
 
 
-def rows_down(
+def relevance_rows(
     weights: Mapping[State, Tensor],
     weigh: Weigh,
     at_once: AtOnce,
@@ -52,24 +52,24 @@ def rows_down(
 
     for state in reversed(list(ancestry(list(weights)))):
         rows = arriving.pop(state, None)
-        if rows is None or isinstance(state, Constant):
+        if rows is None or isinstance(state, LearnedState):
             continue
         scale = None if factor is None else factor(state)
         rows = rows if scale is None else rows * scale.to(rows.device)
-        if isinstance(state, Born):
+        if isinstance(state, InitialState):
             add(relevance, state.source, rows)
-        elif isinstance(state, Gathered):
+        elif isinstance(state, RearrangedState):
             for part in state.parts:
                 add(arriving, part.state, _taken(rows, part))
-        elif isinstance(state, Merged):
+        elif isinstance(state, ParallelState):
             add(arriving, state.base, rows * (1 - len(state.branches)))
             for branch in state.branches:
                 add(arriving, branch, rows)
-        elif isinstance(state, Updated):
+        elif isinstance(state, AttentionState):
             asks, reads = passed(state, rows, weigh, at_once)
-            add(arriving, state.asks, asks)
+            add(arriving, state.query_state, asks)
             if reads is not None:
-                add(arriving, state.reads, reads)
+                add(arriving, state.key_state, reads)
     return relevance
 
 
@@ -85,7 +85,7 @@ class Answer:
 
     state: State
     read: Tensor
-    rows: Rows
+    rows: BlockRow
 
     @property
     def stream(self) -> str:
@@ -98,7 +98,7 @@ def initial_block(state: State, like: Tensor) -> Tensor | None:
     Returns:
         Tensor or None: (B, n, n_source); None for a stream that has no tokens of its own.
     """
-    rows = maps_up([state], lambda update, maps: maps[update.asks], like)[state]
+    rows = relevance_matrices([state], lambda update, maps: maps[update.query_state], like)[state]
     return next((block for source, block in rows.items() if source.name == state.stream), None)
 
 
@@ -112,7 +112,7 @@ def squared(own: Tensor, initial: Tensor) -> Tensor:
     return own @ (initial / met[..., None]).mT
 
 
-def carried(state: State, update: Updated, like: Tensor) -> Tensor | None:
+def carried(state: State, update: AttentionState, like: Tensor) -> Tensor | None:
     """Where the tokens that asked in `update` stand in a later version of their stream.
 
     Returns:
@@ -121,48 +121,52 @@ def carried(state: State, update: Updated, like: Tensor) -> Tensor | None:
     mark = Source("", update.n)
     eye = torch.eye(update.n, dtype=like.dtype, device=like.device)
     own = {mark: eye.expand(like.shape[0], -1, -1)}
-    rows = maps_up([state], lambda u, maps: own if u is update else maps[u.asks], like)
+    rows = relevance_matrices(
+        [state], lambda u, maps: own if u is update else maps[u.query_state], like
+    )
     return rows[state].get(mark)
 
 
-def answers(update: Updated, read: Tensor, maps: Mapping[State, Rows]) -> list[Answer]:
+def answers(update: AttentionState, read: Tensor, maps: Mapping[State, BlockRow]) -> list[Answer]:
     """Splits A-bar, (B, F, q, k), by the streams that its columns belong to."""
     read = dense(read)
     parts = read_parts(update)
     return [Answer(p.state, _columns(read, p), maps[p.state]) for p in parts]
 
 
-def linear(update: Updated, weighed: Weighed | None, maps: Mapping[State, Rows]) -> Rows:
+def linear(
+    update: AttentionState, weighed: Weighed | None, maps: Mapping[State, BlockRow]
+) -> BlockRow:
     """R after a call by a rule that is linear in R: own * R_asks + A-bar R_reads."""
     if weighed is None:
-        return maps[update.asks]
+        return maps[update.query_state]
     own, read = weighed
     scale = own.flatten(1)[..., None] if isinstance(own, Tensor) else own
-    rows = {source: block * scale for source, block in maps[update.asks].items()}
+    rows = {source: block * scale for source, block in maps[update.query_state].items()}
     for answer in answers(update, read, maps):
         for source, block in answer.rows.items():
             add(rows, source, answer.read @ block)
     return rows
 
 
-def crosses(update: Updated) -> bool:
+def is_cross_attention(update: AttentionState) -> bool:
     """Whether a call reads other streams than the one it updates, and only such."""
-    streams = {p.state.stream for p in read_parts(update) if not isinstance(p.state, Constant)}
+    streams = {p.state.stream for p in read_parts(update) if not isinstance(p.state, LearnedState)}
     return bool(streams) and update.stream not in streams
 
 
-def within(update: Updated) -> bool:
+def is_self_attention(update: AttentionState) -> bool:
     """Whether a call reads the stream that it updates, and no other."""
-    streams = {p.state.stream for p in read_parts(update) if not isinstance(p.state, Constant)}
+    streams = {p.state.stream for p in read_parts(update) if not isinstance(p.state, LearnedState)}
     return streams <= {update.stream}
 
 
-def maps_up(
+def relevance_matrices(
     last: Iterable[State],
     update: MatrixRule,
     like: Tensor,
-    finish: Callable[[State, Rows], Rows] | None = None,
-) -> dict[State, Rows]:
+    finish: Callable[[State, BlockRow], BlockRow] | None = None,
+) -> dict[State, BlockRow]:
     """Matrix form: every state's block row, from the inputs up.
 
     Args:
@@ -180,9 +184,11 @@ def maps_up(
     for state in order:
         for earlier in _needed(state):
             uses[earlier] = uses.get(earlier, 0) + 1
-    maps: dict[State, Rows] = {}
+    maps: dict[State, BlockRow] = {}
     for state in order:
-        made = update(state, maps) if isinstance(state, Updated) else _raised(state, maps, like)
+        made = (
+            update(state, maps) if isinstance(state, AttentionState) else _raised(state, maps, like)
+        )
         maps[state] = made if finish is None else finish(state, made)
         for earlier in _needed(state):
             uses[earlier] -= 1
@@ -192,29 +198,29 @@ def maps_up(
 
 
 def _needed(state: State) -> list[State]:
-    if isinstance(state, Updated):
-        return [state.asks, *(part.state for part in read_parts(state)), state.reads]
+    if isinstance(state, AttentionState):
+        return [state.query_state, *(part.state for part in read_parts(state)), state.key_state]
     return list(state.before)
 
 
-def read_parts(update: Updated) -> tuple[Part, ...]:
+def read_parts(update: AttentionState) -> tuple[Part, ...]:
     """The states that answer a call, each with the places of its tokens along the key axis."""
-    reads = update.reads
-    if isinstance(reads, Gathered) and reads.stream != update.stream:
+    reads = update.key_state
+    if isinstance(reads, RearrangedState) and reads.stream != update.stream:
         return reads.parts
     return (Part(reads, None),)
 
 
-def _raised(state: State, maps: Mapping[State, Rows], like: Tensor) -> Rows:
-    if isinstance(state, Born):
+def _raised(state: State, maps: Mapping[State, BlockRow], like: Tensor) -> BlockRow:
+    if isinstance(state, InitialState):
         eye = torch.eye(state.n, dtype=like.dtype, device=like.device)
         return {state.source: eye.expand(like.shape[0], -1, -1)}
-    rows: Rows = {}
-    if isinstance(state, Gathered):
+    rows: BlockRow = {}
+    if isinstance(state, RearrangedState):
         for part in state.parts:
             for source, block in maps[part.state].items():
                 add(rows, source, moved(block, part, state.n))
-    elif isinstance(state, Merged):
+    elif isinstance(state, ParallelState):
         base = maps[state.base]
         rows = dict(base)
         for branch in state.branches:
@@ -229,14 +235,14 @@ def add(store: dict[Any, Tensor], key: Any, rows: Tensor) -> None:
 
 
 def dense(read: Tensor) -> Tensor:
-    """(B, F, q, k) -> (B, F q, F k): the lanes do not see each other."""
-    batch, lanes, queries, keys = read.shape
-    if lanes == 1:
+    """(B, F, q, k) -> (B, F q, F k): the windows do not see each other."""
+    batch, windows, queries, keys = read.shape
+    if windows == 1:
         return read[:, 0]
-    apart = read.new_zeros(batch, lanes, queries, lanes, keys)
-    lane = torch.arange(lanes, device=read.device)
-    apart[:, lane, :, lane] = read.transpose(0, 1)
-    return apart.view(batch, lanes * queries, lanes * keys)
+    apart = read.new_zeros(batch, windows, queries, windows, keys)
+    window = torch.arange(windows, device=read.device)
+    apart[:, window, :, window] = read.transpose(0, 1)
+    return apart.view(batch, windows * queries, windows * keys)
 
 
 def _columns(read: Tensor, part: Part) -> Tensor:

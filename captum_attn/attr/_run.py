@@ -14,14 +14,19 @@ from torch import Tensor
 from captum_attn import objectives
 from captum_attn.attr._blocks import AtOnce, Weigh, Weighed, queries_at_once, whole
 from captum_attn.attr._inputs import Inputs
-from captum_attn.attr._propagate import Rows
+from captum_attn.attr._propagate import BlockRow
 from captum_attn.errors import AttnError, InputError, ReadoutError, TargetError
-from captum_attn.observe.call import AttentionCall, Block, attention_map, working_dtype
-from captum_attn.observe.graph import gradients
-from captum_attn.observe.mapback import in_order, input_order, to_input
+from captum_attn.observe.capture.attention_call import (
+    AttentionCall,
+    Block,
+    attention_map,
+    working_dtype,
+)
 from captum_attn.observe.observation import Observation
-from captum_attn.observe.readout import Read, given_weights
-from captum_attn.observe.streams import Source, State, Updated, ancestry
+from captum_attn.observe.streams.readout import Read, given_weights
+from captum_attn.observe.streams.states import AttentionState, Source, State, ancestry
+from captum_attn.observe.streams.to_inputs import in_order, input_order, to_input
+from captum_attn.observe.tracing.autograd_graph import gradients
 
 Readout = str | int | Tensor
 Made = TypeVar("Made")
@@ -31,7 +36,7 @@ KEPT_MAPS = 2**30
 
 
 @dataclass(frozen=True)
-class Explained:
+class Request:
     """What is explained: the arguments that every method shares, as documented in `attribute`.
 
     Args:
@@ -59,7 +64,7 @@ class Run:
             their rows, (B, n).
         gradients (dict): call -> gradient of the objective at its output, None where it is zero.
         last (dict): stream -> the last row that is read, (B, 1), where those behind it are left
-            out (`Explained.causal`).
+            out (`Request.causal`).
         shared (dict or None): what the targets of one forward pass have in common.
     """
 
@@ -72,7 +77,7 @@ class Run:
     last: dict[str, Tensor] = field(default_factory=dict)
     shared: dict[Any, Any] | None = None
 
-    def once(self, key: Any, make: Callable[[], Made]) -> Made:
+    def cached(self, key: Any, make: Callable[[], Made]) -> Made:
         """What no target changes: made once for all of them, and not kept for a single one."""
         if self.shared is None:
             return make()
@@ -92,7 +97,7 @@ class Run:
                 call.weights = attention_map(q, k, mask, call.is_causal, call.scale)
                 left -= size
 
-    def next(self) -> Run:
+    def for_next_target(self) -> Run:
         """The same forward pass, for another target."""
         return Run(self.seen, self.active, self.options, shared=self.shared)
 
@@ -113,7 +118,7 @@ class Run:
         """How many queries of a call are weighed at a time."""
         return queries_at_once(self.seen.batch, self.options["block_size"])
 
-    def whole(self, update: Updated, weigh: Weigh) -> Weighed | None:
+    def whole(self, update: AttentionState, weigh: Weigh) -> Weighed | None:
         """(own, A-bar) for all queries of a call, formed block by block."""
         weighed, device = whole(update, weigh, self.at_once), self.like.device
         if weighed is None or weighed[1].device == device:
@@ -121,23 +126,23 @@ class Run:
         own, read = weighed  # the matrices of R stay where the first layer is
         return own.to(device) if isinstance(own, Tensor) else own, read.to(device)
 
-    def whole_map(self, update: Updated, form: Callable[[Block], Tensor]) -> Tensor:
+    def whole_map(self, update: AttentionState, form: Callable[[Block], Tensor]) -> Tensor:
         """`form` of every block of a call, (B, F, q', k'), put together: (B, F, q, k)."""
         weighed = self.whole(update, lambda _, block: (0.0, form(block)))
         assert weighed is not None
         return weighed[1]
 
-    def updates(self, last: Iterable[State] | None = None) -> list[Updated]:
+    def updates(self, last: Iterable[State] | None = None) -> list[AttentionState]:
         """The active attention calls that went into `last` (default: into what is read)."""
         states = ancestry(list(self.weights if last is None else last))
-        return [s for s in states if isinstance(s, Updated) and s.call.index in self.active]
+        return [s for s in states if isinstance(s, AttentionState) and s.call.index in self.active]
 
     def rows_of(self, relevance: Mapping[Source, Tensor], source: Source) -> Tensor:
         """(B, n), zeros for a source that nothing was read from."""
         rows = relevance.get(source)
         return self.like.new_zeros(self.seen.batch, source.n) if rows is None else rows
 
-    def laid_on(
+    def input_attribution(
         self, name: str, relevance: Mapping[Source, Tensor], interpolation: str
     ) -> Tensor | None:
         """Attribution of the input `name`; None if it enters no token stream."""
@@ -161,7 +166,9 @@ class Run:
         self, relevance: Mapping[Source, Tensor], inputs: Inputs, interpolation: str
     ) -> Any:
         """Attributions in the container of the inputs, as `attribute` returns them."""
-        found = {name: self.laid_on(name, relevance, interpolation) for name in self.seen.names}
+        found = {
+            name: self.input_attribution(name, relevance, interpolation) for name in self.seen.names
+        }
         if all(laid is None for laid in found.values()):
             raise InputError(
                 f"none of the inputs {list(found)} enters a token stream: expected at least one "
@@ -175,7 +182,7 @@ class Run:
         )
         return _format_output(isinstance(inputs, tuple), laid)
 
-    def left_out(self, state: State, after: Rows, before: Rows) -> Rows:
+    def mask_later_rows(self, state: State, after: BlockRow, before: BlockRow) -> BlockRow:
         """R of `state` after a call, but as before it in rows behind the one that is read."""
         if state.stream not in self.last:
             return after
@@ -185,7 +192,7 @@ class Run:
             for source, rows in after.items()
         }
 
-    def explain(self, explained: Explained, with_gradient: bool, keep: bool) -> None:
+    def explain(self, explained: Request, with_gradient: bool, keep: bool) -> None:
         """One backward pass: the gradients at the attention calls, and the readout's weights.
 
         Args:
@@ -198,7 +205,7 @@ class Run:
         value, stand_in = _explained_output(seen.output, explained, with_gradient, seen.batch)
         if self.shared is None:  # no other target follows
             seen.output = value.detach()
-        self.reads = [] if readout is None else self.once("reads", seen.reads)
+        self.reads = [] if readout is None else self.cached("reads", seen.reads)
         calls = [u.call for u in seen.wiring.updates if u.call.index in self.active]
         calls = calls if with_gradient else []
         wanted = [edge for read in self.reads for edge in read.edges] if auto else []
@@ -259,7 +266,7 @@ def _check_examples_apart(
 
 
 def _explained_output(
-    output: Tensor, explained: Explained, with_gradient: bool, batch: int
+    output: Tensor, explained: Request, with_gradient: bool, batch: int
 ) -> tuple[Tensor, Tensor]:
     """The explained scalars, (B,), and what stands in for them where their gradient vanishes."""
     target, objective = explained.target, explained.objective

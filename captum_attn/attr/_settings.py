@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from captum_attn.errors import OptionError
-from captum_attn.observe.streams import Updated
+from captum_attn.observe.streams.states import AttentionState
 
 # Options of every method.
 COMMON: dict[str, Any] = {"block_size": None}
@@ -40,7 +40,10 @@ def settle(
 
 
 def active_calls(
-    updates: Sequence[Updated], layers: Layers | None, roots: Sequence[nn.Module], start_layer: Any
+    updates: Sequence[AttentionState],
+    layers: Layers | None,
+    roots: Sequence[nn.Module],
+    start_layer: Any,
 ) -> set[int]:
     """Indices of the calls that count: those of `layers`, from `start_layer` on in their stream."""
     if isinstance(start_layer, bool) or not isinstance(start_layer, int) or start_layer < 0:

@@ -1,5 +1,5 @@
 """GenericAttention: Chefer, Gur & Wolf, "Generic Attention-model Explainability for Interpreting
-Bi-Modal and Encoder-Decoder Transformers", ICCV 2021 (GAE)."""
+Bi-Modal and Encoder-PositionDecoder Transformers", ICCV 2021 (GAE)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from captum_attn.attr._base import AttentionAttribution
 from captum_attn.attr._blocks import Weighed
 from captum_attn.attr._propagate import (
     Answer,
-    Rows,
+    BlockRow,
     add,
     answers,
-    crosses,
     initial_block,
+    is_cross_attention,
+    is_self_attention,
     squared,
-    within,
 )
 from captum_attn.attr._rules import normalized
 from captum_attn.attr._run import Run
 from captum_attn.errors import WiringError
-from captum_attn.observe.call import Block
-from captum_attn.observe.streams import Source, State, Updated
+from captum_attn.observe.capture.attention_call import Block
+from captum_attn.observe.streams.states import AttentionState, Source, State
 
 
 def positive_heads(attention: Tensor, gradient: Tensor) -> Tensor:
@@ -90,13 +90,13 @@ class GenericAttention(AttentionAttribution):
             torch.zeros_like(attention) if gradient is None else positive_heads(attention, gradient)
         )
 
-    def weigh(self, run: Run, update: Updated, block: Block) -> Weighed | None:
+    def weigh(self, run: Run, update: AttentionState, block: Block) -> Weighed | None:
         if run.gradients[update.call] is None and run.options["aggregate"]:
             return None
         return float(run.options["aggregate"]), self.weigh_heads(run, block).mean(2)
 
-    def update(self, run: Run, state: Updated, maps: Mapping[State, Rows]) -> Rows:
-        asks, added = maps[state.asks], {}  # type: Rows, Rows
+    def update(self, run: Run, state: AttentionState, maps: Mapping[State, BlockRow]) -> BlockRow:
+        asks, added = maps[state.query_state], {}  # type: BlockRow, BlockRow
         own = next((block for x, block in asks.items() if x.name == state.stream), None)
         read = run.whole_map(state, lambda block: self.weigh_heads(run, block).mean(2))
         for answer in answers(state, read, maps):
@@ -113,15 +113,17 @@ class GenericAttention(AttentionAttribution):
             add(added, source, block)
         return added
 
-    def _taken(self, run: Run, state: Updated, source: Source) -> bool:
+    def _taken(self, run: Run, state: AttentionState, source: Source) -> bool:
         """Whether the stream that answers ever reads the stream of `source`."""
-        reading = [u for u in run.seen.wiring.updates if u.stream == state.reads.stream]
-        return crosses(state) and any(u.reads.stream == source.name for u in reading)
+        reading = [u for u in run.seen.wiring.updates if u.stream == state.key_state.stream]
+        return is_cross_attention(state) and any(u.key_state.stream == source.name for u in reading)
 
-    def _across(self, run: Run, state: Updated, own: Tensor | None, answer: Answer) -> Tensor:
+    def _across(
+        self, run: Run, state: AttentionState, own: Tensor | None, answer: Answer
+    ) -> Tensor:
         if not run.options["self_in_rule_10"]:
             return answer.read
-        start = initial_block(state.asks, run.like), initial_block(answer.state, run.like)
+        start = initial_block(state.query_state, run.like), initial_block(answer.state, run.like)
         other = next((b for x, b in answer.rows.items() if x.name == answer.stream), None)
         if own is None or other is None or start[0] is None or start[1] is None:
             without = state.stream if own is None or start[0] is None else answer.stream
@@ -138,7 +140,7 @@ class GenericAttention(AttentionAttribution):
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         discard = run.options["discard_self"]
         one_row = all(bool(((w != 0).sum(1) == 1).all()) for w in run.weights.values())
-        if all(map(within, run.updates())) and (one_row or not discard):
+        if all(map(is_self_attention, run.updates())) and (one_row or not discard):
             relevance = super().relevance(run)  # linear in the rows of R
             for state, weights in run.weights.items() if discard else ():
                 for source, rows in relevance.items():

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from captum_attn.attr._base import AttentionAttribution
 from captum_attn.attr._blocks import Weighed
-from captum_attn.attr._propagate import Rows, crosses, initial_block, read_parts
+from captum_attn.attr._propagate import BlockRow, initial_block, is_cross_attention, read_parts
 from captum_attn.attr._rules import normalized
 from captum_attn.attr._run import Run
 from captum_attn.errors import OptionError
-from captum_attn.observe.call import Block
-from captum_attn.observe.streams import Source, State, Updated
+from captum_attn.observe.capture.attention_call import Block
+from captum_attn.observe.streams.states import AttentionState, Source, State
 
 CORRECTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "positive": lambda gradient: gradient.clamp_min(0),  # Eq. 1
@@ -81,9 +81,9 @@ class HeterogenousAttention(AttentionAttribution):
             return torch.zeros_like(attention)
         return CORRECTIONS[run.options["correction"]](gradient).mul_(attention)
 
-    def weigh(self, run: Run, update: Updated, block: Block) -> Weighed | None:
+    def weigh(self, run: Run, update: AttentionState, block: Block) -> Weighed | None:
         alone = run.options["part"] == "homogenous"
-        if run.gradients[update.call] is None or (alone and crosses(update)):
+        if run.gradients[update.call] is None or (alone and is_cross_attention(update)):
             return None
         return 1.0, self.weigh_heads(run, block).mean(2)
 
@@ -99,7 +99,7 @@ class HeterogenousAttention(AttentionAttribution):
             return super().relevance(run)
         return self.relevance_of_maps(run)
 
-    def finish(self, run: Run) -> Callable[[State, Rows], Rows] | None:
+    def finish(self, run: Run) -> Callable[[State, BlockRow], BlockRow] | None:
         if not run.options["noise_link"]:
             return None
         first: dict[str, State] = {}  # the version of every stream that another one reads first
@@ -108,7 +108,7 @@ class HeterogenousAttention(AttentionAttribution):
                 if part.state.stream != update.stream:
                     first.setdefault(part.state.stream, part.state)
 
-        def link(state: State, rows: Rows) -> Rows:
+        def link(state: State, rows: BlockRow) -> BlockRow:
             if first.get(state.stream) is not state:
                 return rows
             start = initial_block(state, run.like)

@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from captum_attn.attr._base import AttentionAttribution
 from captum_attn.attr._blocks import Weigh, Weighed
 from captum_attn.attr._propagate import (
+    BlockRow,
     MatrixRule,
-    Rows,
     add,
-    crosses,
+    is_cross_attention,
     linear,
-    maps_up,
-    rows_down,
+    relevance_matrices,
+    relevance_rows,
 )
 from captum_attn.attr._run import Run
 from captum_attn.attr._settings import matches
 from captum_attn.errors import OptionError
-from captum_attn.observe.call import Block
-from captum_attn.observe.scope import modules_of
-from captum_attn.observe.streams import Source, State, Updated
+from captum_attn.observe.capture.attention_call import Block
+from captum_attn.observe.capture.restore import modules_of
+from captum_attn.observe.streams.states import AttentionState, Source, State
 
 
 class RawAttention(AttentionAttribution):
@@ -59,7 +59,7 @@ class RawAttention(AttentionAttribution):
         relevance: dict[Source, Tensor] = {}
         for state, weights in run.weights.items():
             for call in self._chosen(run, state):
-                found = rows_down({state: weights}, self._through(run, call), run.at_once)
+                found = relevance_rows({state: weights}, self._through(run, call), run.at_once)
                 for source, rows in found.items():
                     add(relevance, source, rows)
         if not any(source.entries for source in relevance):
@@ -72,28 +72,28 @@ class RawAttention(AttentionAttribution):
             )
         return relevance
 
-    def maps(self, run: Run, last: Iterable[State]) -> dict[State, Rows]:
-        found: dict[State, Rows] = {state: {} for state in last}
+    def maps(self, run: Run, last: Iterable[State]) -> dict[State, BlockRow]:
+        found: dict[State, BlockRow] = {state: {} for state in last}
         for state, rows in found.items():
             for call in self._chosen(run, state):
-                blocks = maps_up([state], self._matrix_form(run, call), run.like)
+                blocks = relevance_matrices([state], self._matrix_form(run, call), run.like)
                 for source, block in blocks[state].items():
                     add(rows, source, block)
         return found
 
-    def _through(self, run: Run, call: Updated) -> Weigh:
+    def _through(self, run: Run, call: AttentionState) -> Weigh:
         """Tokens stay where they are below and above the call, and pass through it by A."""
 
-        def weigh(update: Updated, block: Block) -> Weighed | None:
+        def weigh(update: AttentionState, block: Block) -> Weighed | None:
             return (0.0, self.weigh_heads(run, block).mean(2)) if update is call else None
 
         return weigh
 
-    def _matrix_form(self, run: Run, call: Updated) -> MatrixRule:
+    def _matrix_form(self, run: Run, call: AttentionState) -> MatrixRule:
         weigh = self._through(run, call)
         return lambda update, maps: linear(update, run.whole(update, weigh), maps)
 
-    def _chosen(self, run: Run, state: State) -> list[Updated]:
+    def _chosen(self, run: Run, state: State) -> list[AttentionState]:
         """The last call within the stream, and the last one to every other stream."""
         calls = [u for u in run.updates([state]) if u.stream == state.stream]
         layer = run.options["layer"]
@@ -115,5 +115,5 @@ class RawAttention(AttentionAttribution):
         return [calls[layer]]
 
 
-def _answering(update: Updated) -> str:
-    return update.reads.stream if crosses(update) else update.stream
+def _answering(update: AttentionState) -> str:
+    return update.key_state.stream if is_cross_attention(update) else update.stream

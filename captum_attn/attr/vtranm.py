@@ -14,21 +14,27 @@ from captum_attn import objectives
 from captum_attn.attr._base import AttentionAttribution
 from captum_attn.attr._blocks import Weigh, Weighed
 from captum_attn.attr._propagate import (
+    BlockRow,
     MatrixRule,
-    Rows,
     add,
-    crosses,
+    is_cross_attention,
     linear,
-    maps_up,
-    rows_down,
+    relevance_matrices,
+    relevance_rows,
 )
 from captum_attn.attr._run import Run
 from captum_attn.errors import WiringError
 from captum_attn.objectives import Objective
-from captum_attn.observe.call import Block
-from captum_attn.observe.recording import RecordingTap
-from captum_attn.observe.streams import Born, Merged, Source, State, Updated
-from captum_attn.observe.transforms import Change, Transforms
+from captum_attn.observe.capture.attention_call import Block
+from captum_attn.observe.streams.states import (
+    AttentionState,
+    InitialState,
+    ParallelState,
+    Source,
+    State,
+)
+from captum_attn.observe.vectors.recording_tap import RecordingTap
+from captum_attn.observe.vectors.vector_changes import VectorChange, VectorChanges
 
 
 def length_ratio(before: Tensor, after: Tensor) -> Tensor:
@@ -106,7 +112,7 @@ class VTranM(AttentionAttribution):
     def default_objective(self) -> Objective:
         return target_probability
 
-    def weights_of(self, run: Run, change: Change) -> Tensor:
+    def weights_of(self, run: Run, change: VectorChange) -> Tensor:
         """w of Eq. 12 and 13, (B, H, n)."""
         weights = torch.ones_like(change.after)
         if run.options["length"]:
@@ -130,16 +136,16 @@ class VTranM(AttentionAttribution):
         weighted = gradient.clamp_min_(0).mul_(attention)
         if run.options["length"] or run.options["direction"]:
             update = run.seen.wiring.after(block.call)
-            weights = self.weights_of(run, _transforms(run).attention(update))  # (B, H, F k)
-            weights = weights.unflatten(-1, (block.call.lanes, -1)).transpose(1, 2)
+            weights = self.weights_of(run, _vector_changes(run).attention(update))  # (B, H, F k)
+            weights = weights.unflatten(-1, (block.call.windows, -1)).transpose(1, 2)
             weighted = weighted.mul_(weights[..., None, : block.n_k])
         return weighted
 
-    def weigh(self, run: Run, update: Updated, block: Block) -> Weighed | None:
-        transforms = _transforms(run)
+    def weigh(self, run: Run, update: AttentionState, block: Block) -> Weighed | None:
+        transforms = _vector_changes(run)
         own: Tensor | float = float(transforms.keeps(update))
         for change in transforms.beside(update):
-            weights = self.weights_of(run, change)[:, 0].unflatten(-1, (block.call.lanes, -1))
+            weights = self.weights_of(run, change)[:, 0].unflatten(-1, (block.call.windows, -1))
             own = own + (weights if block.rows is None else weights[..., block.rows])
         if run.gradients[update.call] is None and isinstance(own, float) and own:
             return None
@@ -151,11 +157,11 @@ class VTranM(AttentionAttribution):
         def factor(state: State) -> Tensor | None:
             found: Tensor | None = None
             if self._counts(run, state):
-                for change in _transforms(run).behind(state):
+                for change in _vector_changes(run).behind(state):
                     step = 1 + self.weights_of(run, change)[:, 0]
                     found = step if found is None else found * step
-            if isinstance(state, Born) and run.options["length"]:
-                lengths = _transforms(run).initial(state)
+            if isinstance(state, InitialState) and run.options["length"]:
+                lengths = _vector_changes(run).initial(state)
                 found = lengths if found is None else found * lengths
             return found
 
@@ -164,63 +170,67 @@ class VTranM(AttentionAttribution):
     @staticmethod
     def _counts(run: Run, state: State) -> bool:
         """Whether the block that a state's feed-forward sub-layers belong to counts."""
-        made = state.branches if isinstance(state, Merged) else (state,)
-        calls = [s.call for s in made if isinstance(s, Updated)]
+        made = state.branches if isinstance(state, ParallelState) else (state,)
+        calls = [s.call for s in made if isinstance(s, AttentionState)]
         if not calls:
-            calls = [u.call for u in run.seen.wiring.updates if u.asks is state][:1]
+            calls = [u.call for u in run.seen.wiring.updates if u.query_state is state][:1]
         return all(call.index in run.active for call in calls)
 
     def relevance(self, run: Run) -> dict[Source, Tensor]:
         if run.options["aggregate"]:
             weigh = partial(self.weighed, run)
-            return rows_down(run.weights, weigh, run.at_once, self._factor(run))
+            return relevance_rows(run.weights, weigh, run.at_once, self._factor(run))
         relevance: dict[Source, Tensor] = {}
         for state, weights in run.weights.items():
             for last in self._last(run, state):
-                alone = rows_down({state: weights}, self._alone(run, last), run.at_once)
+                alone = relevance_rows({state: weights}, self._alone(run, last), run.at_once)
                 for source, rows in alone.items():
                     add(relevance, source, rows)
         return relevance
 
-    def maps(self, run: Run, last: Iterable[State]) -> dict[State, Rows]:
+    def maps(self, run: Run, last: Iterable[State]) -> dict[State, BlockRow]:
         if run.options["aggregate"]:
             return super().maps(run, last)
-        found: dict[State, Rows] = {state: {} for state in last}
+        found: dict[State, BlockRow] = {state: {} for state in last}
         for state, rows in found.items():
             for call in self._last(run, state):
-                blocks = maps_up([state], _matrix_form(run, self._alone(run, call)), run.like)
+                blocks = relevance_matrices(
+                    [state], _matrix_form(run, self._alone(run, call)), run.like
+                )
                 for source, block in blocks[state].items():
                     add(rows, source, block)
         return found
 
-    def finish(self, run: Run) -> Callable[[State, Rows], Rows] | None:
+    def finish(self, run: Run) -> Callable[[State, BlockRow], BlockRow] | None:
         factor = self._factor(run)
 
-        def scaled(state: State, rows: Rows) -> Rows:
+        def scaled(state: State, rows: BlockRow) -> BlockRow:
             scale = factor(state)
             return rows if scale is None else {x: b * scale[..., None] for x, b in rows.items()}
 
         return scaled
 
-    def _alone(self, run: Run, last: Updated) -> Weigh:
+    def _alone(self, run: Run, last: AttentionState) -> Weigh:
         """Eq. 8: one call's map, the tokens staying where they are below and above it."""
         return lambda update, block: (
             (0.0, self.weigh_heads(run, block).mean(2)) if update is last else None
         )
 
     @staticmethod
-    def _last(run: Run, state: State) -> list[Updated]:
+    def _last(run: Run, state: State) -> list[AttentionState]:
         """The last call within the stream, and the last one to every other stream."""
         calls = [u for u in run.updates([state]) if u.stream == state.stream]
-        return list({u.reads.stream if crosses(u) else u.stream: u for u in calls}.values())
+        return list(
+            {u.key_state.stream if is_cross_attention(u) else u.stream: u for u in calls}.values()
+        )
 
 
 def _matrix_form(run: Run, weigh: Weigh) -> MatrixRule:
     return lambda update, maps: linear(update, run.whole(update, weigh), maps)
 
 
-def _transforms(run: Run) -> Transforms:
+def _vector_changes(run: Run) -> VectorChanges:
     notes = run.seen.notes
     if "transforms" not in notes:
-        notes["transforms"] = Transforms(run.seen)
+        notes["transforms"] = VectorChanges(run.seen)
     return notes["transforms"]

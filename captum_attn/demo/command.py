@@ -92,14 +92,14 @@ def _explained(
     from tqdm import tqdm
 
     from captum_attn.demo.detector import explain_detected
-    from captum_attn.demo.digit_detr import load_digit_detr
-    from captum_attn.demo.digit_vit import load_digit_vit
-    from captum_attn.demo.digit_vqa import load_digit_vqa
     from captum_attn.demo.image import explain_pictures, explain_scenes
     from captum_attn.demo.report import DETECTION, IMAGES, QUESTIONS, TEXT
     from captum_attn.demo.text import explain_texts
-    from captum_attn.demo.topics import LABELS, TEXTS, load_topic_classifier
     from captum_attn.demo.vqa import explain_examples
+    from captum_attn.toy.digit_detr import load_digit_detr
+    from captum_attn.toy.digit_vit import load_digit_vit
+    from captum_attn.toy.digit_vqa import load_digit_vqa
+    from captum_attn.toy.topics import LABELS, TEXTS, load_topic_classifier
 
     parts: list[tuple[Part, Iterable[Shown], int]] = []
     if with_text:

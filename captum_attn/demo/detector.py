@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from captum_attn import AttentionRollout, GenericAttention, HeterogenousAttention, RawAttention
 from captum_attn.demo.deletion import keep_patches
 from captum_attn.demo.explanation import Case, Question, explain
-from captum_attn.demo.scenes import scenes
 from captum_attn.detection import Detections, explain_detections
+from captum_attn.toy.scenes import scenes
 
 METHODS = (
     RawAttention, AttentionRollout, GenericAttention, HeterogenousAttention, IntegratedGradients,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from captum_attn.demo.deletion import Score, deletion_score, random_deletion_score
-from captum_attn.demo.topics import Word
+from captum_attn.toy.topics import Word
 
 
 class Explanation(NamedTuple):

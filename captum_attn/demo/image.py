@@ -17,7 +17,7 @@ from captum_attn import AttentionRollout, GenericAttention, RawAttention
 from captum_attn._pictures import read_picture
 from captum_attn.demo.deletion import keep_patches
 from captum_attn.demo.explanation import Case, Question, explain
-from captum_attn.demo.scenes import IMAGE_SIZE, scenes
+from captum_attn.toy.scenes import IMAGE_SIZE, scenes
 
 # One call for all of them, Captum's own among them.
 METHODS = (RawAttention, AttentionRollout, GenericAttention, IntegratedGradients)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from captum_attn.demo.explanation import Case, Explanation
-from captum_attn.demo.topics import Word
 from captum_attn.demo.vqa import DIFFERENCE, VQACase
+from captum_attn.toy.topics import Word
 from captum_attn.visualization import (
     Picture,
     visualize_image,

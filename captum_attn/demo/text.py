@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_attn import AttentionRollout, GenericAttention, RawAttention
 from captum_attn.demo.explanation import Case, Question, explain
-from captum_attn.demo.topics import (
+from captum_attn.toy.topics import (
     TEXTS,
     TopicClassifier,
     check_text,

@@ -16,12 +16,12 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_attn import GenericAttention, HeterogenousAttention, objectives
-from captum_attn.demo.digit_vqa import ANSWERS, NO, YES, questions, region_features, regions
 from captum_attn.demo.explanation import Case, Explanation, Question, explain
-from captum_attn.demo.scenes import SceneBatch, scenes
-from captum_attn.demo.topics import Word
-from captum_attn.demo.words import WORD, split_words, tokenize
 from captum_attn.errors import InputError, OptionError
+from captum_attn.toy.digit_vqa import ANSWERS, NO, YES, questions, region_features, regions
+from captum_attn.toy.scenes import SceneBatch, scenes
+from captum_attn.toy.topics import Word
+from captum_attn.toy.words import WORD, split_words, tokenize
 
 DIFFERENCE = "yes − no"
 INSPECTIONS: dict[str, objectives.Objective] = {

@@ -20,9 +20,9 @@ SCENES = 500  # of the digit ViT, and objects of the texture ViT, if no files ar
 
 
 def _digit_vit(labels: Sequence[str] | None) -> Loaded:
-    from captum_attn.demo.digit_vit import load_digit_vit
     from captum_attn.demo.image import load_picture
-    from captum_attn.demo.scenes import IMAGE_SIZE, NUM_CLASSES
+    from captum_attn.toy.digit_vit import load_digit_vit
+    from captum_attn.toy.scenes import IMAGE_SIZE, NUM_CLASSES
 
     def read_mask(path: Path) -> Tensor:
         on = mask_picture(path).convert("L")
@@ -46,7 +46,7 @@ def _digit_vit(labels: Sequence[str] | None) -> Loaded:
 
 def _digit_scenes(limit: int | None, seed: int) -> list[Any]:
     """Held-out scenes, asked about both of their digits: (image, digit, mask and scene)."""
-    from captum_attn.demo.scenes import scenes
+    from captum_attn.toy.scenes import scenes
 
     batch = scenes(SCENES if limit is None else -(-limit // 2), split="test", seed=seed)
     return [
@@ -60,9 +60,9 @@ def _texture_vit(labels: Sequence[str] | None) -> Loaded:
     import numpy as np
     from PIL.Image import Resampling
 
-    from captum_attn.demo.scenes import IMAGE_SIZE
-    from captum_attn.demo.texture_vit import load_texture_vit
-    from captum_attn.demo.textures import TEXTURES
+    from captum_attn.toy.scenes import IMAGE_SIZE
+    from captum_attn.toy.texture_vit import load_texture_vit
+    from captum_attn.toy.textures import TEXTURES
 
     side = IMAGE_SIZE, IMAGE_SIZE
 
@@ -80,20 +80,20 @@ def _texture_vit(labels: Sequence[str] | None) -> Loaded:
 
 def _textured_objects(limit: int | None, seed: int) -> list[Any]:
     """Held-out objects: (image, texture, mask)."""
-    from captum_attn.demo.textures import textured_objects
+    from captum_attn.toy.textures import textured_objects
 
     batch = textured_objects(SCENES if limit is None else limit, split="test", seed=seed)
     return list(zip(batch.images, batch.labels.tolist(), batch.masks, strict=True))
 
 
 def _topics(labels: Sequence[str] | None) -> Loaded:
-    from captum_attn.demo.topics import (
+    from captum_attn.evaluation.data import TextFile, read_lines
+    from captum_attn.toy.topics import (
         LABELLED_TEXTS,
         LABELS,
         MAX_TOKENS,
         load_topic_classifier,
     )
-    from captum_attn.evaluation.data import TextFile, read_lines
 
     own = read_lines(LABELLED_TEXTS).names if labels is None else labels
     model = load_topic_classifier(sorted(set(own)) if own else LABELS)

@@ -25,7 +25,7 @@ from captum_attn.evaluation.methods import Method, methods_of, own_randomness
 from captum_attn.evaluation.processes import Processes, processes
 from captum_attn.evaluation.results import Results, gathered
 from captum_attn.evaluation.settings import versions
-from captum_attn.metrics._inputs import Model, predicted
+from captum_attn.metrics._inputs import Model, checked_target, predicted
 
 __all__ = ["evaluate"]
 
@@ -107,13 +107,13 @@ def evaluate(
     folder = None if out is None else _folder(out)
     source = Source(dataset, batch_size, collate_fn, limit)
     explained = methods_of(methods, model)
-    measured = metrics_of(metrics)
+    measured = metrics_of(metrics, perturbation)
     work = _Work(model, explained, measured, target, perturbation or {}, seed)
     settings = _settings(work, source, warn=folder is not None)
     with processes() as own, ExitStack() as held:
         done = _finished(own, settings, folder, resume, source.count, held)
-        shown = show_progress and not own.rank
-        records = _records(work, source, settings, own, folder, done, shown)
+        visible = show_progress and not own.rank
+        records = _records(work, source, settings, own, folder, done, visible)
         if not records:
             raise InputError("the data set is empty: expected at least one example")
         names = [method.name for method in explained]
@@ -148,9 +148,7 @@ class _Work:
         for method in self.methods:
             with _naming(f"{method.name}, {where}"), own_randomness(self.seed, number, method.name):
                 attributions = method.explain(batch, target, first)
-            situation = Situation(
-                self.model, batch, target, method, attributions, self.perturbation
-            )
+            situation = Situation(self.model, batch, target, method, attributions)
             kept[method.name] = {}
             for name, metric in self.metrics.items():
                 of = f"{method.name}, {name}, {where}"
@@ -194,6 +192,7 @@ def _target(model: Callable, batch: Batch, target: Any, first: int) -> Any:
             )
     if isinstance(target, Tensor) and target.ndim == 1 and output.ndim == 2:
         _check_classes(target, output.shape[1], first)
+    checked_target(target, len(batch))
     return target
 
 

@@ -27,9 +27,9 @@ EXAMPLES = 12
 
 def digits() -> Session:
     """A ViT that names the two digits of a scene; a picture of digits may be uploaded."""
-    from captum_attn.demo.digit_vit import load_digit_vit
     from captum_attn.demo.image import PATCH, fit_picture
-    from captum_attn.demo.scenes import NUM_CLASSES, scenes
+    from captum_attn.toy.digit_vit import load_digit_vit
+    from captum_attn.toy.scenes import NUM_CLASSES, scenes
 
     def upload(picture: Picture) -> Tensor:
         return fit_picture(picture)[0]
@@ -44,7 +44,7 @@ def digits() -> Session:
 
 def topics() -> Session:
     """A real pretrained text model as a zero-shot classifier; a text may be typed."""
-    from captum_attn.demo.topics import LABELS, TEXTS, check_text, load_topic_classifier
+    from captum_attn.toy.topics import LABELS, TEXTS, check_text, load_topic_classifier
 
     model = load_topic_classifier(LABELS)
     tokenizer = model.tokenizer
@@ -69,9 +69,9 @@ def topics() -> Session:
 
 def questions() -> Session:
     """An LXMERT that answers yes or no about a scene; a question may be typed."""
-    from captum_attn.demo import digit_vqa
-    from captum_attn.demo.scenes import scenes
-    from captum_attn.demo.words import PAD, SPECIAL, VOCABULARY, tokenize
+    from captum_attn.toy import digit_vqa
+    from captum_attn.toy.scenes import scenes
+    from captum_attn.toy.words import PAD, SPECIAL, VOCABULARY, tokenize
 
     words = {index: word for word, index in VOCABULARY.items()}
     batch = scenes(EXAMPLES, split="test", seed=0)

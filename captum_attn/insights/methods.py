@@ -14,7 +14,7 @@ from captum_attn.attr.raw_attention import RawAttention
 from captum_attn.attr.rollout import AttentionRollout
 from captum_attn.attr.vtranm import VTranM
 from captum_attn.errors import OptionError
-from captum_attn.observe.mapback import INTERPOLATIONS
+from captum_attn.observe.streams.to_inputs import INTERPOLATIONS
 
 __all__ = ["CAPTUM_METHODS", "METHODS", "Option", "options_of", "values_of"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
-from captum_attn.metrics._inputs import positive_int
+from captum_attn.metrics._checks import positive_int
 
 __all__ = ["coco_average_precision", "coco_bootstrap", "coco_results"]
 

@@ -25,6 +25,7 @@ Redraw = Callable[[str, Tensor, torch.Generator], Tensor]
 class RandomAttribution(Attribution):
     r"""The baseline of every table: uniform random numbers in the shape of the inputs.
 
+    Their mean is 0, so that the sum over a large unit is no more relevant than over a small one.
     They are drawn per example from a seed and the example's own values, so the same example gets
     the same map whatever batch it comes in, and the global random state is left alone.
 
@@ -59,7 +60,7 @@ class RandomAttribution(Attribution):
         additional_forward_args: Any = None,
         **kwargs: Any,
     ) -> Any:
-        r"""Random numbers in [0, 1); arguments but the inputs are taken and not looked at.
+        r"""Random numbers in [-0.5, 0.5); arguments but the inputs are taken and not looked at.
 
         Args:
             inputs (Tensor, tuple of Tensor, or Mapping of str to Tensor): the model's inputs.
@@ -96,7 +97,7 @@ class RandomAttribution(Attribution):
 
 def _uniform(shape: torch.Size, seed: int, dtype: torch.dtype) -> Tensor:
     rng = torch.Generator().manual_seed(seed)
-    return torch.rand(shape, generator=rng, dtype=torch.float64).to(dtype)
+    return (torch.rand(shape, generator=rng, dtype=torch.float64) - 0.5).to(dtype)
 
 
 def _entries(values: Mapping[Key, Any], names: Sequence[str] | None) -> list[Key]:

@@ -14,11 +14,12 @@ from captum._utils.gradient import apply_gradient_requirements
 from torch import Tensor, nn
 
 from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
-from captum_attn.observe.graph import Graph
-from captum_attn.observe.prober import Prober
-from captum_attn.observe.readout import Read, Root, find_reads
-from captum_attn.observe.tap import Tap
-from captum_attn.observe.wiring import Findings, Wiring
+from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.streams.readout import Read, Root, find_reads
+from captum_attn.observe.streams.structure_cache import StructureCache
+from captum_attn.observe.streams.wiring import Wiring
+from captum_attn.observe.tracing.autograd_graph import Graph
+from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 
 @dataclass
@@ -53,7 +54,7 @@ def observe(
     inputs: tuple[Tensor, ...] | Mapping[str, Any],
     additional_forward_args: Any,
     roots: list[nn.Module],
-    findings: Findings,
+    structure: StructureCache,
     tap_class: type[Tap] = Tap,
 ) -> Observation:
     """Runs the model once on `inputs` and reads off how its attention is wired.
@@ -93,7 +94,7 @@ def observe(
         output = tensor_of(forward())
     _check_seen(tap)
     graph = Graph(tap.calls, tap.leaves)
-    wiring = Wiring(tap, graph, batch, Prober(graph.cuts), findings)
+    wiring = Wiring(tap, graph, batch, TokenTracer(graph.cuts), structure)
     return Observation(output, Root.of(output, tap), batch, tap, graph, wiring, names)
 
 

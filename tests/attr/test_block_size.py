@@ -11,7 +11,7 @@ from captum_attn import (
     VTranM,
 )
 from captum_attn.errors import OptionError
-from captum_attn.observe.call import Block
+from captum_attn.observe.capture.attention_call import Block
 from tests.plain import close
 from tests.test_goldens_two_streams import detr as detr
 from tests.test_goldens_two_streams import detr_image, lxmert_inputs
@@ -42,7 +42,7 @@ def alike(found, expected):
     "case", ["vit_cls", "bert", "bert_eager", "llama_left", "grouped_sdpa", "patchtst"]
 )
 def test_single_streams(case, size, name):
-    """Padding, causality, grouped heads, lanes; fused and written out."""
+    """Padding, causality, grouped heads, windows; fused and written out."""
     case, (method, options) = ZOO[case], METHODS[name]
     sample, explain = case.sample(), method(case.function(case.model()))
     arguments = sample.inputs, case.target_of(sample), sample.extra

@@ -20,7 +20,7 @@ from captum_attn import (
 )
 from captum_attn.attr import _run
 from captum_attn.errors import OptionError, TargetError
-from captum_attn.observe import call as observed_call
+from captum_attn.observe.capture import attention_call as observed_call
 from tests.conftest import state_of
 from tests.test_goldens_two_streams import detr as detr
 from tests.test_goldens_two_streams import detr_image, lxmert_inputs

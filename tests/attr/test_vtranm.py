@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from captum_attn import VTranM
-from captum_attn.attr._run import Explained
+from captum_attn.attr._run import Request
 from captum_attn.errors import WiringError
-from captum_attn.observe.transforms import Transforms
+from captum_attn.observe.vectors.vector_changes import VectorChanges
 from tests import plain_vtranm as plain
 from tests.plain import close
 from tests.zoo import (
@@ -221,8 +221,8 @@ def test_a_batch_is_explained_as_its_examples():
 def found_in(model, inputs, target):
     """-> attention calls, those with a skip connection found, feed-forwards behind and beside."""
     method = VTranM(model)
-    with method._run(inputs, Explained(target, None, None, None, 0), {}) as run:
-        transforms = Transforms(run.seen)
+    with method._run(inputs, Request(target, None, None, None, 0), {}) as run:
+        transforms = VectorChanges(run.seen)
         residuals = transforms.layers.residuals
         beside = [change for u in run.seen.wiring.updates for change in transforms.beside(u)]
         changes = [transforms.attention(u) for u in run.seen.wiring.updates]

@@ -9,7 +9,7 @@ from torch import nn
 
 from captum_attn import HeterogenousAttention, VTranM, objectives
 from captum_attn.errors import AttnError, OptionError, WiringError
-from captum_attn.observe.linear import Branch
+from captum_attn.observe.vectors.output_projection import Branch
 from tests import plain_vtranm as plain
 from tests.plain import close
 from tests.zoo import set_weights

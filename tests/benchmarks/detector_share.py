@@ -4,7 +4,7 @@
     python -m tests.benchmarks.detector_share --scenes 40 --methods GenericAttention
 
 A detection is a query with a probability over one half; it detects the digit whose box it overlaps
-best, if by an intersection over union of one half or more. Explained is the logit of its class.
+best, if by an intersection over union of one half or more. Request is the logit of its class.
 Only positive relevance counts. Standard errors are over scenes, because two detections in one
 scene are not independent.
 
@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou
 
 import captum_attn
-from captum_attn.demo._training import HELD_OUT_SEED
-from captum_attn.demo.digit_detr import digit_boxes, load_digit_detr
-from captum_attn.demo.scenes import SceneBatch, scenes
-from captum_attn.demo.train_detector import average_precision
+from captum_attn.toy.digit_detr import digit_boxes, load_digit_detr
+from captum_attn.toy.scenes import SceneBatch, scenes
 from tests.benchmarks.digit_share import mean_and_error, shares
+from tutorials.training.loop import HELD_OUT_SEED
+from tutorials.training.train_detector import average_precision
 
 METHODS = {
     "RawAttention": ("RawAttention", {}),

@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_attn import GenericAttention, VTranM
-from captum_attn.demo.digit_detr import load_digit_detr
-from captum_attn.demo.scenes import IMAGE_SIZE, NUM_CLASSES, SceneBatch, scenes
 from captum_attn.detection import Detections, explain_detections
 from captum_attn.metrics import RandomAttribution, coco_bootstrap, coco_results, query_masks
 from captum_attn.metrics.coco import coco_average_precision
+from captum_attn.toy.digit_detr import load_digit_detr
+from captum_attn.toy.scenes import IMAGE_SIZE, NUM_CLASSES, SceneBatch, scenes
 from tests.benchmarks import detector_share
 
 OURS: dict[str, tuple[Any, dict[str, Any]]] = {

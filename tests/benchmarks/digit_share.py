@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 import captum_attn
-from captum_attn.demo.digit_vit import load_digit_vit
-from captum_attn.demo.scenes import scenes
+from captum_attn.toy.digit_vit import load_digit_vit
+from captum_attn.toy.scenes import scenes
 
 DEFAULT = (
     "RawAttention",

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn import GenericAttention
-from captum_attn.demo.digit_vit import load_digit_vit
-from captum_attn.demo.scenes import scenes
 from captum_attn.metrics import perturbation_curve
+from captum_attn.toy.digit_vit import load_digit_vit
+from captum_attn.toy.scenes import scenes
 from tests.benchmarks.measure import interleave, ratio_of_medians
 
 STEPS, PATCH = 20, 8

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from captum_attn.demo.digit_detr import digit_boxes
-from captum_attn.demo.scenes import scenes
+from captum_attn.toy.digit_detr import digit_boxes
+from captum_attn.toy.scenes import scenes
 from tests.benchmarks import detector_share
 
 

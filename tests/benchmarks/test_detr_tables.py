@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from captum_attn import GenericAttention
-from captum_attn.demo.digit_detr import load_digit_detr
-from captum_attn.demo.scenes import scenes
 from captum_attn.detection import explain_detections
 from captum_attn.metrics import RandomAttribution, coco_average_precision, coco_results
+from captum_attn.toy.digit_detr import load_digit_detr
+from captum_attn.toy.scenes import scenes
 from tests.benchmarks import detr_tables
 from tests.benchmarks.detr_tables import Found
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_attn import RawAttention
-from captum_attn.demo.digit_vit import load_digit_vit
+from captum_attn.toy.digit_vit import load_digit_vit
 from tests.benchmarks import vit_tables
 from tests.benchmarks.vit_tables import CASES, Row
 

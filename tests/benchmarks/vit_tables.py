@@ -40,12 +40,12 @@ from captum_attn import (
     RawAttention,
     VTranM,
 )
-from captum_attn.demo.digit_vit import load_digit_vit
-from captum_attn.demo.scenes import scenes
-from captum_attn.demo.texture_vit import load_texture_vit
-from captum_attn.demo.textures import textured_objects
 from captum_attn.metrics import RandomAttribution, perturbation_auc, segmentation
 from captum_attn.metrics.localization import Segmentation, binary_map
+from captum_attn.toy.digit_vit import load_digit_vit
+from captum_attn.toy.scenes import scenes
+from captum_attn.toy.texture_vit import load_texture_vit
+from captum_attn.toy.textures import textured_objects
 
 BATCH = 50
 

@@ -6,7 +6,7 @@
 A question about a scene is answered from its words and from six regions. Words, or regions, are
 masked out of the attention, the most relevant first (positive: the accuracy should fall soon, lower
 is better) or the least relevant first (negative: it should last, higher is better). The number is
-the area under the accuracy of the answers. Explained is the right answer.
+the area under the accuracy of the answers. Request is the right answer.
 
 Words go in steps of a tenth, and [CLS], [SEP] stay, also when all words are gone. Regions go one by
 one, and the last one stays: a softmax whose every key is masked attends to all of them alike, so
@@ -37,11 +37,11 @@ from captum_attn import (
     RawAttention,
     VTranM,
 )
-from captum_attn.demo.digit_vqa import YES, load_digit_vqa, questions, regions
-from captum_attn.demo.scenes import scenes
-from captum_attn.demo.words import PAD, SPECIAL, VOCABULARY, tokenize
 from captum_attn.evaluation import Batch, Column, Metric, Results
 from captum_attn.metrics import RandomAttribution, Remove, token_removal_auc
+from captum_attn.toy.digit_vqa import YES, load_digit_vqa, questions, regions
+from captum_attn.toy.scenes import scenes
+from captum_attn.toy.words import PAD, SPECIAL, VOCABULARY, tokenize
 
 BATCH = 50
 REGIONS = 6

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import captum_attn
 from captum_attn import objectives
-from captum_attn.demo.digit_vqa import (
+from captum_attn.toy.digit_vqa import (
     NO,
     YES,
     Questions,
@@ -32,10 +32,10 @@ from captum_attn.demo.digit_vqa import (
     questions,
     regions,
 )
-from captum_attn.demo.scenes import scenes
-from captum_attn.demo.train_vqa import DIGIT_WORDS, accuracy
-from captum_attn.demo.words import SIDES, SPECIAL, VOCABULARY, tokenize
+from captum_attn.toy.scenes import scenes
+from captum_attn.toy.words import SIDES, SPECIAL, VOCABULARY, tokenize
 from tests.benchmarks.digit_share import mean_and_error
+from tutorials.training.train_vqa import DIGIT_WORDS, accuracy
 
 YES_RATHER_THAN_NO = objectives.logit_difference(YES, NO)
 # The name of a row, the class, the options of `attribute`.

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from captum_attn.cli.app import run
-from captum_attn.demo.digit_vit import load_digit_vit
 from captum_attn.demo.image import explain_pictures, load_picture
-from captum_attn.demo.scenes import scenes
 from captum_attn.demo.text import explain_texts, integrated_gradients
-from captum_attn.demo.topics import load_topic_classifier
 from captum_attn.errors import InputError
+from captum_attn.toy.digit_vit import load_digit_vit
+from captum_attn.toy.scenes import scenes
+from captum_attn.toy.topics import load_topic_classifier
 
 METHODS = ["RawAttention", "AttentionRollout", "GenericAttention", "IntegratedGradients"]
 

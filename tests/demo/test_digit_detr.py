@@ -7,18 +7,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from captum_attn import GenericAttention, HeterogenousAttention
-from captum_attn.demo.digit_detr import (
+from captum_attn.errors import InputError
+from captum_attn.toy.digit_detr import (
     WEIGHTS,
     build_digit_detr,
     digit_boxes,
     load_digit_detr,
     save_digit_detr,
 )
-from captum_attn.demo.scenes import SceneBatch, scenes
-from captum_attn.demo.train_detector import average_precision
-from captum_attn.errors import InputError
+from captum_attn.toy.scenes import SceneBatch, scenes
 from tests import plain
 from tests.benchmarks.detector_share import attributed, detect, shares
+from tutorials.training.train_detector import average_precision
 
 
 @pytest.fixture(scope="module")

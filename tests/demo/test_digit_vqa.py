@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from captum_attn.demo.digit_vqa import (
+from captum_attn.errors import InputError
+from captum_attn.toy.digit_vqa import (
     BACKGROUND,
     PRESENCE,
     SIDE,
@@ -21,10 +22,9 @@ from captum_attn.demo.digit_vqa import (
     regions,
     save_digit_vqa,
 )
-from captum_attn.demo.scenes import SceneBatch, scenes
-from captum_attn.demo.train_vqa import accuracy, train
-from captum_attn.demo.words import DIGITS, VOCABULARY, WORDS, split_words, tokenize
-from captum_attn.errors import InputError
+from captum_attn.toy.scenes import SceneBatch, scenes
+from captum_attn.toy.words import DIGITS, VOCABULARY, WORDS, split_words, tokenize
+from tutorials.training.train_vqa import accuracy, train
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from captum_attn.demo.digit_vit import WEIGHTS, load_digit_vit, save_digit_vit
-from captum_attn.demo.scenes import SceneBatch, digit_split, scenes
-from captum_attn.demo.train_digits import accuracy, train
+from captum_attn.toy.digit_vit import WEIGHTS, load_digit_vit, save_digit_vit
+from captum_attn.toy.scenes import SceneBatch, digit_split, scenes
+from tutorials.training.train_digits import accuracy, train
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from captum_attn.demo.texture_vit import WEIGHTS, load_texture_vit, save_texture_vit
-from captum_attn.demo.textures import TEXTURES, TextureBatch, textured_objects
-from captum_attn.demo.train_textures import accuracy, train
+from captum_attn.toy.texture_vit import WEIGHTS, load_texture_vit, save_texture_vit
+from captum_attn.toy.textures import TEXTURES, TextureBatch, textured_objects
+from tutorials.training.train_textures import accuracy, train
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 
-from captum_attn.demo import topics
-from captum_attn.demo.topics import (
+from captum_attn.errors import InputError, OptionError
+from captum_attn.toy import topics
+from captum_attn.toy.topics import (
     LABELS,
     SCALE,
     Word,
@@ -16,7 +17,6 @@ from captum_attn.demo.topics import (
     load_topic_classifier,
     merge_word_pieces,
 )
-from captum_attn.errors import InputError, OptionError
 
 
 @pytest.fixture(scope="module")

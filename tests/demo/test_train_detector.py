@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_attn.demo.digit_detr import digit_boxes, load_digit_detr, save_digit_detr
-from captum_attn.demo.scenes import SceneBatch, scenes
-from captum_attn.demo.train_detector import average_precision, train
+from captum_attn.toy.digit_detr import digit_boxes, load_digit_detr, save_digit_detr
+from captum_attn.toy.scenes import SceneBatch, scenes
+from tutorials.training.train_detector import average_precision, train
 
 
 class Answers(nn.Module):

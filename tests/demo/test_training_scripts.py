@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from captum_attn.demo.digit_detr import load_digit_detr
-from captum_attn.demo.digit_vit import load_digit_vit
-from captum_attn.demo.digit_vqa import load_digit_vqa
-from captum_attn.demo.texture_vit import load_texture_vit
+from captum_attn.toy.digit_detr import load_digit_detr
+from captum_attn.toy.digit_vit import load_digit_vit
+from captum_attn.toy.digit_vqa import load_digit_vqa
+from captum_attn.toy.texture_vit import load_texture_vit
 
 FEW = {"batch_size": 8, "held_out": 8}
 SCRIPTS = {
@@ -29,7 +29,7 @@ SCRIPTS = {
 def test_a_script_saves_the_model_of_its_last_epoch(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    script = importlib.import_module(f"captum_attn.demo.{name}")
+    script = importlib.import_module(f"tutorials.training.{name}")
     load, sizes, said = SCRIPTS[name]
     path = tmp_path / "weights.safetensors"
     short = partial(script.train, **FEW, **sizes)

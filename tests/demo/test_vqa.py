@@ -12,9 +12,7 @@ from torch import Tensor
 
 from captum_attn import GenericAttention, HeterogenousAttention, objectives
 from captum_attn.demo import vqa
-from captum_attn.demo.digit_vqa import BACKGROUND, NO, YES, load_digit_vqa, questions, regions
 from captum_attn.demo.pictures import draw_inspections, draw_vqa_case
-from captum_attn.demo.scenes import scenes
 from captum_attn.demo.vqa import (
     DIFFERENCE,
     INSPECTIONS,
@@ -23,8 +21,10 @@ from captum_attn.demo.vqa import (
     explain_question,
     explain_questions,
 )
-from captum_attn.demo.words import tokenize
 from captum_attn.errors import InputError, OptionError
+from captum_attn.toy.digit_vqa import BACKGROUND, NO, YES, load_digit_vqa, questions, regions
+from captum_attn.toy.scenes import scenes
+from captum_attn.toy.words import tokenize
 from captum_attn.visualization._style import signed
 from tests.benchmarks import vqa_share
 

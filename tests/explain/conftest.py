@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captum_attn.demo.scenes import scenes
 from captum_attn.evaluation.models import load
+from captum_attn.toy.scenes import scenes
 from tests.explain.command import SIZES
 
 

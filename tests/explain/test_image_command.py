@@ -82,7 +82,7 @@ def test_a_folder_of_timm(scene, tmp_path, capsys):
 
 
 def test_the_texture_vit_names_its_classes(tmp_path, capsys):
-    from captum_attn.demo.textures import textured_objects
+    from captum_attn.toy.textures import textured_objects
 
     batch = textured_objects(1, seed=1)
     pixels = (255 * batch.images[0].permute(1, 2, 0).numpy()).round().astype(np.uint8)

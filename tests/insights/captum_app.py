@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn import insights
-from captum_attn.demo.scenes import scenes
-from captum_attn.demo.topics import TEXTS, load_topic_classifier
+from captum_attn.toy.scenes import scenes
+from captum_attn.toy.topics import TEXTS, load_topic_classifier
 
 COUNT = 4  # Captum Insights shows four examples
 
@@ -22,8 +22,8 @@ def images() -> dict[str, Any]:
     """Captum's own ImageFeature, three channels."""
     from captum.insights.attr_vis.features import ImageFeature
 
-    from captum_attn.demo.texture_vit import load_texture_vit
-    from captum_attn.demo.textures import TEXTURES, textured_objects
+    from captum_attn.toy.texture_vit import load_texture_vit
+    from captum_attn.toy.textures import TEXTURES, textured_objects
 
     batch = textured_objects(COUNT, split="test", seed=0)
     return {
@@ -36,7 +36,7 @@ def images() -> dict[str, Any]:
 
 def grey() -> dict[str, Any]:
     """Our ImageFeature in Captum's page: one channel, which Captum's cannot draw."""
-    from captum_attn.demo.digit_vit import load_digit_vit
+    from captum_attn.toy.digit_vit import load_digit_vit
 
     batch = scenes(COUNT, split="test", seed=0)
     return {

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd.graph import get_gradient_edge
 
-from captum_attn.observe.call import BATCH, HEAD, AttentionCall, Block
+from captum_attn.observe.capture.attention_call import BATCH, HEAD, AttentionCall, Block
 from tests.plain import close
 
 

@@ -175,7 +175,7 @@ class Folded(nn.Module):
 
 
 def test_lanes_and_heads_in_one_axis():
-    """With `need_weights` the map is (B C heads, n, n): channels are lanes, not heads."""
+    """With `need_weights` the map is (B C heads, n, n): channels are windows, not heads."""
     torch.manual_seed(0)
     plainer, model = Folded(False).double().eval(), Folded(True).double().eval()
     model.load_state_dict(plainer.state_dict())

@@ -1,10 +1,10 @@
-"""The prober: what is likely is believed only where it is so."""
+"""The tracer: what is likely is believed only where it is so."""
 
 import pytest
 import torch
 
-from captum_attn.observe.prober import Prober
-from captum_attn.observe.tokenmap import TokenMap, Upstream
+from captum_attn.observe.tracing.token_map import TokenMap, Upstream
+from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 
 def probed(order, likely, batch=2, places=12, features=4):
@@ -18,7 +18,7 @@ def probed(order, likely, batch=2, places=12, features=4):
         counted.append(None)
         return gradient
 
-    (found,) = Prober().maps(rows, [Upstream(upstream.edge, seen)], likely)
+    (found,) = TokenTracer().maps(rows, [Upstream(upstream.edge, seen)], likely)
     return found, len(counted)
 
 

@@ -1,4 +1,4 @@
-"""Windows, pyramids and folded axes: tokens that change places, merge, or enter several lanes.
+"""Windows, pyramids and folded axes: tokens that change places, merge, or enter several windows.
 
 Each model's geometry is written out by hand; A and its gradient come from the model's eager form,
 recorded at `softmax` without the library.
@@ -34,7 +34,7 @@ class SoftmaxRecorder(TorchFunctionMode):
 
 
 def recorded(model, example):
-    """-> [(A, gradient)] of one example, each (lanes, H, q, k)."""
+    """-> [(A, gradient)] of one example, each (windows, H, q, k)."""
     with SoftmaxRecorder() as recorder:
         logits = model(example).logits
     logits[0, TARGET].backward()
@@ -44,7 +44,7 @@ def recorded(model, example):
 
 # ------------------------------------------------------------ the plain walk
 class Walk:
-    """R of one token stream, (tokens, tokens at the start), by loops over lanes and tokens.
+    """R of one token stream, (tokens, tokens at the start), by loops over windows and tokens.
 
     Args:
         mode (str): how heads are weighed and the residual is added, see `step`.
@@ -57,10 +57,10 @@ class Walk:
         """Each new token is the average of a group of old ones."""
         self.R = torch.stack([sum(self.R[i] for i in group) / len(group) for group in groups])
 
-    def step(self, A, G, lanes):
-        """`lanes`: for each its (queries, keys), a token or None for padding, keys as groups."""
+    def step(self, A, G, windows):
+        """`windows`: for each its (queries, keys), a token or None for padding, keys as groups."""
         updated = {}
-        for (queries, keys), maps, gradients in zip(lanes, A, G, strict=True):
+        for (queries, keys), maps, gradients in zip(windows, A, G, strict=True):
             rows = [torch.zeros_like(self.R[0])] * len(keys)
             for k, group in enumerate(keys):
                 if group:
@@ -75,7 +75,7 @@ class Walk:
                 row = own * self.R[token] + sum(a * row for a, row in zip(read, rows, strict=True))
                 updated.setdefault(token, []).append(row)
         new = self.R.clone()
-        for token, rows in updated.items():  # copies of a token in several lanes are averaged
+        for token, rows in updated.items():  # copies of a token in several windows are averaged
             new[token] = sum(rows) / len(rows)
         self.R = new
 
@@ -98,7 +98,7 @@ METHODS = {
 
 
 def whole(tokens):
-    """One lane in which every token asks and answers."""
+    """One window in which every token asks and answers."""
     return [(tokens, [[t] for t in tokens])]
 
 
@@ -115,12 +115,12 @@ def windows_of(grid, window, shift):
             [padded[(i + shift) % height][(j + shift) % width] for j in range(width)]
             for i in range(height)
         ]
-    lanes = []
+    windows = []
     for top in range(0, height, window):
         for left in range(0, width, window):
             tokens = [padded[top + i][left + j] for i in range(window) for j in range(window)]
-            lanes.append((tokens, [[] if t is None else [t] for t in tokens]))
-    return lanes
+            windows.append((tokens, [[] if t is None else [t] for t in tokens]))
+    return windows
 
 
 def numbered(h, w):
@@ -212,9 +212,9 @@ def timesformer_walk(mode, maps):
     walk.R = torch.cat([torch.zeros(1, n, dtype=torch.double), walk.R])  # [CLS] knows no patch
     for _ in range(3):
         over_time = [[1 + t * PATCHES + p for t in range(FRAMES)] for p in range(PATCHES)]
-        walk.step(*next(calls), [lane for tokens in over_time for lane in whole(tokens)])
+        walk.step(*next(calls), [window for tokens in over_time for window in whole(tokens)])
         over_space = [[0, *(1 + t * PATCHES + p for p in range(PATCHES))] for t in range(FRAMES)]
-        walk.step(*next(calls), [lane for tokens in over_space for lane in whole(tokens)])
+        walk.step(*next(calls), [window for tokens in over_space for window in whole(tokens)])
     return walk.R[0]
 
 

@@ -1,0 +1,330 @@
+"""The tap: sees every softmax(QK^T)V while the user's own model runs, and changes nothing.
+
+A `TorchFunctionMode` is active around the forward run. The fused kernel is seen as such; the inline
+form is followed from the product QK^T over scaling, masks and casts to a softmax, and from there
+over dropout, casts, views, slices, sinks and head mixing to the product with V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from captum_attn.errors import InputError
+from captum_attn.observe.capture.attention_call import AttentionCall, attention_map, repeat_heads
+from captum_attn.observe.capture.contraction import PRODUCTS, Contraction, align, contraction
+from captum_attn.observe.capture.leaf import Leaf, UntracedCall
+from captum_attn.observe.capture.module_stack import (
+    name_of,
+    running_modules,
+    without_override_check,
+)
+from captum_attn.observe.capture.operands import contracts_keys, is_parameter, with_lead
+from captum_attn.observe.capture.tensor_notes import (
+    Notes,
+    Provenance,
+    Scores,
+    axes_after,
+    mapped,
+    tensors,
+)
+
+SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
+DETACH = frozenset({torch.detach, Tensor.detach, Tensor.data.__get__})  # type: ignore[attr-defined]
+# A parameter that one of these turns into tokens (queries, latents, [CLS]) becomes a leaf.
+TOKEN_MAKERS = frozenset(
+    {Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to, Tensor.__getitem__}
+    | {Tensor.repeat, torch.tile, Tensor.tile, torch.repeat_interleave, Tensor.repeat_interleave}
+    | {torch.unsqueeze, Tensor.unsqueeze, torch.cat, torch.concat, torch.stack}
+)
+# Operations that mix tokens without attention: named when a model's tokens pass through them.
+TOKEN_MIXERS = frozenset("conv1d conv2d conv3d cumsum lstm gru rnn_tanh rnn_relu".split())
+
+
+class Tap(TorchFunctionMode):
+    """Records the attention calls and the leaves of one forward run.
+
+    Args:
+        root (Module or None): the model, for the modules' names; None: the outermost that runs.
+
+    Attributes:
+        calls (list of AttentionCall): in the order of execution.
+        leaves (list of Leaf): in the order in which they entered.
+        blind (list of UntracedCall): calls that ran without grad.
+        mixers (dict): graph node of another token mixer's output -> its module's name.
+    """
+
+    def __init__(self, root: nn.Module | None = None) -> None:
+        super().__init__()
+        self.root = root
+        self.calls: list[AttentionCall] = []
+        self.leaves: list[Leaf] = []
+        self.blind: list[UntracedCall] = []
+        self.mixers: dict[Any, str] = {}
+        self._scores, self._provenance = Notes(), Notes()
+        self._order: dict[str, int] = {}
+        self._given: dict[str, Tensor] = {}
+        self._learned: dict[int, tuple[Tensor, Tensor]] = {}
+        self._names: dict[int, str] | None = None
+
+    def enter(self, name: str, tensor: Tensor) -> Tensor:
+        """Makes an input a leaf (floats) or remembers where it goes (integers)."""
+        order = self._order.setdefault(name, len(self._order))
+        if not tensor.is_floating_point():
+            tensor = tensor.view_as(tensor)  # the note is on an alias, not on the user's tensor
+            self._provenance[tensor] = Provenance(frozenset([name]))
+            self._given[name] = tensor
+            return tensor
+        self.leaves.append(Leaf(name, tensor, order))
+        return tensor.clone()  # the model may write into its input, but not into a leaf
+
+    def detached_from(self, tensor: Tensor) -> tuple[Any, ...]:
+        """Untraced calls, and graph nodes, that `tensor` stems from without a gradient."""
+        past = self._provenance.get(tensor)
+        return past.detached_from if past is not None else ()
+
+    # ------------------------------------------------------------------------ the mode
+    def __torch_function__(
+        self, func: Callable, types_: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._fused(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            with self:  # a mode is off inside its own handler
+                return without_override_check(func)(*args, **kwargs)
+        if func is F.embedding:
+            return self._embedding(func, args, kwargs)
+        if func in PRODUCTS:
+            return self._product(func, args, kwargs)
+        if func in TOKEN_MAKERS and torch.is_grad_enabled():
+            args = mapped(self._learned_leaf, args)
+        out = func(*args, **kwargs)
+        self._follow(func, args, kwargs, out)
+        return out
+
+    def _fused(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        options: dict[str, Any] = {"is_causal": is_causal, "scale": scale}
+        if enable_gqa:
+            options["enable_gqa"] = True
+        if not torch.is_grad_enabled():
+            return self._unseen(
+                F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, **options)
+            )
+        detached_from = sum((self.detached_from(t) for t in (query, key, value)), ())
+        if not any(t.requires_grad for t in (query, key, value)):
+            query = self._born(query)
+        weights = None
+        if dropout_p:  # a map that lost entries cannot be recomputed: form it, drop, keep it
+            weights = attention_map(query, key, attn_mask, is_causal, scale)
+            weights = F.dropout(weights, dropout_p)
+            out = weights @ repeat_heads(value, weights)
+            weights = weights.detach()
+        else:
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
+        call = AttentionCall(
+            index=len(self.calls),
+            module=self._module(),
+            q=query,
+            k=key,
+            v=repeat_heads(value, query),
+            lead=tuple(out.shape[:-2]),
+            edge=get_gradient_edge(out),
+            weights=weights,
+            mask=attn_mask,
+            is_causal=is_causal,
+            scale=scale,
+            detached_from=detached_from,
+        )
+        self.calls.append(call)
+        return out
+
+    def _product(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        product = contraction(func, args, kwargs)
+        if product is not None:
+            for side in (0, 1):
+                scores = self._scores.get(product.operand(side))
+                past_softmax = scores is not None and scores.softmaxed
+                if past_softmax and contracts_keys(product, side, scores):
+                    return self._inline(func, args, kwargs, product, side, scores)
+        out = func(*args, **kwargs)
+        self._follow(func, args, kwargs, out)
+        if product is not None and not any(map(is_parameter, (product.lhs, product.rhs))):
+            rows = product.free(0)[-1:], product.free(1)[-1:]
+            if all(rows) and product.contracted:  # it may be QK^T; an outer product is not
+                lead, detached_from = product.lead(), self.detached_from(product.lhs)
+                self._scores[out] = Scores(
+                    operands=tuple(  # type: ignore[arg-type]
+                        align(
+                            product.operand(side),
+                            product.axes(side),
+                            lead + rows[side] + product.contracted,
+                        ).flatten(len(lead) + 1)
+                        for side in (0, 1)
+                    ),
+                    detached_from=detached_from + self.detached_from(product.rhs),
+                    axes=tuple(product.out.index(row) - len(product.out) for row in rows),  # type: ignore[arg-type]
+                )
+        return out
+
+    def _inline(
+        self,
+        func: Callable,
+        args: tuple,
+        kwargs: dict,
+        product: Contraction,
+        side: int,
+        scores: Scores,
+    ) -> Any:
+        weights, value = product.operand(side), product.operand(1 - side)
+        if not torch.is_grad_enabled():
+            return self._unseen(func(*args, **kwargs))
+        if not (weights.requires_grad or value.requires_grad):
+            leaf = self._born(weights)
+            args = mapped(lambda tensor: leaf if tensor is weights else tensor, args)
+            kwargs = {n: leaf if v is weights else v for n, v in kwargs.items()}
+        out = func(*args, **kwargs)
+        lead, key = product.lead(), product.contracted
+        query, channel = product.free(side)[-1], product.free(1 - side)[-1]
+        weights_ = align(weights.detach(), product.axes(side), lead + query + key)
+        value_ = align(value, product.axes(1 - side), lead + key + channel)
+        sizes = torch.broadcast_shapes(weights_.shape[:-2], value_.shape[:-2])
+        # Of the two factors of QK^T the keys are the one whose rows are contracted with V.
+        position = product.axes(side).index(key) - len(product.axes(side))
+        keys = scores.axes.index(position) if position in scores.axes else 1
+        call = AttentionCall(
+            index=len(self.calls),
+            module=self._module(),
+            q=with_lead(scores.operands[1 - keys], sizes, weights_.shape[-2]),
+            k=with_lead(scores.operands[keys], sizes, weights_.shape[-1]),
+            v=value_,
+            lead=tuple(sizes),
+            edge=get_gradient_edge(out),
+            weights=weights_,
+            out_permutation=tuple(product.out.index(c) for c in lead + query + channel),
+            detached_from=scores.detached_from + self.detached_from(value),
+        )
+        self.calls.append(call)
+        return out
+
+    def _unseen(self, out: Tensor) -> Tensor:
+        self.blind.append(UntracedCall(self._module()))
+        self._provenance[out] = Provenance(detached_from=(self.blind[-1],))
+        return out
+
+    # ------------------------------------------------------------------------ leaves
+    def _embedding(self, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+        ids = args[0] if args else kwargs["input"]
+        if ids.is_floating_point():
+            raise InputError(
+                "expected integer token ids, got floats: a tool that perturbs its inputs "
+                "(NoiseTunnel, sensitivity_max) cannot perturb ids; let it perturb "
+                "`inputs_embeds`, the embedding layer's output, instead"
+            )
+        try:
+            out = func(*args, **kwargs)
+        except IndexError as error:
+            rows = len(args[1] if len(args) > 1 else kwargs["weight"])
+            raise InputError(
+                f"{self._module()!r}: expected ids in [0, {rows}), got {int(ids.min())} to "
+                f"{int(ids.max())}; use the model's own tokenizer, and no more tokens than it takes"
+            ) from error
+        past = self._provenance.get(ids)
+        if past is None or not past.inputs:
+            return out
+        name = min(past.inputs, key=self._order.__getitem__)
+        with torch.enable_grad():
+            leaf = out.detach().requires_grad_()
+            given = self._given[name]
+            turned = ids.ndim == 2 == given.ndim and torch.equal(ids, given.T)
+            same = ids.numel() == given.numel() and torch.equal(ids.reshape(given.shape), given)
+            self.leaves.append(
+                Leaf(
+                    name,
+                    leaf,
+                    self._order[name],
+                    ids,
+                    shape=tuple(given.shape) if same or turned else tuple(ids.shape),
+                    verbatim=same or turned,
+                    length_first=turned and not same,
+                )
+            )
+            return leaf.clone()
+
+    def _born(self, tensor: Tensor) -> Tensor:
+        """A leaf in place of a tensor that nothing but parameters and constants went into."""
+        leaf = tensor.detach().requires_grad_()
+        self.leaves.append(Leaf("", leaf))
+        return leaf
+
+    def _learned_leaf(self, value: Any) -> Any:
+        """The leaf of a parameter that becomes tokens, the same one at every use."""
+        if not isinstance(value, nn.Parameter) or not value.is_floating_point():
+            return value
+        if id(value) not in self._learned:
+            self._learned[id(value)] = (value, self._born(value))
+        return self._learned[id(value)][1]
+
+    # ------------------------------------------------------------------------ following
+    def _follow(self, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:
+        """Carries the notes of the arguments over to what was made of them."""
+        cut = func in DETACH or not torch.is_grad_enabled()
+        mixes = getattr(func, "__name__", "") in TOKEN_MIXERS
+        if not (cut or mixes or self._provenance or self._scores):
+            return
+        inputs: frozenset[str] = frozenset()
+        detached_from: tuple[Any, ...] = ()
+        scored: tuple[Tensor, Scores] | None = None
+        for tensor in tensors((*args, *kwargs.values())):
+            past, scores = self._provenance.get(tensor), self._scores.get(tensor)
+            if past is not None:
+                inputs, detached_from = inputs | past.inputs, detached_from + past.detached_from
+            if cut and tensor.grad_fn is not None:
+                detached_from += (tensor.grad_fn,)
+            if scores is not None and (scored is None or scores.softmaxed):
+                scored = tensor, scores
+        if func is Tensor.__setitem__:  # writes into its first argument
+            out = args[0]
+        made_tensors = out if isinstance(out, (tuple, list)) else (out,)
+        for made in made_tensors:
+            if not isinstance(made, Tensor):
+                continue
+            if made.is_floating_point() and detached_from:
+                self._provenance[made] = Provenance(
+                    detached_from=tuple(dict.fromkeys(detached_from))
+                )
+            elif not made.is_floating_point() and inputs:
+                self._provenance[made] = Provenance(inputs)
+            if scored is not None:
+                before, scores = scored
+                axes = axes_after(func, args, kwargs, before, made, scores.axes)
+                if axes is not None:
+                    passed = scores.softmaxed or func in SOFTMAX
+                    self._scores[made] = replace(scores, axes=axes, softmaxed=passed)
+            if mixes and made.grad_fn is not None:
+                self.mixers[made.grad_fn] = self._module()
+
+    def _module(self) -> str:
+        """Qualified name of the module that is running."""
+        running = running_modules()
+        if self._names is None and (self.root is not None or running):
+            root = self.root if self.root is not None else running[-1]
+            self._names = {id(module): name for name, module in root.named_modules()}
+        return name_of(running, self._names or {})

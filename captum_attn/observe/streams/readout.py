@@ -1,0 +1,312 @@
+"""The readout: which final tokens the explained output reads, and how strongly.
+
+A stream is read where its version is reached from the output without another attention call in
+between. On those paths, the gradient of the explained output at the point where tokens are
+selected or pooled (the last place that still has the token axis) says which rows are read: one row
+for [CLS], the last token or query j of a detector, equal rows for mean pooling.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from captum_attn.errors import ReadoutError
+from captum_attn.observe.capture.attention_call import AttentionCall, positions, working_dtype
+from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.streams.states import State
+from captum_attn.observe.streams.wiring import Wiring
+from captum_attn.observe.tracing.autograd_graph import (
+    Graph,
+    Node,
+    depends_on_content,
+    gradients,
+    shape_of,
+)
+from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
+
+# Operations that move, mask or weight tokens without mixing channels: looked through, so that a
+# masked mean gives padding no weight and a weighted one its weights.
+MOVES = frozenset(
+    "Mul Div Permute Transpose View UnsafeView Reshape ReshapeAlias Clone ToCopy Slice Select "
+    "Squeeze Unsqueeze Expand MaskedFill Where T Alias Cat Split Index AsStrided".split()
+)
+
+
+@dataclass
+class Place:
+    """A point of the graph that still has the token axis.
+
+    Args:
+        edge (GradientEdge): the point.
+        order (tuple of int): permutation that brings the tokens' axes behind the batch axis.
+        shape (tuple of int): the permuted shape.
+        batch, n (int): numbers of examples and of tokens.
+        to (TokenMap or None): where the stream's tokens are along its token axis; None: in order.
+    """
+
+    edge: GradientEdge
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+    batch: int
+    n: int
+    to: TokenMap | None = None
+
+    def rows(self, gradient: Tensor) -> Tensor:
+        """The gradient there -> (B, n, features), in the order of the stream's tokens."""
+        rows = gradient.permute(self.order).reshape(self.batch, self.n, -1)
+        if self.to is None or self.to.to is None:
+            return rows
+        index = self.to.to.expand(rows.shape[0], -1)
+        taken = rows.gather(1, index.clamp_min(0)[..., None].expand(-1, -1, rows.shape[-1]))
+        return taken * (index >= 0)[..., None]
+
+    def downstream(self, like: Tensor) -> Downstream:
+        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+        features = math.prod(self.shape) // (self.batch * self.n)
+        return Downstream(
+            self.edge,
+            (self.batch, self.n, features),
+            lambda v: v.reshape(self.shape).permute(inverse),
+            like,
+        )
+
+
+@dataclass(frozen=True)
+class Root:
+    """The raw output, before the target is selected: where it hangs in the graph.
+
+    The output itself is not held, because a language model's may be larger than all its layers.
+
+    Args:
+        edge (GradientEdge or None): where it was computed; None for a constant.
+        shape (tuple of int): its shape.
+        like (Tensor): an empty tensor of its dtype and device.
+        detached_from: what it stems from without a gradient, see `Tap.detached_from`.
+    """
+
+    edge: GradientEdge | None
+    shape: tuple[int, ...]
+    like: Tensor
+    detached_from: tuple[Any, ...]
+
+    @staticmethod
+    def of(output: Tensor, tap: Tap) -> Root:
+        edge = get_gradient_edge(output) if output.requires_grad else None
+        like = output.detach().new_empty(0)
+        return Root(edge, tuple(output.shape), like, tap.detached_from(output))
+
+
+@dataclass
+class Read:
+    """A state that the output reads.
+
+    Args:
+        state (State): the version of a stream.
+        calls (list of AttentionCall): the calls it was last updated by.
+        places (list of Place): where its tokens are selected or pooled.
+        read_on (bool): whether later attention calls read the state, too.
+    """
+
+    state: State
+    calls: list[AttentionCall]
+    places: list[Place]
+    read_on: bool
+
+    @property
+    def edges(self) -> list[GradientEdge]:
+        """Where `weights` wants the gradient of the explained output."""
+        if self.places:
+            return [place.edge for place in self.places]
+        return [call.edge for call in self.calls]
+
+    def norms(self, found: list[Tensor | None]) -> Tensor | None:
+        """Norms of the rows' gradients, (B, n); None where none arrived.
+
+        Args:
+            found (list of Tensor): gradients at `edges`.
+        """
+        if self.places:
+            pairs = zip(self.places, found, strict=True)
+            return _norms([place.rows(g) for place, g in pairs if g is not None])
+        folded = [
+            positions(call.output_rows(g))
+            for call, g in zip(self.calls, found, strict=True)
+            if g is not None
+        ]
+        return _norms(folded)
+
+    def weights(self, found: list[Tensor | None]) -> Tensor | None:
+        """Weights of the rows, (B, n), that sum to 1; None where the gradient has vanished."""
+        norms = self.norms(found)
+        if norms is None:
+            return None
+        if not self.places and bool(((norms > 0).sum(1) > 1).any()):
+            raise ReadoutError(
+                f"the output reads several tokens of the stream {self.state.stream!r} "
+                f"({self.state.n} tokens), but where they are pooled could not be observed; give "
+                "`readout=`: a row, a LongTensor (B,) of rows, or weights (B, n)"
+            )
+        totals = norms.sum(1, keepdim=True)
+        if not bool((totals > 0).all() and torch.isfinite(totals).all()):
+            return None
+        return norms / totals
+
+
+def find_reads(root: Root, wiring: Wiring, graph: Graph) -> list[Read]:
+    """The states that the model's output reads."""
+    start = root.edge.node if root.edge is not None else None
+    wiring.refuse_detached(root.detached_from, (start,), "the output reads")
+    calls = graph.calls(graph.latest(graph.reach(start)))
+    if root.edge is None or not calls:
+        raise ReadoutError(
+            "the output does not depend on any attention call that ran: expected a model whose "
+            "output reads attended tokens; explain another output with a callable around the model"
+        )
+    grouped: dict[str, list[AttentionCall]] = {}
+    for call in calls:
+        grouped.setdefault(wiring.after(call).stream, []).append(call)
+    reads = []
+    for group in grouped.values():
+        state = wiring.version(group)
+        goal = sum(graph.bit[call] for call in group)
+        places = _places(root, root.edge, goal, state, wiring, graph)
+        read_on = any(
+            state in (u.query_state, u.key_state, *u.key_state.before) for u in wiring.updates
+        )
+        reads.append(Read(state, group, places, read_on))
+    return reads
+
+
+def _places(
+    root: Root, start: GradientEdge, goal: int, state: State, wiring: Wiring, graph: Graph
+) -> list[Place]:
+    """Where the tokens of `state` are selected or pooled on the way to the output."""
+    all_calls = sum(graph.bit[call] for call in wiring.tap.calls)
+    sizes = {state.n, *(_uncropped(root, start, call, wiring) for call in graph.calls(goal))}
+
+    def bears(node: Node, output_nr: int = 0) -> Place | None:
+        reached = graph.reach(node)
+        if graph.latest(reached) & all_calls != goal:
+            return None
+        shape = shape_of(node, output_nr)
+        for n in sizes:
+            order = _token_order(shape, wiring.batch, n)
+            if order is not None:
+                permuted = tuple(shape[axis] for axis in order)
+                return Place(GradientEdge(node, output_nr), order, permuted, wiring.batch, n)
+        return None
+
+    found: dict[Node, Place] = {}
+    seen, queue = {start.node}, [(start.node, start.output_nr)]
+    for node, output_nr in queue:
+        before = [
+            (n, nr)
+            for n, nr in node.next_functions
+            if n is not None and not graph.is_stop(n) and graph.reach(n) & goal
+        ]
+        place = bears(node, output_nr)
+        passes = len(before) == 1 and _moves(node) and (_moves(before[0][0]) or bears(*before[0]))
+        if place is not None and not passes:
+            place.to = _order(place, len(found), goal, wiring, graph, root.like)
+            if not place.to.mixed:
+                found[node] = place
+                continue
+        queue += [(n, nr) for n, nr in before if n not in seen]
+        seen.update(n for n, _ in before)
+    # What flows on into another such place is counted there.
+    return [
+        place
+        for node, place in found.items()
+        if not any(n in found for n in graph.between(node, goal)[1:])
+    ]
+
+
+def _order(
+    place: Place, number: int, goal: int, wiring: Wiring, graph: Graph, like: Tensor
+) -> TokenMap:
+    """Where the tokens of the last call are along the token axis of a place."""
+
+    def find() -> TokenMap:
+        upstream = Upstream.call(graph.calls(goal)[0])
+        (token_map,) = wiring.tracer.maps(place.downstream(like), [upstream])
+        return token_map
+
+    if depends_on_content(graph.between(place.edge.node, goal)):
+        return find()
+    return wiring.structure.get_or_compute(
+        ("place", goal, number, place.shape, place.edge.node.name()), find
+    )
+
+
+def _uncropped(root: Root, start: GradientEdge, call: AttentionCall, wiring: Wiring) -> int:
+    """How many of a call's tokens go on: windows may be padded, and are cropped behind the call."""
+    if call.windows == 1:
+        return call.positions[0]
+    probe_vector = wiring.tracer.random(root.like, *root.shape)
+    (found,) = gradients([(start, probe_vector)], [call.edge], wiring.graph.cuts)
+    if found is None:
+        return call.positions[0]
+    return int(positions(call.output_rows(found)).ne(0).any(-1).sum(1).max())
+
+
+def _moves(node: Node) -> bool:
+    return node.name().rstrip("0123456789").removesuffix("Backward") in MOVES
+
+
+def _token_order(shape: tuple[int, ...], batch: int, n: int) -> tuple[int, ...] | None:
+    """The order of axes with the examples first, then the tokens; None without a token axis."""
+    axes = tuple(range(len(shape)))
+    if len(shape) < 3:
+        return None
+    if shape[1] == batch != shape[0] == n:  # (n, B, D)
+        return (1, 0, *axes[2:])
+    if shape[0] != batch:
+        lanes_in_batch = shape[0] % batch == 0 and shape[0] // batch * shape[1] == n
+        return axes if lanes_in_batch else None
+    if any(math.prod(shape[1:end]) == n for end in axes[2:]):  # (B, n, D), (B, h, w, D)
+        return axes
+    if math.prod(shape[2:]) == n:  # (B, D, n), (B, D, h, w)
+        return (0, *axes[2:], 1)
+    return None
+
+
+def _norms(rows: list[Tensor]) -> Tensor | None:
+    """Norm of each row over the features of all `rows`, (B, n)."""
+    total: Tensor | None = None
+    for row in rows:
+        norms = torch.linalg.vector_norm(row, dim=-1, dtype=working_dtype(row.dtype))
+        total = norms if total is None else torch.hypot(total, norms)
+    return total
+
+
+def given_weights(readout: Any, read: Read, batch: int, like: Tensor) -> Tensor:
+    """Row weights (B, n) from the user's `readout`: a row, rows (B,), or weights (B, n)."""
+    n = read.state.n
+    expected = (
+        f"readout: expected 'auto', an int in [-{n}, {n}), a LongTensor of shape ({batch},) of "
+        f"such, or weights of shape ({batch}, {n}) for the stream {read.state.stream!r}"
+    )
+    if isinstance(readout, bool) or not isinstance(readout, (int, Tensor)):
+        raise ReadoutError(f"{expected}; got {readout!r}")
+    if isinstance(readout, int):
+        readout = torch.full((batch,), readout)
+    if readout.ndim in (1, 2) and readout.shape[0] != batch and batch % max(len(readout), 1) == 0:
+        readout = readout.repeat_interleave(batch // max(len(readout), 1), 0)  # NoiseTunnel
+    dtype = working_dtype(like.dtype)
+    if readout.ndim == 2 and readout.shape == (batch, n):
+        weights = readout.to(like.device, dtype)
+        if not bool(torch.isfinite(weights).all()) or bool((weights == 0).all(1).any()):
+            raise ReadoutError(f"{expected}; got weights that are not finite or all zero")
+        return weights
+    if readout.ndim != 1 or len(readout) != batch or readout.is_floating_point():
+        raise ReadoutError(f"{expected}; got {tuple(readout.shape)} of {readout.dtype}")
+    if bool(((readout < -n) | (readout >= n)).any()):
+        raise ReadoutError(f"{expected}; got {readout.tolist()}")
+    weights = torch.zeros(batch, n, dtype=dtype, device=like.device)
+    return weights.scatter_(1, (readout.to(like.device) % n)[:, None], 1.0)

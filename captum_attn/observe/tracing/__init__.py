@@ -1,0 +1,4 @@
+"""Where does each token go: questions to autograd, from one tensor of the graph back to another.
+
+A token map says at which position each upstream token, pixel, word or region enters.
+"""

@@ -1,0 +1,113 @@
+"""Token maps, and their ends: where tokens, pixels, words or regions enter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from captum_attn.observe.capture.attention_call import AttentionCall, positions
+from captum_attn.observe.capture.leaf import Leaf
+from captum_attn.observe.tracing.autograd_graph import edge_of
+
+
+@dataclass
+class Upstream:
+    """Where a map starts.
+
+    Args:
+        edge: the tensor or graph edge whose gradient is taken.
+        rows (callable): that gradient -> (B, E, features): E elements whose place is asked.
+        batched (bool): False for a parameter, whose gradient is the sum over the examples (B = 1).
+        repeats (bool): whether the positions of elements that are repeated are worth asking for.
+    """
+
+    edge: Any
+    rows: Callable[[Tensor], Tensor]
+    batched: bool = True
+    repeats: bool = False
+
+    @staticmethod
+    def call(call: AttentionCall) -> Upstream:
+        """The query positions of an earlier attention call, all windows in a row."""
+
+        return Upstream(edge_of(call), lambda g: positions(call.output_rows(g)), repeats=True)
+
+    @staticmethod
+    def tokens(leaf: Leaf, batch: int) -> Upstream:
+        """The rows of an embedding, (B, n, D)."""
+        return Upstream(leaf.tensor, lambda g: leaf.rows(g, batch))
+
+    @staticmethod
+    def elements(leaf: Any, batched: bool = True) -> Upstream:
+        """Every single element of a tensor."""
+
+        def rows(gradient: Tensor) -> Tensor:
+            return gradient.reshape(gradient.shape[0] if batched else 1, -1, 1)
+
+        return Upstream(leaf, rows, batched)
+
+
+@dataclass
+class Downstream:
+    """Where a map ends, (B, P, features), for a tensor or an edge of the graph.
+
+    Args:
+        edge: the tensor or graph edge that the vectors are put in at.
+        shape (tuple of int): (B, P, features).
+        placed (callable): a vector of that shape -> one of the edge's own.
+        like (Tensor): for the dtype and the device.
+    """
+
+    edge: Any
+    shape: tuple[int, int, int]
+    placed: Callable[[Tensor], Tensor]
+    like: Tensor
+
+    @staticmethod
+    def rows(rows: Tensor) -> Downstream:
+        return Downstream(rows, tuple(rows.shape), lambda v: v, rows)  # type: ignore[arg-type]
+
+
+@dataclass
+class TokenMap:
+    """Where each of E upstream elements enters.
+
+    Args:
+        to (Tensor or None): (B, E) position, -1 where an element enters nowhere; None: identity.
+        copies (tuple of Tensor): further positions, like `to`, of elements that enter several
+            because they are repeated ([CLS] before every frame of a video).
+        mixed (bool): elements enter several positions at once, so that there is no map.
+        partial (Tensor or None): where `mixed`, the places of those elements that enter one
+            position only, (B, E), -1 for the others; None if hardly any does.
+        moving (bool): the map depends on the content of the inputs.
+        notes (dict): what was worked out from the map, kept as long as the map is.
+    """
+
+    to: Tensor | None = None
+    copies: tuple[Tensor, ...] = ()
+    mixed: bool = False
+    partial: Tensor | None = None
+    moving: bool = False
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def places(self) -> tuple[Tensor | None, ...]:
+        """`to` and the `copies`."""
+        return (self.to, *self.copies)
+
+    def same(self, other: TokenMap) -> bool:
+        if self.mixed != other.mixed or len(self.copies) != len(other.copies):
+            return False
+        return all(_alike(a, b) for a, b in zip(self.places, other.places, strict=True))
+
+
+IDENTITY = TokenMap()
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and bool((one == other).all())

@@ -1,0 +1,146 @@
+"""Placements: which row of a tensor is which token of a state, behind or in front of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from captum_attn.observe.capture.attention_call import AttentionCall
+from captum_attn.observe.streams.wiring import Wiring
+from captum_attn.observe.tracing.autograd_graph import Graph, depends_on_content, shape_of
+from captum_attn.observe.tracing.layout import Layout, gathered, inverted, layouts
+from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
+from captum_attn.observe.vectors.recording_tap import Term
+
+
+@dataclass
+class Placement:
+    """How a tensor holds tokens.
+
+    Args:
+        layout (Layout): how it holds rows.
+        index (Tensor or None): (B or 1, n) the row of each token, -1 for none; None: its own.
+    """
+
+    layout: Layout
+    index: Tensor | None
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """(B, n, D), in the order of the tokens, zeros for tokens that it does not hold."""
+        return gathered(self.layout.rows(tensor), self.index)
+
+    def held(self, real: Tensor | None) -> Tensor | None:
+        """Of the real tokens, (B, 1, n), those that it holds: no padding of windows."""
+        if self.index is None or bool((self.index >= 0).all()):
+            return real
+        held = (self.index >= 0)[:, None]
+        return held if real is None else real & held
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row is a token's."""
+        if self.index is None:
+            return True
+        held = self.index.sort(-1).values
+        fresh = (held >= 0) & (torch.diff(held, prepend=held.new_full((len(held), 1), -1)) > 0)
+        return bool((fresh.sum(-1) == self.layout.n).all())
+
+
+class Placements:
+    """Asks autograd for placements, and keeps those that cannot depend on the inputs' content."""
+
+    def __init__(self, wiring: Wiring, graph: Graph, batch: int) -> None:
+        self.wiring, self.graph, self.batch = wiring, graph, batch
+
+    def behind(self, call: AttentionCall, term: Term) -> Placement | None:
+        """How a tensor that stems from a call holds the call's query positions."""
+        edge = term.edge
+        if edge is None:
+            return None
+
+        def place(layout: Layout) -> Placement | None:
+            down = layout.downstream(edge, term.value)
+            (found,) = self.wiring.tracer.maps(down, [Upstream.call(call)])
+            return Placement(layout, found.to) if _fits(found) else None
+
+        path = self.graph.between(edge.node, self.graph.bit[call])
+        key = ("behind", call.index, self._number(edge))
+        return self._kept(key, depends_on_content(path), tuple(term.value.shape), place)
+
+    def before(self, call: AttentionCall, side: str, term: Term) -> Placement | None:
+        """How a tensor in front of a call's operand ("q", "v") holds the operand's positions."""
+        operand, edge = getattr(call, side), term.edge
+        if edge is None:
+            return None
+        with torch.enable_grad():
+            rows = call.rows(operand)
+
+        def place(layout: Layout) -> Placement | None:
+            up = layout.upstream(edge)
+            (found,) = self.wiring.tracer.maps(Downstream.rows(rows), [up])
+            if not _fits(found):
+                return None
+            return Placement(layout, inverted(found, rows.shape[1]))
+
+        goal = self.graph.latest(self.graph.reach(operand))
+        path = self.graph.between(operand.grad_fn, goal)
+        key = ("before", call.index, side, self._number(edge))
+        return self._kept(key, depends_on_content(path), tuple(term.value.shape), place)
+
+    def tokenwise(self, start: GradientEdge, end: Term, layout: Layout) -> bool:
+        """Whether a tensor in `layout` is made of another one row by row, apart from attention."""
+        last, shape = end.edge, shape_of(start.node, start.output_nr)
+        if last is None or not layout.fits(end.value.shape):
+            return False
+
+        def find() -> bool:
+            down = layout.downstream(last, end.value)
+            same = shape == tuple(end.value.shape)
+            ways = [layout] if same else list(layouts(shape, self.batch))
+            return any(
+                _in_place(self.wiring.tracer.maps(down, [way.upstream(start)])[0])
+                for way in ways
+                if way.n == layout.n
+            )
+
+        key = ("tokenwise", self._number(start), self._number(last), layout)
+        return self.wiring.structure.get_or_compute(key, find)
+
+    def _number(self, edge: GradientEdge) -> Any:
+        """What tells tensors of a run apart, alike in the next run."""
+        tap: Any = self.wiring.tap
+        for i, addition in enumerate(tap.additions):
+            for k, term in enumerate(addition.terms):
+                if term.edge is not None and term.edge.node is edge.node:
+                    return i, k
+        return edge.node.name()
+
+    def _kept(
+        self,
+        key: Any,
+        moves: bool,
+        shape: tuple[int, ...],
+        place: Callable[[Layout], Placement | None],
+    ) -> Placement | None:
+        def find() -> Placement | None:
+            found = (place(layout) for layout in layouts(shape, self.batch))
+            return next((placement for placement in found if placement is not None), None)
+
+        return find() if moves else self.wiring.structure.get_or_compute((*key, shape), find)
+
+
+def _fits(found: TokenMap) -> bool:
+    return not found.mixed and (found.to is None or bool((found.to >= 0).any()))
+
+
+def _in_place(found: TokenMap) -> bool:
+    """Whether every row stays where it is, or (a dead unit, a dropped token) enters nowhere."""
+    if found.mixed or found.to is None:
+        return not found.mixed
+    places = torch.arange(found.to.shape[1], device=found.to.device)
+    return _fits(found) and bool(((found.to == places) | (found.to < 0)).all())

@@ -1,0 +1,324 @@
+"""How vectors change: lengths and angles of tokens before and after each sub-layer's transform.
+
+What VTranM asks of a run, beside its attention maps. E are the vectors on the skip connection, and
+E-tilde is what the values of a head, or a feed-forward branch, would add to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_attn.errors import WiringError
+from captum_attn.observe.capture.attention_call import AttentionCall, positions, working_dtype
+from captum_attn.observe.observation import Observation
+from captum_attn.observe.streams.states import (
+    AttentionState,
+    InitialState,
+    ParallelState,
+    RearrangedState,
+    State,
+)
+from captum_attn.observe.tracing.autograd_graph import gradients
+from captum_attn.observe.tracing.layout import gathered, inverted, layouts
+from captum_attn.observe.tracing.token_map import TokenMap
+from captum_attn.observe.vectors.output_projection import Branch
+from captum_attn.observe.vectors.padding import Padding
+from captum_attn.observe.vectors.placements import Placement, Placements
+from captum_attn.observe.vectors.recording_tap import RecordingTap
+from captum_attn.observe.vectors.sublayers import FeedForward, Residual, SubLayers
+
+_WAY_OUT = "leave the block out with `layers=`, or set length=False and direction=False"
+
+
+@dataclass
+class VectorChange:
+    """Vectors of n tokens before and after a transformation by each of H heads.
+
+    Args:
+        before (Tensor): their lengths before, (B, 1, n).
+        after (Tensor): their lengths after, (B, H, n).
+        dot (Tensor or None): inner products of the two, (B, H, n); None where they have not the
+            same number of channels.
+        real (Tensor or None): (B, 1, n) which of them are tokens of the example, no padding and no
+            learned keys; None: all.
+        module (str): where it happens.
+    """
+
+    before: Tensor
+    after: Tensor
+    dot: Tensor | None
+    real: Tensor | None
+    module: str
+
+
+class VectorChanges:
+    """The changes of vectors in one run, found when they are asked for.
+
+    Args:
+        seen (Observation): a run that was recorded.
+    """
+
+    def __init__(self, seen: Observation) -> None:
+        assert isinstance(seen.tap, RecordingTap)
+        self.tap, self.wiring, self.graph = seen.tap, seen.wiring, seen.graph
+        self.placements = Placements(seen.wiring, seen.graph, seen.batch)
+        self.padding = Padding(seen.wiring)
+        self.layers = SubLayers(seen.graph, seen.tap.calls, seen.tap.additions)
+        self._generator = torch.Generator().manual_seed(0)
+        self._changes: dict[AttentionCall, VectorChange] = {}
+        self._behind: dict[Any, list[tuple[FeedForward, Placement]]] | None = None
+
+    # ------------------------------------------------------------------------ attention
+    def attention(self, update: AttentionState) -> VectorChange:
+        """The values of every head through its slice of the output projection; n = F k keys.
+
+        Raises:
+            WiringError: if the skip connection, the projection or the vectors were not observed.
+        """
+        if update.call not in self._changes:
+            self._changes[update.call] = self._of_values(update)
+        return self._changes[update.call]
+
+    def _of_values(self, update: AttentionState) -> VectorChange:
+        call = update.call
+        matrix = self._linear_map(call)  # (H, d, D)
+        values = call.fold(call.v.detach()).to(matrix)  # (B, F, H, k, d)
+        before, real = self._keys(update)
+        before = before.to(matrix)  # (B, F k, D)
+        # |V W| by the d x d products of W: no (H, n, D) tensor is formed.
+        after = ((values @ (matrix @ matrix.mT)) * values).sum(-1).clamp_min(0).sqrt()
+        dot = None
+        if before.shape[-1] == matrix.shape[-1]:
+            pulled = before @ matrix.flatten(0, 1).mT  # (B, F k, H d)
+            pulled = pulled.unflatten(-1, matrix.shape[:2]).unflatten(1, (call.windows, -1))
+            dot = _in_a_row((pulled.transpose(2, 3) * values).sum(-1))
+        lengths = before.norm(dim=-1)[:, None]
+        return VectorChange(lengths, _in_a_row(after), dot, real, call.module)
+
+    def _linear_map(self, call: AttentionCall) -> Tensor:
+        residual, placement = self._residual(call), self._placement(call)
+        branch = Branch(call, residual.branch, placement.layout, placement.index)
+        return branch.linear_map(self.graph, self._generator)
+
+    def _residual(self, call: AttentionCall) -> Residual:
+        residual = self.layers.residuals.get(call)
+        if residual is None:
+            raise WiringError(
+                f"{call.module!r}: where its output is added onto a skip connection could not be "
+                "observed (looked for an addition of something that stems from it and of what its "
+                f"queries are made of), so the vectors around it are unknown; {_WAY_OUT}"
+            )
+        return residual
+
+    def _placement(self, call: AttentionCall) -> Placement:
+        """How the skip connection of a call holds the call's query positions."""
+        residual = self._residual(call)
+        found = self.placements.behind(call, residual.branch)
+        if found is None and residual.skip is not None:  # a branch that is scaled by 0
+            found = self.placements.before(call, "q", residual.skip)
+        if found is None:
+            raise WiringError(
+                f"{call.module!r}: which of its {call.positions[0]} positions are which rows of "
+                f"the {tuple(residual.branch.value.shape)} that it is added to could not be "
+                f"observed (something else than attention mixes the tokens); {_WAY_OUT}"
+            )
+        return found
+
+    def _skip_rows(self, call: AttentionCall) -> Tensor | None:
+        """The vectors on the skip connection, (B, n_q, D), in the order of the query positions."""
+        skip = self._residual(call).skip
+        return None if skip is None else self._placement(call).rows(skip.vectors())
+
+    def _keys(self, update: AttentionState) -> tuple[Tensor, Tensor | None]:
+        """The vectors E of the key positions, (B, F k, D), and which of them are real tokens.
+
+        The tokens on the skip connection where the call reads those; else (another stream, other
+        tokens of its own) the vectors that the values are projected from.
+        """
+        call, n = update.call, update.call.positions[1]
+        rows, real = self._skip_rows(call), self.padding.keys(update)
+        reads = update.key_state
+        if reads is update.query_state and rows is not None:
+            return rows, self._placement(call).held(real)
+        parts = reads.parts if isinstance(reads, RearrangedState) else ()
+        if rows is not None and parts and all(part.state is update.query_state for part in parts):
+            moved = [gathered(rows, inverted(TokenMap(part.to), n)) for part in parts]
+            return torch.stack(moved).sum(0), real
+        origin = self.tap.origins.get(call)
+        placement = None if origin is None else self.placements.before(call, "v", origin)
+        if origin is None or placement is None:
+            raise WiringError(
+                f"{call.module!r}: the vectors that its values are made of could not be observed "
+                "(it reads other tokens than those it updates, and no tensor of one row for each "
+                f"of its {n} keys was projected to its values); {_WAY_OUT}"
+            )
+        return placement.rows(origin.vectors()), real
+
+    # ------------------------------------------------------------------------ feed-forward
+    def keeps(self, update: AttentionState) -> bool:
+        """Whether a call is added to what asked, and does not replace it (attention pooling)."""
+        residual = self.layers.residuals.get(update.call)
+        return residual is None or residual.skip is not None
+
+    def beside(self, update: AttentionState) -> Iterator[VectorChange]:
+        """Feed-forward branches that are added in the same step as an attention call."""
+        residual = self.layers.residuals.get(update.call)
+        if residual is None or residual.start is None:
+            return
+        together = [c for c, r in self.layers.residuals.items() if r.addition is residual.addition]
+        if together[0] is not update.call:  # several calls in one step: with the first of them
+            return
+        for part in residual.parallel:
+            placement = self._placement(update.call)
+            if self.placements.tokenwise(part.start, part.branch, placement.layout):
+                yield self._changed(part, placement, update)
+        if residual.joined and self._are_linear(together):
+            placement = self._placement(update.call)
+            if self.placements.tokenwise(residual.start, residual.branch, placement.layout):
+                yield self._joined(residual, together, update)
+
+    def _are_linear(self, calls: list[AttentionCall]) -> bool:
+        """Not so behind a gate, which stems from the tokens too, but adds nothing of its own."""
+        try:
+            return all(self._linear_map(call) is not None for call in calls)
+        except WiringError:
+            return False
+
+    def _joined(
+        self, residual: Residual, together: list[AttentionCall], update: AttentionState
+    ) -> VectorChange:
+        """What a branch adds beside the calls' output, where one projection is for both."""
+        assert residual.skip is not None
+        placement = self._placement(update.call)
+        rows = placement.rows(residual.branch.vectors())
+        rows = rows.to(working_dtype(rows.dtype))
+        for call in together:
+            output = positions(call.output_rows(self.tap.outputs[call].vectors()))
+            rows = rows - output.to(rows) @ self._linear_map(call).flatten(0, 1)
+        skip = placement.rows(residual.skip.vectors())
+        return _change(skip, rows, self.padding.tokens(update), update.call.module)
+
+    def behind(self, state: State) -> Iterator[VectorChange]:
+        """The feed-forward sub-layers that act on a state, its tokens in their order."""
+        for branch, placement in self._by_state().get(_key(state), []):
+            yield self._changed(branch, placement, state)
+
+    def _by_state(self) -> dict[Any, list[tuple[FeedForward, Placement]]]:
+        if self._behind is None:
+            self._behind = {}
+            for branch in self.layers.feed_forwards:
+                found = self._acts_on(branch)
+                if found is not None:
+                    self._behind.setdefault(found[0], []).append((branch, found[1]))
+        return self._behind
+
+    def _acts_on(self, branch: FeedForward) -> tuple[Any, Placement] | None:
+        """The state that a sub-layer acts on, and how it holds its tokens; None: on no tokens.
+
+        A sum that mixes the tokens (a convolution that is added) is no feed-forward sub-layer.
+        """
+        partly = False
+        for key, placement in self._held_by(branch):
+            if self.placements.tokenwise(branch.start, branch.branch, placement.layout):
+                if placement.is_whole:
+                    return key, placement
+                partly = True
+        if partly:
+            raise WiringError(
+                f"{branch.addition.module!r}: which tokens its feed-forward branch "
+                f"{tuple(branch.branch.value.shape)} acts on could not be observed; leave the "
+                "blocks out with `layers=`"
+            )
+        return None
+
+    def _held_by(self, branch: FeedForward) -> Iterator[tuple[Any, Placement]]:
+        """The states that a skip connection may be a version of, the likeliest first."""
+        calls = self.graph.calls(branch.version)
+        behind = [self.placements.behind(call, branch.skip) for call in calls]
+        alike = all(found is not None and found.index is None for found in behind)
+        if behind and behind[0] is not None and (alike or len(behind) == 1):
+            yield tuple(calls), behind[0]
+        for update in self.wiring.updates:  # tokens of several states: the state they make next
+            if self.layers.leads_to(branch.addition, update.call):
+                placement = self.placements.before(update.call, "q", branch.skip)
+                if placement is not None:
+                    yield _key(update.query_state), placement
+                break
+        layout = next(layouts(tuple(branch.skip.value.shape), self.placements.batch), None)
+        if calls and layout is not None and layout.n == calls[0].positions[0]:
+            yield tuple(calls), Placement(layout, None)  # mixed on the way, passed over
+
+    def _changed(self, branch: FeedForward, placement: Placement, state: State) -> VectorChange:
+        skip = placement.rows(branch.skip.vectors())
+        rows = placement.rows(self._scaled(branch))
+        real = placement.held(self.padding.tokens(state))
+        return _change(skip, rows, real, branch.addition.module)
+
+    def _scaled(self, branch: FeedForward) -> Tensor:
+        """The branch's output, with whatever scale follows before it is added."""
+        value = branch.branch.vectors()
+        start, end = branch.branch.edge, None if branch.through is None else branch.through.edge
+        if branch.through is None or start is None or end is None:
+            return value
+        if branch.through.value.shape != value.shape:
+            raise WiringError(
+                f"{branch.addition.module!r}: its feed-forward branch {tuple(value.shape)} is "
+                "reshaped before it is added; leave the block out with `layers=`"
+            )
+        # The gradient holds the factors of the sums in between, the branch's own among them.
+        ones = torch.full_like(value, branch.through.scale / branch.branch.scale)
+        (scale,) = gradients([(end, ones)], [start])
+        return value if scale is None else value * scale
+
+    # ------------------------------------------------------------------------ tokens
+    def initial(self, state: InitialState) -> Tensor:
+        """Lengths of the tokens that enter the first block, (B, n)."""
+        for branch, placement in self._by_state().get(state, []):
+            return _lengths(placement.rows(branch.skip.vectors()))
+        for update in self.wiring.updates:
+            for side, used in ((True, update.query_state), (False, update.key_state)):
+                parts = used.parts if isinstance(used, RearrangedState) else ()
+                part = next((p for p in parts if p.state is state), None)
+                if used is not state and part is None:
+                    continue
+                rows = self._skip_rows(update.call) if side else self._keys(update)[0]
+                if rows is None:  # these tokens are asked for, and then no longer there
+                    return torch.ones(
+                        self.placements.batch, state.n, device=self.tap.calls[0].v.device
+                    )
+                return _lengths(rows if part is None else gathered(rows, part.to))
+        raise WiringError(
+            f"the vectors of the stream {state.stream!r} before its first attention could not be "
+            "observed; set length=False"
+        )
+
+
+def _change(skip: Tensor, rows: Tensor, real: Tensor | None, module: str) -> VectorChange:
+    dtype = working_dtype(rows.dtype)
+    before, after = skip.to(dtype), rows.to(dtype)
+    dot = (before * after).sum(-1)[:, None]
+    return VectorChange(_lengths(before)[:, None], _lengths(after)[:, None], dot, real, module)
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    return rows.to(working_dtype(rows.dtype)).norm(dim=-1)
+
+
+def _in_a_row(heads: Tensor) -> Tensor:
+    """(B, F, H, k) -> (B, H, F k)."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def _key(state: State) -> Any:
+    """What names a state: the calls that made it together, or the state itself."""
+    if isinstance(state, AttentionState):
+        return (state.call,)
+    if isinstance(state, ParallelState):
+        made = [branch.call for branch in state.branches if isinstance(branch, AttentionState)]
+        return tuple(sorted(made, key=lambda call: call.index))
+    return state
