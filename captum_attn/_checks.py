@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from torch import Tensor
 from captum_attn.errors import AttnError, InputError, OptionError
 
 __all__ = [
-    "FAILURES", "callable_of", "finite", "flag", "listed", "names_of", "number", "one_of", "plain",
+    "FAILURES", "callable_of", "finite", "flag", "is_file", "is_folder", "listed", "names_of",
+    "number", "one_of", "plain",
     "scalar", "shown", "shown_error", "size_of", "suggested", "text", "texts", "whole",
 ]  # fmt: skip
 
@@ -210,6 +212,22 @@ def names_of(name: str, given: Iterable[str], known: Collection[str], error: Kin
 
 
 # ---------------------------------------------------------------------------- others
+def is_file(path: Any) -> bool:
+    """Whether there is a file; a name that no file can have is none."""
+    try:
+        return Path(path).is_file()
+    except (OSError, TypeError, ValueError):  # too long, with a null byte, below a file
+        return False
+
+
+def is_folder(path: Any) -> bool:
+    """Whether there is a folder; a name that no folder can have is none."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, TypeError, ValueError):
+        return False
+
+
 def callable_of(name: str, value: Any, what: str = "a callable") -> Callable:
     """Something that can be called."""
     if not callable(value):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from captum_attn._checks import is_file
 from captum_attn.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def read_picture(path: str | Path) -> Picture:
     from PIL import Image, ImageOps
 
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"no picture at '{path}'; give the path of an image file")
     try:
         with warnings.catch_warnings():

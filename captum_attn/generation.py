@@ -110,14 +110,7 @@ def explain_generation(
             "method: expected a method of this library on the model, GenericAttention(model); got "
             f"{type(method).__name__}"
         )
-    if generate_kwargs is not None and not isinstance(generate_kwargs, Mapping):
-        raise OptionError(
-            f"generate_kwargs: expected a Mapping of generate's options, got "
-            f"{shown(generate_kwargs)}"
-        )
-    if objective is not None:
-        callable_of("objective", objective, "a callable (logits, target) -> (B,)")
-    whole("start_layer", start_layer, 0)
+    _check_settings(generate_kwargs, objective, start_layer)
     with_prompt, ends = flag("with_prompt", with_prompt), _ends(eos_token_id)
     flag("show_progress", show_progress)
     prompt = Prompt(method.forward_func, inputs)
@@ -172,6 +165,17 @@ def explain_generation(
     _refuse_later(relevance[stream], columns.shape[1])
     real = torch.cat([prompt.real(), valid[:, :-1]], 1)
     return Generation(relevance, stream, new, valid, columns, real)
+
+
+def _check_settings(generate_kwargs: Any, objective: Any, start_layer: Any) -> None:
+    if generate_kwargs is not None and not isinstance(generate_kwargs, Mapping):
+        raise OptionError(
+            f"generate_kwargs: expected a Mapping of generate's options, got "
+            f"{shown(generate_kwargs)}"
+        )
+    if objective is not None:
+        callable_of("objective", objective, "a callable (logits, target) -> (B,)")
+    whole("start_layer", start_layer, 0)
 
 
 def _ends(eos: Any) -> list[int] | None:

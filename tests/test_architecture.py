@@ -25,12 +25,12 @@ MAY_IMPORT = {
     "generation": {"_prompt", "attr", "observe", "_checks", "errors", "objectives"},
     "metrics": {"_checks", "errors"},
     "visualization": {"_checks", "_pictures", "errors"},
-    "_pictures": {"errors"},
-    "evaluation": {"metrics", "_pictures", "_checks", "errors"},
+    "_pictures": {"_checks", "errors"},
+    "evaluation": {"metrics", "objectives", "_pictures", "_checks", "errors"},
     "insights": {"attr", "observe", "metrics", "visualization", "_pictures", "_checks", "errors"},
     "explain": {"evaluation", "metrics", "visualization", "_checks", "errors"},
     "toy": {"_checks", "errors"},
-    "cli": {"demo", "evaluation", "insights", "explain", "errors"},
+    "cli": {"demo", "evaluation", "insights", "explain", "_checks", "errors"},
 }
 MODEL_LIBRARIES = {"transformers", "timm"}
 HELPERS = ("_detector", "detection", "_prompt", "generation")

@@ -15,7 +15,7 @@ import torch
 from captum._utils.progress import NullProgress, progress
 from torch import Tensor, nn
 
-from captum_attn._checks import number, shown, whole
+from captum_attn._checks import FAILURES, callable_of, flag, number, shown, shown_error, whole
 from captum_attn.errors import AttnError, InputError, OptionError, TargetError
 from captum_attn.evaluation.batches import Batch, Source
 from captum_attn.evaluation.fingerprint import Describer
@@ -26,6 +26,7 @@ from captum_attn.evaluation.processes import Processes, processes
 from captum_attn.evaluation.results import Results, gathered
 from captum_attn.evaluation.settings import versions
 from captum_attn.metrics.shared import Model, checked_target, predicted
+from captum_attn.objectives import logit
 
 __all__ = ["evaluate"]
 
@@ -98,10 +99,16 @@ def evaluate(
         ... )
         >>> print(results)
     """
+    callable_of("model", model, "a model or a callable that runs one")
     if isinstance(model, nn.Module) and model.training:
         raise OptionError("the model is in train mode, so its outputs are random: call .eval()")
     if resume and out is None:
         raise OptionError("resume: there is nothing to go on with unless out= names a directory")
+    if isinstance(target, str) and target not in ("label", "predicted"):
+        raise OptionError(
+            f"target: expected 'label', 'predicted' or a Captum target, got {shown(target)}"
+        )
+    flag("resume", resume), flag("show_progress", show_progress)
     seed, resamples = whole("seed", seed, 0, 2**63 - 1), whole("resamples", resamples)
     number("confidence", confidence, 0, 1, open_ends="()")
     folder = None if out is None else _folder(out)
@@ -112,8 +119,8 @@ def evaluate(
     settings = _settings(work, source, warn=folder is not None)
     with processes() as own, ExitStack() as held:
         done = _finished(own, settings, folder, resume, source.count, held)
-        shown = show_progress and not own.rank
-        records = _records(work, source, settings, own, folder, done, shown)
+        visible = show_progress and not own.rank
+        records = _records(work, source, settings, own, folder, done, visible)
         if not records:
             raise InputError("the data set is empty: expected at least one example")
         names = [method.name for method in explained]
@@ -162,26 +169,26 @@ class _Work:
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Says in an error where it came up."""
+    """Says in an error where it came up; what others raise becomes an error of ours."""
     try:
         yield
     except AttnError as error:
         raise type(error)(f"{where}: {error}") from error
+    except FAILURES as error:  # of a method, a metric or a model that is not of this package
+        raise InputError(
+            f"{where}: {shown_error(error)}; look at its options and at what it is given"
+        ) from error
 
 
 def _target(model: Callable, batch: Batch, target: Any, first: int) -> Any:
     """What is explained of a batch; refuses labels that the model has no output for."""
-    with torch.no_grad():
+    with torch.no_grad(), _naming(f"the model, on example {first} and those after it"):
         known = Model.of(model, batch.inputs, batch.additional_forward_args)
         output = known(torch.arange(len(batch)), {}, {})
     if not output.isfinite().all():
         bad = (~output.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         raise InputError(f"the model's output of example {first + bad[0]} has NaN or infinity")
     if isinstance(target, str):
-        if target not in ("label", "predicted"):
-            raise OptionError(
-                f"target: expected 'label', 'predicted' or a Captum target, got {target!r}"
-            )
         if target == "predicted":
             return predicted(output)
         target = batch.target
@@ -193,6 +200,8 @@ def _target(model: Callable, batch: Batch, target: Any, first: int) -> Any:
     if isinstance(target, Tensor) and target.ndim == 1 and output.ndim == 2:
         _check_classes(target, output.shape[1], first)
     checked_target(target, len(batch))
+    if target is not None and not isinstance(target, Tensor):
+        logit(output, target)  # refused before the first method
     return target
 
 

@@ -93,10 +93,7 @@ def visualize_layers(
     check_counts(batch, {"titles": titles})
     if tokens is not None:
         stacked = np.stack(_same_keys([_row(one, row) for one in means], names), 1)  # (B, L, k)
-        given = listed("tokens", tokens, "str, or of such a list for each example")
-        each = [given] * batch if given and isinstance(given[0], str) else given
-        check_counts(batch, {"tokens": each})
-        each = [texts("tokens", one, stacked.shape[2], "token") for one in each]
+        each = _tokens(tokens, batch, stacked.shape[2])
         options: dict[str, Any] = {"sign": sign, "outlier_perc": outlier_perc, "cmap": cmap}
         return visualize_matrix(stacked, names, each, titles=titles, **options)
     pictures = None
@@ -245,6 +242,14 @@ def _checked(
             )
     folded = [one.reshape(batch, -1, *one.shape[1:]) for one in maps]
     return _short(calls), folded
+
+
+def _tokens(tokens: Any, batch: int, count: int) -> list[list[str]]:
+    """The tokens of each example."""
+    given = listed("tokens", tokens, "str, or of such a list for each example")
+    each = [given] * batch if given and isinstance(given[0], str) else given
+    check_counts(batch, {"tokens": each})
+    return [texts("tokens", one, count, "token") for one in each]
 
 
 def _name_of(call: Any, name: str) -> str:
