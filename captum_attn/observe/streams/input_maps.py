@@ -126,14 +126,14 @@ def _axes(
     bit, end = graph.bit[leaf], leaf.tensor
     for _ in range(_STEPS):
         path = [n for n in graph.between(node, bit)[1:] if len(shape_of(n)) > len(along)]
-        halves = dict.fromkeys(path[len(path) >> i :][0] for i in range(1, len(path).bit_length()))
-        earlier = [end, *(GradientEdge(n, 0) for n in halves)]
+        nodes = list(dict.fromkeys(path[len(path) >> i] for i in range(1, len(path).bit_length())))
+        earlier = [end, *(GradientEdge(n, 0) for n in nodes)]
         found = _moves_along(GradientEdge(node, 0), along, earlier, tracer, end)
-        for edge, axes in zip(earlier, found, strict=True):
-            if axes is not None and edge is end:
-                return tuple(axis - 1 for axis in axes)
+        if found[0] is not None:
+            return tuple(axis - 1 for axis in found[0])
+        for nearer, axes in zip(nodes, found[1:], strict=True):
             if axes is not None:
-                node, along = edge.node, axes
+                node, along = nearer, axes
                 break
         else:
             before = [n for n, _ in node.next_functions if n is not None and graph.reach(n) & bit]

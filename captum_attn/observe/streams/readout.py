@@ -213,7 +213,7 @@ def _places(
         places = bears(node, output_nr)
         passes = len(before) == 1 and _moves(node) and (_moves(before[0][0]) or bears(*before[0]))
         if places and not passes:
-            place = _settled(places, len(found), goal, wiring, graph, root.like)
+            place = _settled(places, len(seen), goal, wiring, graph, root.like)
             if place is not None:
                 found[node] = place
                 continue

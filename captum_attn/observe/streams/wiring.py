@@ -201,9 +201,9 @@ class Wiring:
             if leaf.name and rows[leaf.name] % self.batch:
                 raise InputError(
                     f"the explained output has {self.batch} rows, and {leaf.name!r} has "
-                    f"{rows[leaf.name]} (rows of the inputs: {rows}): what belongs to which example "
-                    f"cannot be told; explain an output with a row for each of {leaf.name!r} (one "
-                    "image's scores for all texts), or repeat it for each example"
+                    f"{rows[leaf.name]} (rows of the inputs: {rows}): what belongs to which "
+                    "example cannot be told; explain an output with a row for each of "
+                    f"{leaf.name!r} (one image's scores for all texts), or repeat it"
                 )
 
     def _upstream(self, member: Member) -> Upstream:
