@@ -116,7 +116,7 @@ def test_options_that_mean_nothing(options, said):
         (
             captum_attn.GenericAttention,
             {"power": 2},
-            "has no option 'power'; it has: ",
+            "options of Generic Attention .*, got 'power'",
         ),
         (
             captum_attn.GenericAttention,
@@ -124,7 +124,7 @@ def test_options_that_mean_nothing(options, said):
             "normalize: expected one of ",
         ),
         (captum_attn.RawAttention, {"layer": 0.5}, "layer: expected an int or a str"),
-        (IntegratedGradients, {"steps": 3}, "Gradients has no option 'steps'; it has: .*n_steps"),
+        (IntegratedGradients, {"steps": 3}, "got 'steps'; did you mean 'n_steps'"),
     ],
 )
 def test_options_of_methods_are_held_to_their_types_before_the_model_runs(method, options, said):

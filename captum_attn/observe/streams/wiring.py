@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_attn.errors import WiringError
+from captum_attn.errors import InputError, WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
-from captum_attn.observe.capture.leaf import UntracedCall
+from captum_attn.observe.capture.leaf import Leaf, UntracedCall
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.streams.sources import StreamBuilder, bypassing, with_residual
 from captum_attn.observe.streams.states import AttentionState, ParallelState, Part, Source, State
@@ -185,6 +185,7 @@ class Wiring:
 
         roles = self.structure.get_or_compute(("roles", call.index), settle)
         if roles is None:
+            self._refuse_shared([m for _, members in operands for m in self.graph.leaves(members)])
             raise WiringError(
                 f"{call.module!r}: which of the leading axes {call.lead} of its attention map "
                 f"(queries {tuple(call.q.shape)}, values {tuple(call.v.shape)}) holds the "
@@ -192,6 +193,18 @@ class Wiring:
                 "confine the method to other calls with `layers=`"
             )
         return roles
+
+    def _refuse_shared(self, leaves: Iterable[Leaf]) -> None:
+        """Raises where an input has other rows than the output has examples: one image, k texts."""
+        rows = {leaf.name: len(leaf.tensor) for leaf in self.tap.leaves if leaf.name}
+        for leaf in leaves:
+            if leaf.name and rows[leaf.name] % self.batch:
+                raise InputError(
+                    f"the explained output has {self.batch} rows, and {leaf.name!r} has "
+                    f"{rows[leaf.name]} (rows of the inputs: {rows}): what belongs to which "
+                    "example cannot be told; explain an output with a row for each of "
+                    f"{leaf.name!r} (one image's scores for all texts), or repeat it"
+                )
 
     def _upstream(self, member: Member) -> Upstream:
         if isinstance(member, AttentionCall):

@@ -1,10 +1,11 @@
 """The tracer: at which position does each upstream token, pixel, word or region enter?
 
-Autograd answers. Let s_p = <t_p, r> for the rows t_p of a tensor and a random r. The gradients of
-Σ_p s_p and of Σ_p ±s_p at an upstream element have the ratio ±1 if the element enters one position
-only, and with the sign given by bit k of p that ratio is bit k of the position. About log2(n)
-backward passes through a norm and a projection read the whole map, whatever the model does on the
-way; two of them check that it is the identity.
+Autograd answers. Let s_p = <t_p, r_p> for the rows t_p of a tensor and random r_p (one r for all
+would vanish behind a norm over p). The gradients of Σ_p s_p and of Σ_p ±s_p at an upstream element
+have the ratio ±1 if the element enters one position only, and with the sign given by bit k of p
+that ratio is bit k of the position. About log2(n) backward passes through a norm and a projection
+read the whole map, whatever the model does on the way; two of them, the second with a random factor
+for each position, check that it is the identity.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ class TokenTracer:
         signs.view(-1)[:2] = torch.tensor([1, -1])[: signs.numel()]  # both signs occur
         return signs.to(like)
 
+    def _factors(self, like: Tensor, *shape: int) -> Tensor:
+        """Random factors, ±0.5 to ±1.5: as signs alone they would be alike at half the places."""
+        size = 0.5 + torch.rand(shape, generator=self._generator)
+        return self._signs(like, *shape) * size.to(like)
+
     def maps(
         self,
         down: Downstream | Tensor,
@@ -86,20 +92,20 @@ class TokenTracer:
             return False
         if any(m.to is None or m.copies or m.mixed for m in maps):
             return False
-        probe_vector = self.random(down.like, 1, 1, features).expand(down.shape)
+        probe_vector = self.random(down.like, 1, places, features).expand(down.shape)
         edges = [upstream.edge for upstream in upstreams]
         plain: list[Tensor] = []
         for draw in range(1 + _DRAWS):  # the first is the plain one
-            signs = self._signs(down.like, batch, places) if draw else None
-            vector = down.placed(probe_vector if signs is None else probe_vector * signs[..., None])
+            code = self._factors(down.like, batch, places) if draw else None
+            vector = down.placed(probe_vector if code is None else probe_vector * code[..., None])
             found = gradients([(down.edge, vector)], edges, self._cuts)
             if any(g is None for g in found):
                 return False
             arrived = [u.rows(g) for u, g in zip(upstreams, found, strict=True) if g is not None]
-            if signs is None:
+            if code is None:
                 plain = arrived
             elif not all(
-                m.to is not None and enters_at(p, g, m.to, signs)
+                m.to is not None and enters_at(p, g, m.to, code)
                 for p, g, m in zip(plain, arrived, maps, strict=True)
             ):
                 return False
@@ -110,20 +116,20 @@ class TokenTracer:
 
         Two backward passes, for whole maps see `maps`.
         """
-        signs = self._signs(rows, *rows.shape[:2])
-        probe_vector = self.random(rows, 1, 1, rows.shape[2]).expand_as(rows)
+        code = self._factors(rows, *rows.shape[:2])
+        probe_vector = self.random(rows, 1, *rows.shape[1:]).expand_as(rows)
         found = [
             gradients([(rows, vector)], [upstream.edge], self._cuts)[0]
-            for vector in (probe_vector, probe_vector * signs[..., None])
+            for vector in (probe_vector, probe_vector * code[..., None])
         ]
         if found[0] is None or found[1] is None:
             return False
-        return is_identity(upstream.rows(found[0]), upstream.rows(found[1]), signs)
+        return is_identity(upstream.rows(found[0]), upstream.rows(found[1]), code)
 
     def _maps(self, down: Downstream, upstreams: Sequence[Upstream]) -> list[TokenMap]:
         batch, places, features = down.shape
         rows = down.like
-        probe_vector = self.random(rows, 1, 1, features).expand(down.shape)
+        probe_vector = self.random(rows, 1, places, features).expand(down.shape)
         edges = [upstream.edge for upstream in upstreams]
 
         def seen(code: Tensor) -> list[Tensor | None]:  # code: (B or 1, P)
@@ -135,15 +141,14 @@ class TokenTracer:
             return seen(code)[i]
 
         plain = seen(rows.new_ones(1, places))
-        signs = self._signs(rows, batch, places)
-        if batch > 1 and not all(u.batched for u in upstreams):
-            signs = signs[:1]
-        coded = seen(signs)
+        shared = batch > 1 and not all(u.batched for u in upstreams)
+        code = self._factors(rows, 1 if shared else batch, places)
         if all(
-            p is not None and c is not None and is_identity(p, c, signs)
-            for p, c in zip(plain, coded, strict=True)
+            p is not None and c is not None and is_identity(p, c, code)
+            for p, c in zip(plain, seen(code), strict=True)
         ):
             return [IDENTITY for _ in upstreams]
+        coded = seen(self._signs(rows, 1 if shared else batch, places))
         if all(
             p is not None and c is not None and mostly_mixed(~sign_of(p, c)[1] & ~vanishes(p))
             for p, c in zip(plain, coded, strict=True)
@@ -165,28 +170,6 @@ class TokenTracer:
             _map(decoder, u, places, partial(seen_at, i))
             for i, (decoder, u) in enumerate(zip(decoders, upstreams, strict=True))
         ]
-
-    def mean_squares(
-        self, rows: Tensor, squared: Sequence[Tensor], leaf: Tensor, draws: int
-    ) -> tuple[list[Tensor], Tensor]:
-        """Squared gradients at `leaf` of Σ_p a_p <t_p, r_p>, summed over draws of r_p.
-
-        Args:
-            squared (sequence of Tensor): (B, P) each, a_p squared, positive at the same positions.
-
-        Returns:
-            With each of these a, and with a_p = 1 wherever a_p > 0; all of the leaf's shape.
-        """
-        codes = [*(one.sqrt() for one in squared), squared[0] > 0]
-        sums = [torch.zeros_like(leaf) for _ in codes]
-        for _ in range(draws):
-            probe_vector = self.random(rows, *rows.shape)
-            for total, code in zip(sums, codes, strict=True):
-                vector = probe_vector * code[..., None].to(rows)
-                (found,) = gradients([(rows, vector)], [leaf], self._cuts)
-                if found is not None:
-                    total += found.square()
-        return sums[:-1], sums[-1]
 
     def follows(
         self, rows: Tensor, axis: int, upstreams: Sequence[Upstream], by_example: bool = False
