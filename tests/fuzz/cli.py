@@ -89,7 +89,8 @@ PUBLIC = [
             "batch_size": "whole_word", "device": "device", "data": "place", "masks": "place",
             "out": "out_folder",
         },
-        {"model": "|", "data": "|", "masks": "|", "methods": "|", "metrics": "|", "out": "out|", "target": "target",
+        {"model": "|", "data": "|", "masks": "|", "methods": "|", "metrics": "|", "out": "out|",
+         "target": "target",
          "batch_size": "batch"},
     ),
     Public(
