@@ -90,9 +90,9 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         InputError: where another run holds it, or it cannot be written to.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"out: '{folder}' is a file; give a directory")
     try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"out: '{folder}' is a file; give a directory")
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "a+b")  # noqa: SIM115
     except OSError as problem:

@@ -116,7 +116,18 @@ def metrics_of(given: Any, perturbation: Mapping[str, Any] | None = None) -> dic
         named[name] = replace(found, shared=shared) if found.perturbs else found
     if not named:
         raise OptionError(f"metrics: expected at least one of {list(METRICS)}")
+    _check_shared(shared, named)
     return named
+
+
+def _check_shared(shared: Mapping[str, Any], named: Mapping[str, Metric]) -> None:
+    """Refuses a shared option that no metric that perturbs has, also where there is none."""
+    known = {*OPTIONS, *TURNING, "steps"}
+    for metric in named.values():
+        if metric.perturbs:
+            own = inspect.signature(metric.function).parameters.values()
+            known |= {p.name for p in own if p.kind is p.KEYWORD_ONLY}
+    known_options(shared, known, "perturbation")
 
 
 def _is_pair(given: Any) -> bool:

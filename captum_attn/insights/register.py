@@ -76,5 +76,5 @@ def _field(config: ModuleType, option: Option) -> tuple:
     if option.choices:
         return config.StrEnumConfig(value=option.default, limit=list(option.choices))
     if isinstance(option.default, int):
-        return config.NumberConfig(value=option.default, limit=(option.lowest, None))
+        return config.NumberConfig(value=option.default, limit=(option.lowest, option.highest))
     return config.StrConfig(value=str(option.default))

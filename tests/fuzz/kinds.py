@@ -78,12 +78,71 @@ KINDS: dict[str, Makers] = {
 }  # fmt: skip
 
 
+JUNK = _of(
+    empty="", blank=" ", bracket="[", closing=")", closed="], [x", deep="(" * 5000, call="a(b=1",
+    star="a(**{})", unhashable="a(b={[]: 1})", null="a\0b", half_a_letter="a\ud800",
+    long="a" * 5000, digits="9" * 30, minus_one="-1", half="1.5", nan="nan", none="None",
+    unknown="Unknown", lines="a\nb", comment="a # b", comma=",", dots="../..", star_path="*",
+    fraction="½", arabic="٣٤", zero="0",
+)  # fmt: skip
+METHODS = _of(
+    layer="LayerGradCam", noise="NoiseTunnel", occlusion="Occlusion", twice="VTranM, VTranM",
+    no_option="VTranM(lenght=True)", no_choice="VTranM(length='x')", layers="VTranM(layers=3)",
+    target="VTranM(target=1)", objective="VTranM(objective='x')", nothing="Attribution",
+    steps="IntegratedGradients(n_steps=0)", word="IntegratedGradients(n_steps='a')",
+    misspelt="VTranm", a_function="evaluate", private="_x", dotted="captum.attr.Saliency",
+    integrated="IntegratedGradients(method='x')", fusion="AttentionRollout(head_fusion=[1])",
+)  # fmt: skip
+METRICS = _of(
+    no_option="aopc(step=2)", no_number="aopc(steps='a')", no_steps="aopc(steps=0)",
+    measure="aopc(measure='x')", twice="aopc, aopc", misspelt="aocp", nan="aopc(steps=[nan])",
+    infinite="aopc(steps=1e999)", rationale="rationale_f1", fill="aopc(fill=[])",
+)  # fmt: skip
+PLACES = _of(
+    missing="/nowhere/at/all", below_a_file="/etc/hostname/x", device="/dev/null",
+    a_file="/etc/hostname", root="/proc/self",
+)  # fmt: skip
+
+
+def _folders() -> Makers:
+    from tests.fuzz.cli import CONFIGS, FOLDER
+
+    return {f"of_{name}": (lambda n=name: str(FOLDER / n)) for name in CONFIGS}
+
+
+def _junk(names: str = "", *, but: str = "", more: Makers | None = None) -> Makers:
+    chosen = {n: JUNK[n] for n in (names.split() or JUNK) if n not in but.split()}
+    return chosen | (more or {})
+
+
+WORDS_OF_COMMANDS: dict[str, Callable[[], Makers]] = {
+    "model": lambda: _junk(more=_folders() | _of(
+        timm="timm/nope", hub="timm/hf-hub:a/b", local="timm/local-dir:/tmp")),
+    "methods": lambda: _junk(more=METHODS),
+    "metrics": lambda: _junk(more=METRICS),
+    "options": lambda: _junk(but="empty blank comment", more=_of(
+        patchsize="patchsize=4", two="a=1), g(b=2", word="a")),
+    "class": lambda: _junk(but="zero empty none" ),
+    "whole_word": lambda: _junk(),
+    "device": lambda: _junk(more=_of(meta="meta", tpu="tpu", cuda="cuda:99")),
+    "place": lambda: _junk(but="dots blank", more=PLACES),
+    "out_folder": lambda: _junk("null half_a_letter long", more=_of(
+        below="/etc/hostname/x", file="/etc/hostname", proc="/proc/x")),
+    "out_file": lambda: _junk("empty null long bracket", more=_of(
+        ending="a.gif", below="/nowhere/x.png", proc="/proc/x.png", folder="/tmp", none="x")),
+    "no_text": lambda: _junk("empty blank"),
+    "labels": lambda: _junk("empty blank comma half_a_letter"),
+}  # fmt: skip
+
+
 def mistakes(kind: str) -> Makers:
     """The mistakes of a kind; with "?" None is right, with "-a,b" these two are."""
     kind, _, right = kind.partition("-")
     known = {"none"} if kind.endswith("?") else set()
     known |= set(filter(None, right.split(",")))
-    return {n: make for n, make in KINDS[kind.rstrip("?")].items() if n not in known}
+    kind = kind.rstrip("?")
+    made = WORDS_OF_COMMANDS[kind]() if kind in WORDS_OF_COMMANDS else KINDS[kind]
+    return {n: make for n, make in made.items() if n not in known}
 
 
 def shortened(arguments: Mapping[str, Any]) -> str:

@@ -19,5 +19,6 @@ ROOMS = {
         "visualization",
         "detection",
         "generation",
+        "cli",
     )
 }
