@@ -31,6 +31,7 @@ from captum_attn.observe.capture.functions import (
 from captum_attn.observe.capture.leaf import Leaf, UntracedCall
 from captum_attn.observe.capture.module_stack import ModuleStack
 from captum_attn.observe.capture.operands import contracts_keys, is_parameter, with_lead
+from captum_attn.observe.capture.own_state import OwnState, own_state
 from captum_attn.observe.capture.tensor_notes import (
     Provenance,
     Scores,
@@ -56,6 +57,7 @@ class Tap(TorchFunctionMode):
     def __init__(self, root: nn.Module | None = None) -> None:
         super().__init__()
         self.modules = ModuleStack(root)
+        self.own = own_state() or OwnState()
         self.calls: list[AttentionCall] = []
         self.leaves: list[Leaf] = []
         self.blind: list[UntracedCall] = []
@@ -85,7 +87,13 @@ class Tap(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types_: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        if own_state() not in (None, self.own):  # another run, inside a hook of the model
+            return func(*args, **(kwargs or {}))
+        args, kwargs = self.own.arguments(func, args, kwargs or {})
+        return self.own.result(self._called(func, args, kwargs))
+
+    def _called(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """Runs a function of torch, and writes down what it means."""
         if func is F.scaled_dot_product_attention:
             return self._fused(*args, **kwargs)
         if func is F.multi_head_attention_forward:
@@ -97,7 +105,7 @@ class Tap(TorchFunctionMode):
             return self._product(func, args, kwargs)
         if func in TOKEN_MAKERS and torch.is_grad_enabled():
             args = mapped(self._learned_leaf, args)
-        out = func(*args, **kwargs)
+        out = self.own.run(func, args, kwargs)
         self._follow(func, args, kwargs, out)
         return out
 
@@ -125,7 +133,7 @@ class Tap(TorchFunctionMode):
         weights = None
         if dropout_p:  # a map that lost entries cannot be recomputed: form it, drop, keep it
             weights = attention_map(query, key, attn_mask, is_causal, scale)
-            weights = F.dropout(weights, dropout_p)
+            weights = self.own.run(F.dropout, (weights, dropout_p), {})
             out = weights @ repeat_heads(value, weights)
             weights = weights.detach()
         else:
