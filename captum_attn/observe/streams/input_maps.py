@@ -46,8 +46,16 @@ def enter(
         return InputMap(leaf, *kept[key])
     grid = _feature_grid(leaf, rows, graph, tracer)
     if grid is not None:
-        kept[key] = grid
+        if not token_map.moving:
+            kept[key] = grid
         return InputMap(leaf, *grid)
+    if token_map.moving and token_map.partial is not None:
+        warnings.warn(
+            f"parts of {leaf.name!r} enter several tokens at once (patches that the model draws "
+            "repeatedly); these parts get no relevance",
+            stacklevel=2,
+        )
+        return InputMap(leaf, token_map.partial, shape, moving=True)
     rowwise = leaf.ids is not None or leaf.tensor.ndim <= 3  # not the channels of an image
     if rowwise and shape[:1] == rows.shape[1:2]:  # tokens mixed before the first attention
         warnings.warn(
@@ -87,12 +95,12 @@ def _feature_grid(
                 return token_map.to, shape, None
             cells = token_map.to.view(token_map.to.shape[0], *shape)
             vary = [axis for axis in range(len(shape)) if varies(cells, axis + 1)]
-            if most < len(vary) <= enough:
+            if vary and most <= len(vary) <= enough:  # the last one is nearest to the input
                 channels = [axis + 1 for axis in range(len(shape)) if axis not in vary]
                 cells = cells.amax(channels) if channels else cells
                 best = cells.flatten(1), tuple(cells.shape[1:]), node, [a + 1 for a in vary]
                 most = len(vary)
-        if most == enough or (best is not None and all(m.mixed for m in maps)):
+        if best is not None and maps[-1].mixed:
             break
     if best is None:
         return None

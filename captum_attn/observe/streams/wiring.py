@@ -23,7 +23,7 @@ from captum_attn.observe.streams.sources import StreamBuilder, bypassing, with_r
 from captum_attn.observe.streams.states import AttentionState, ParallelState, Part, Source, State
 from captum_attn.observe.streams.structure_cache import StructureCache
 from captum_attn.observe.tracing.autograd_graph import Graph, Member, Node, depends_on_content
-from captum_attn.observe.tracing.axis_roles import Roles, leading_roles
+from captum_attn.observe.tracing.axis_roles import Asked, Roles, leading_roles
 from captum_attn.observe.tracing.token_map import IDENTITY, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
@@ -178,7 +178,10 @@ class Wiring:
                 ]
                 last = operand is operands[-1][0]
                 if (upstreams or last) and operand.ndim - 2 == len(call.lead):
-                    found = leading_roles(call, operand, self.batch, upstreams, self.tracer)
+                    path = self.graph.between(operand.grad_fn, members)
+                    upstreams = [u for u in upstreams if u.batched]
+                    asked = Asked(operand, self.batch, upstreams, path, self.tracer)
+                    found = leading_roles(call, asked)
                     if found is not None:
                         return found
             return None
@@ -262,22 +265,10 @@ class Wiring:
         found = self.graph.members(members)
         maps = [of_member[member] for member in found]
         if self._moves(members, operand):
-            return found, [self._moving(m, t) for m, t in zip(found, maps, strict=True)]
+            return found, [replace(token_map, moving=True) for token_map in maps]
         if all(isinstance(m, AttentionCall) or m.ids is None for m in found):
             self.structure.entries[call.index, side] = members, maps
         return found, maps
-
-    @staticmethod
-    def _moving(member: Member, token_map: TokenMap) -> TokenMap:
-        """A map that is made anew in every run, for the elements that enter one token each."""
-        if token_map.partial is None or isinstance(member, AttentionCall):
-            return replace(token_map, moving=True)
-        warnings.warn(
-            f"parts of {member.name!r} enter several tokens at once (patches that the model draws "
-            "repeatedly); these parts get no relevance",
-            stacklevel=2,
-        )
-        return TokenMap(token_map.partial, moving=True)
 
     def _moves(self, members: int, *operands: Tensor) -> bool:
         """Whether the way of the tokens into these operands may differ from input to input."""

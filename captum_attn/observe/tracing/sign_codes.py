@@ -35,7 +35,7 @@ def sign_of(plain: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
     norms = p.norm(dim=-1)
     ratio = (p * c).sum(-1) / norms.square().clamp_min(torch.finfo(dtype).tiny)
     rest = torch.minimum((c - p).norm(dim=-1), (c + p).norm(dim=-1))
-    return ratio, rest <= _tolerance(plain) * norms
+    return ratio, rest <= tolerance(plain) * norms
 
 
 def mostly_mixed(mixed: Tensor) -> bool:
@@ -51,7 +51,7 @@ def is_identity(plain: Tensor, coded: Tensor, code: Tensor) -> bool:
     for part in _parts(plain):
         p, c = plain[:, part], coded[:, part]
         wanted = p * code[:, part, None]
-        if not bool((_norms(c - wanted) <= _tolerance(p) * _norms(p)).all()):
+        if not bool((_norms(c - wanted) <= tolerance(p) * _norms(p)).all()):
             return False
     return True
 
@@ -66,7 +66,7 @@ def enters_at(plain: Tensor, coded: Tensor, to: Tensor, code: Tensor) -> bool:
     for part in _parts(plain):
         p, c, t = plain[:, part], coded[:, part], to[:, part]
         wanted = p * code.gather(1, t.clamp_min(0))[..., None]
-        if not bool(((_norms(c - wanted) <= _tolerance(p) * _norms(p)) | (t < 0)).all()):
+        if not bool(((_norms(c - wanted) <= tolerance(p) * _norms(p)) | (t < 0)).all()):
             return False
     return True
 
@@ -159,7 +159,8 @@ def _parts(tensor: Tensor) -> list[slice]:
     return [slice(i, i + size) for i in range(0, tensor.shape[1], size)]
 
 
-def _tolerance(tensor: Tensor) -> float:
+def tolerance(tensor: Tensor) -> float:
+    """What counts as equal, relative to the plain gradient."""
     return _TOLERANCE.get(tensor.dtype, 1e-3)
 
 

@@ -11,6 +11,7 @@ for each position, check that it is the identity.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,12 +26,38 @@ from captum_attn.observe.tracing.sign_codes import (
     mostly_mixed,
     repeated_positions,
     sign_of,
+    tolerance,
     vanishes,
 )
 from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap, Upstream
 
 # Random codes by which a map that is likely is confirmed.
 _DRAWS = 3
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the elements of a tensor enter the indices of an axis of a later one.
+
+    Args:
+        in_one (float): the share of elements, of those that enter, that enter one index only.
+        axes (set of int): along which of their own axes the index changes.
+    """
+
+    in_one: float
+    axes: frozenset[int]
+
+    @staticmethod
+    def of(plain: Tensor | None, coded: Tensor | None) -> Spread:
+        if plain is None or coded is None:
+            return Spread(0.0, frozenset())
+        ratio, single = sign_of(plain[..., None], coded[..., None])
+        single &= ~vanishes(plain[..., None])
+        highest = torch.where(single, ratio.sign(), -1)
+        lowest = torch.where(single, ratio.sign(), 1)
+        axes = [a for a in range(plain.ndim) if (highest.amax(a) > lowest.amin(a)).any()]
+        entered = (plain != 0).sum().clamp_min(1)
+        return Spread(float(single.sum() / entered), frozenset(axes))
 
 
 class TokenTracer:
@@ -56,6 +83,11 @@ class TokenTracer:
     def _factors(self, like: Tensor, *shape: int) -> Tensor:
         """Random factors, ±0.5 to ±1.5: as signs alone they would be alike at half the places."""
         size = 0.5 + torch.rand(shape, generator=self._generator)
+        return self._signs(like, *shape) * size.to(like)
+
+    def _exact_factors(self, like: Tensor, *shape: int) -> Tensor:
+        """Signed powers of two: they scale without rounding, also what nearly cancels out."""
+        size = 2.0 ** torch.randint(-3, 4, shape, generator=self._generator)
         return self._signs(like, *shape) * size.to(like)
 
     def maps(
@@ -96,7 +128,7 @@ class TokenTracer:
         edges = [upstream.edge for upstream in upstreams]
         plain: list[Tensor] = []
         for draw in range(1 + _DRAWS):  # the first is the plain one
-            code = self._factors(down.like, batch, places) if draw else None
+            code = self._exact_factors(down.like, batch, places) if draw else None
             vector = down.placed(probe_vector if code is None else probe_vector * code[..., None])
             found = gradients([(down.edge, vector)], edges, self._cuts)
             if any(g is None for g in found):
@@ -162,39 +194,72 @@ class TokenTracer:
         del coded
         decoders = [PositionDecoder(p) for p in plain]
         for bit in range(max(1, (total - 1).bit_length())):
-            for decoder, code in zip(
-                decoders, seen((index >> bit & 1).to(rows) * 2 - 1), strict=True
-            ):
-                decoder.read(bit, code)
+            read = seen((index >> bit & 1).to(rows) * 2 - 1)
+            for decoder, gradient in zip(decoders, read, strict=True):
+                decoder.read(bit, gradient)
         return [
             _map(decoder, u, places, partial(seen_at, i))
             for i, (decoder, u) in enumerate(zip(decoders, upstreams, strict=True))
         ]
 
-    def follows(
-        self, rows: Tensor, axis: int, upstreams: Sequence[Upstream], by_example: bool = False
-    ) -> bool:
-        """Whether every upstream token enters one index of `axis` only (its own example's)."""
-        edges = [upstream.edge for upstream in upstreams]
-        probe_vector = self.random(rows, *rows.shape[:-2], 1, rows.shape[-1]).expand_as(rows)
+    def by_example(self, rows: Tensor, axis: int, upstreams: Sequence[Upstream]) -> bool | None:
+        """Whether every upstream token enters its own example's index of `axis`, and no other.
+
+        Returns:
+            bool or None: None where none was seen to enter anywhere.
+        """
+        code = self._exact_factors(rows, rows.shape[axis])
+        entered = False
+        for p, c in self._plain_and_coded(rows, code, axis, upstreams):
+            if len(p) != len(code):
+                return False
+            off = (c - p * code.view(-1, 1, 1).to(p)).norm(dim=-1) > tolerance(p) * p.norm(dim=-1)
+            zero = vanishes(p)
+            if bool((off & ~zero).any()):
+                return False
+            entered = entered or not bool(zero.all())
+        return True if entered else None
+
+    def share_in_one(self, rows: Tensor, axis: int, upstreams: Sequence[Upstream]) -> float | None:
+        """The share of upstream tokens, of those that enter, that enter one index of `axis` only.
+
+        Returns:
+            float or None: None where none was seen to enter anywhere.
+        """
         code = self._signs(rows, rows.shape[axis])
+        single, entered = 0, 0
+        for p, c in self._plain_and_coded(rows, code, axis, upstreams):
+            alone, enters = sign_of(p, c)[1], ~vanishes(p)
+            single, entered = single + int((alone & enters).sum()), entered + int(enters.sum())
+        return single / entered if entered else None
+
+    def spread(self, rows: Tensor, axes: Sequence[int], edges: Sequence[Any]) -> list[list[Spread]]:
+        """For each of these axes of `rows` how the elements at each edge enter its indices."""
+        probe_vector = self.random(rows, *rows.shape)
+        plain = gradients([(rows, probe_vector)], edges, self._cuts)
+        found = []
+        for axis in axes:
+            code = self._signs(rows, rows.shape[axis])
+            code = code.view([-1 if a == axis else 1 for a in range(rows.ndim)])
+            coded = gradients([(rows, probe_vector * code)], edges, self._cuts)
+            found.append([Spread.of(*pair) for pair in zip(plain, coded, strict=True)])
+        return found
+
+    def _plain_and_coded(
+        self, rows: Tensor, code: Tensor, axis: int, upstreams: Sequence[Upstream]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Gradients of Σ s and Σ c s at each upstream, c the code of the index of `axis`."""
+        edges = [upstream.edge for upstream in upstreams]
+        probe_vector = self.random(rows, *rows.shape)
         shape = [1] * rows.ndim
         shape[axis] = -1
         plain = gradients([(rows, probe_vector)], edges, self._cuts)
         coded = gradients([(rows, probe_vector * code.view(shape))], edges, self._cuts)
-        entered = False
-        for upstream, p, c in zip(upstreams, plain, coded, strict=True):
-            if p is None or c is None:
-                continue
-            p, c = upstream.rows(p), upstream.rows(c)
-            ratio, single = sign_of(p, c)
-            zero = vanishes(p)
-            if not bool((single | zero).all()):
-                return False
-            if by_example and not bool(((ratio * code[:, None].to(ratio) > 0) | zero).all()):
-                return False
-            entered = entered or not bool(zero.all())
-        return entered
+        return [
+            (upstream.rows(p), upstream.rows(c))
+            for upstream, p, c in zip(upstreams, plain, coded, strict=True)
+            if p is not None and c is not None
+        ]
 
 
 def _map(
