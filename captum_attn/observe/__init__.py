@@ -17,8 +17,8 @@ in this order. The rooms, each of which imports only from those before it:
 - `capture/`    what ran: attention calls, inputs, and the model left as it was found;
 - `tracing/`    where each token goes: questions to autograd, answered by token maps;
 - `streams/`    which stream asked which: states, the readout, and the way back to the inputs;
-- `vectors/`    what a block does to vectors beside attention, for methods that ask (VTranM);
-- `observation.py`  one observed run, with all of it.
+- `observation.py`  one observed run, with all of the above;
+- `vectors/`    what a block does to vectors beside attention, for methods that ask (VTranM).
 
 Words:
 
