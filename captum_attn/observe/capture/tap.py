@@ -179,7 +179,7 @@ class Tap(TorchFunctionMode):
                         for side in (0, 1)
                     ),
                     detached_from=detached_from + self.detached_from(product.rhs),
-                    axes=tuple(product.out.index(row) - len(product.out) for row in rows),  # type: ignore[arg-type]
+                    axes=tuple((product.out.index(row) - len(product.out),) for row in rows),  # type: ignore[arg-type]
                 )
         return out
 
@@ -207,7 +207,7 @@ class Tap(TorchFunctionMode):
         sizes = torch.broadcast_shapes(weights_.shape[:-2], value_.shape[:-2])
         # Of the two factors of QK^T the keys are the one whose rows are contracted with V.
         position = product.axes(side).index(key) - len(product.axes(side))
-        keys = scores.axes.index(position) if position in scores.axes else 1
+        keys = scores.axes.index((position,))
         call = AttentionCall(
             index=len(self.calls),
             module=self.modules.name(),
