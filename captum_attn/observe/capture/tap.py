@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,8 +45,20 @@ TOKEN_MAKERS = frozenset(
     | {Tensor.repeat, torch.tile, Tensor.tile, torch.repeat_interleave, Tensor.repeat_interleave}
     | {torch.unsqueeze, Tensor.unsqueeze, torch.cat, torch.concat, torch.stack}
 )
+BATCH_NORMS = frozenset({F.batch_norm, torch.batch_norm})
 # Operations that mix tokens without attention: named when a model's tokens pass through them.
 TOKEN_MIXERS = frozenset("conv1d conv2d conv3d cumsum lstm gru rnn_tanh rnn_relu".split())
+
+
+def laid_out(shape: torch.Size, stride: tuple[int, ...], gradient: Tensor) -> Tensor:
+    """A gradient in the memory format of what it is a gradient of.
+
+    On the CPU torch (2.14) computes the backward pass of a batch norm wrongly for one example whose
+    gradient arrives with the channels last, as it does from tokens, where its input has them first.
+    """
+    if gradient.stride() == stride:
+        return gradient
+    return gradient.new_empty_strided(shape, stride).copy_(gradient)
 
 
 class Tap(TorchFunctionMode):
@@ -107,6 +120,8 @@ class Tap(TorchFunctionMode):
         if func in TOKEN_MAKERS and torch.is_grad_enabled():
             args = mapped(self._learned_leaf, args)
         out = func(*args, **kwargs)
+        if func in BATCH_NORMS and out.requires_grad:
+            out.register_hook(partial(laid_out, out.shape, out.stride()))
         self._follow(func, args, kwargs, out)
         return out
 
