@@ -178,7 +178,8 @@ class Wiring:
                 ]
                 last = operand is operands[-1][0]
                 if (upstreams or last) and operand.ndim - 2 == len(call.lead):
-                    path = self.graph.between(operand.grad_fn, members)
+                    start = operand.grad_fn
+                    path = [] if start is None else self.graph.between(start, members)
                     upstreams = [u for u in upstreams if u.batched]
                     asked = Asked(operand, self.batch, upstreams, path, self.tracer)
                     found = leading_roles(call, asked)

@@ -249,6 +249,8 @@ class TokenTracer:
         self, rows: Tensor, code: Tensor, axis: int, upstreams: Sequence[Upstream]
     ) -> list[tuple[Tensor, Tensor]]:
         """Gradients of Σ s and Σ c s at each upstream, c the code of the index of `axis`."""
+        if not upstreams:
+            return []
         edges = [upstream.edge for upstream in upstreams]
         probe_vector = self.random(rows, *rows.shape)
         shape = [1] * rows.ndim
