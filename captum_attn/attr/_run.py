@@ -210,7 +210,7 @@ class Run:
         calls = calls if with_gradient else []
         wanted = [edge for read in self.reads for edge in read.edges] if auto else []
         keep |= self.shared is not None or stand_in is not value or len(self.reads) > 1
-        keep |= any(read.read_on for read in self.reads)
+        keep |= any(read.read_on for read in self.reads) or bool(seen.wiring.mixed_states)
         found = _gradients(value, [*wanted, *(call.edge for call in calls)], keep=keep)
         self.gradients = dict(zip(calls, found[len(wanted) :], strict=True))
         for read in self.reads:
