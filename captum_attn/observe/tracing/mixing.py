@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from captum_attn.observe.capture.attention_call import working_dtype
-from captum_attn.observe.tracing.autograd_graph import cut_at, gradients
+from captum_attn.observe.tracing.autograd_graph import cut_at, gradients, shape_of
 from captum_attn.observe.tracing.token_map import Downstream, Upstream
 
-# The error of a column falls with draws times channels; about this many keep a map's under 5 %.
-_ENOUGH = 1024
-_MOST_DRAWS = 32
+# The error falls with the square root of draws times channels: as many make it 4 % or so.
+_ENOUGH = 2048
+_MOST_DRAWS = 128
 # Elements of several draws that go through the graph together.
 _AT_ONCE = 2**18
 
@@ -62,12 +62,33 @@ class Mixing:
         self.sizes = [n for n, _ in members]
         self.members = [list(upstreams) for _, upstreams in members]
         self._cuts, self._vectorized = cuts, True
+        self._random: dict[tuple[tuple[int, ...], int], Tensor] = {}
         self._edges = [upstream.edge for member in self.members for upstream in member]
         self._dtype = working_dtype(self.downs[0].like.dtype)
         self._reach: list[Tensor] | None = None
         self._matrices: list[Tensor] | None = None
-        width = sum(down.shape[2] for down in self.downs)
-        self.draws = min(_MOST_DRAWS, math.ceil(_ENOUGH / width))
+        self.draws = self._enough()
+
+    def _enough(self) -> int:
+        """As many draws as keep the error of a map under 5 %, a power of two."""
+        widths = [self._width]
+        for n, member in zip(self.sizes, self.members, strict=True):
+            widths.append(sum(map(_size, member)) // (self.shape[0] * n))
+        return min(_MOST_DRAWS, _power(-(-_ENOUGH // max(1, min(widths)))))
+
+    @property
+    def _width(self) -> int:
+        return sum(down.shape[2] for down in self.downs)
+
+    @property
+    def _row_draws(self) -> int:
+        """Of one row at a time, as many orthogonal vectors as there are channels give T exactly."""
+        return min(self.draws, _power(self._width))
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether T is so small that it is formed exactly, with hardly more effort."""
+        return _power(self._width) <= self.draws and self.shape[1] * self._width <= 4 * self.draws
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,6 +98,8 @@ class Mixing:
     def passed(self, weights: Tensor) -> list[Tensor]:
         """w^T T for each member, (B, n) -> (B, n_member); of both signs apart."""
         weights = weights.to(self.downs[0].like.device, self._dtype)
+        if self.is_exact or self._matrices is not None:
+            return [(weights[:, None] @ mixing)[:, 0] for mixing in self.matrices()]
         found = self._passed(weights.clamp_min(0))
         if bool((weights < 0).any()):
             negative = self._passed((-weights).clamp_min(0))
@@ -222,7 +245,7 @@ class Mixing:
     def _row_by_row(self) -> list[Tensor]:
         """‖∂t_i/∂u_j‖² for each member, (B, n, n_member)."""
         batch, n = self.shape
-        draws = self.draws
+        draws = self._row_draws
 
         def of(question: int) -> list[Tensor]:
             row, draw = divmod(question, draws)
@@ -250,12 +273,33 @@ class Mixing:
         return self._signs(tuple(rows.shape[1:]), draw, part).to(rows).expand_as(rows)
 
     def _signs(self, shape: tuple[int, ...], draw: int, part: int) -> Tensor:
-        """(1, n, features) of ±1; the first tokens' are the same whatever n is."""
-        generator = torch.Generator().manual_seed((self.seed * 1009 + draw) * 1013 + part)
-        return (torch.randint(2, shape, generator=generator) * 2 - 1)[None]
+        """(1, n, features) of ±1; the first tokens' are the same whatever n is.
+
+        Over all draws those of neighbouring channels and tokens are orthogonal (the rows of a
+        Hadamard matrix, with random signs), so that what they have in common cancels.
+        """
+        if (shape, part) not in self._random:
+            generator = torch.Generator().manual_seed(self.seed * 1013 + part)
+            self._random[shape, part] = torch.randint(2, shape, generator=generator)
+        before = sum(down.shape[2] for down in self.downs[:part])
+        place = torch.arange(shape[0])[:, None] ^ torch.arange(before, before + shape[1])
+        odd = self._random[shape, part].clone()
+        for bit in range(self.draws.bit_length()):
+            odd += (place >> bit) & (draw >> bit)
+        return (1 - odd % 2 * 2)[None]
 
 
 def _shares(squares: Sequence[Tensor]) -> list[Tensor]:
     """Rows divided by their sums over all members; a row that depends on none of them stays 0."""
     total = sum(one.sum(-1, keepdim=True) for one in squares)
     return [one / torch.where(total > 0, total, 1) for one in squares]
+
+
+def _power(number: int) -> int:
+    """The next power of two."""
+    return 1 << (max(1, number) - 1).bit_length()
+
+
+def _size(upstream: Upstream) -> int:
+    edge = upstream.edge
+    return edge.numel() if isinstance(edge, Tensor) else math.prod(shape_of(edge.node, edge.output_nr))
