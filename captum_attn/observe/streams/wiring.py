@@ -20,7 +20,7 @@ from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import UntracedCall
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.streams.mixing_hops import MixingHops, Operand
-from captum_attn.observe.streams.sources import StreamBuilder, bypassing, with_residual
+from captum_attn.observe.streams.sources import StreamBuilder, bypassing, covered, with_residual
 from captum_attn.observe.streams.states import (
     AttentionState,
     MixedState,
@@ -238,7 +238,7 @@ class Wiring:
             if state.n == n and all(a.same(b) for a, b in zip(known, maps, strict=True)):
                 return state
         pairs = list(zip(found, maps, strict=True))
-        if any(token_map.mixed and not _by_grid(member) for member, token_map in pairs):
+        if self._are_mixed(pairs, n):
             state = self.mixing_hops.state(self._mixed_operand(call, side, operand, named))
         else:
             folded = call.windows > 1
@@ -264,6 +264,22 @@ class Wiring:
         return self.stream_builder.joined(
             parts, leaves, rows, members, asking=asking, folded=folded
         )
+
+    def _are_mixed(self, pairs: list[tuple[Member, TokenMap]], n: int) -> bool:
+        """Whether tokens of earlier calls, or ids that fill positions, enter several positions.
+
+        Not so for ids that are added to tokens which are there already (the kind of an image), nor
+        for overlapping pictures, which are followed by the feature map that they become.
+        """
+        there = torch.zeros(self.batch, n, dtype=torch.bool)
+        for member, token_map in sorted(pairs, key=lambda pair: _order(pair[0])):
+            if not token_map.mixed:
+                there |= covered(token_map, n, self.batch)
+            elif isinstance(member, AttentionCall):
+                return True
+            elif member.ids is not None and not bool(there.all()):
+                return True
+        return False
 
     def _mixed_operand(
         self, call: AttentionCall, side: str, operand: Tensor, named: int
@@ -291,7 +307,7 @@ class Wiring:
         likely = [maps for maps, state in known if state.n == rows.shape[1]]
         maps = list(self.tracer.maps(rows, [self.upstream(m) for m in found], likely))
         mixed = any(token_map.mixed for token_map in maps)
-        if any(t.mixed and not _by_grid(m) for m, t in zip(found, maps, strict=True)):
+        if self._are_mixed(list(zip(found, maps, strict=True)), rows.shape[1]):
             self.structure.entries["mixed", call.index, side] = maps
             return found, maps
         for i, member in enumerate(found):
@@ -328,6 +344,5 @@ class Wiring:
         )
 
 
-def _by_grid(member: Member) -> bool:
-    """Whether an input whose elements overlap is followed by the feature map that it becomes."""
-    return not isinstance(member, AttentionCall) and member.ids is None
+def _order(member: Member) -> int:
+    return -1 if isinstance(member, AttentionCall) else member.order

@@ -30,6 +30,7 @@ from captum_attn.observe.tracing.token_map import Downstream, Upstream
 # The error falls with the square root of draws times channels: as many make it 4 % or so.
 _ENOUGH = 2048
 _MOST_DRAWS = 128
+_FEWER = 4
 # Elements of several draws that go through the graph together.
 _AT_ONCE = 2**18
 
@@ -82,8 +83,12 @@ class Mixing:
 
     @property
     def _row_draws(self) -> int:
-        """Of one row at a time, as many orthogonal vectors as there are channels give T exactly."""
-        return min(self.draws, _power(self._width))
+        """Draws for each row of a matrix, whose errors are apart and cancel in products.
+
+        As many orthogonal vectors as there are channels give T exactly.
+        """
+        exact = _power(self._width)
+        return exact if self.is_exact else min(max(1, self.draws // _FEWER), exact)
 
     @property
     def is_exact(self) -> bool:
@@ -247,12 +252,17 @@ class Mixing:
         batch, n = self.shape
         draws = self._row_draws
 
+        noise = [
+            [self._noise(down, draw, i).to(down.like) for draw in range(draws)]
+            for i, down in enumerate(self.downs)
+        ]
+
         def of(question: int) -> list[Tensor]:
             row, draw = divmod(question, draws)
             vectors = []
-            for i, down in enumerate(self.downs):
+            for down, drawn in zip(self.downs, noise, strict=True):
                 vector = torch.zeros(down.shape, dtype=down.like.dtype, device=down.like.device)
-                vector[:, row] = self._noise(down, draw, i)[:, row].to(vector)
+                vector[:, row] = drawn[draw][:, row]
                 vectors.append(down.placed(vector))
             return vectors
 
