@@ -14,7 +14,7 @@ from captum_attn.errors import WiringError
 from captum_attn.observe.capture.leaf import Leaf
 from captum_attn.observe.streams.states import InputMap
 from captum_attn.observe.tracing.autograd_graph import Graph, shape_of
-from captum_attn.observe.tracing.token_map import TokenMap, Upstream
+from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 _DRAWS = 8
@@ -25,7 +25,7 @@ _AT_ONCE = 16  # nodes of the graph that are asked in one go
 def enter(
     leaf: Leaf,
     token_map: TokenMap,
-    rows: Tensor,
+    rows: Tensor | Downstream,
     graph: Graph,
     tracer: TokenTracer,
     kept: dict[Any, Any],
@@ -68,7 +68,7 @@ def enter(
 
 
 def _feature_grid(
-    leaf: Leaf, rows: Tensor, graph: Graph, tracer: TokenTracer
+    leaf: Leaf, rows: Tensor | Downstream, graph: Graph, tracer: TokenTracer
 ) -> tuple[Tensor, tuple[int, ...], tuple[int, ...] | None] | None:
     """The feature map on the way with one cell for each token, the nearest to the input."""
     batch = rows.shape[0]
@@ -111,7 +111,9 @@ def varies(cells: Tensor, axis: int) -> bool:
     return bool(((largest >= 0) & (largest != smallest)).any())
 
 
-def _axes(leaf: Leaf, cells: Tensor, rows: Tensor, tracer: TokenTracer) -> tuple[int, ...]:
+def _axes(
+    leaf: Leaf, cells: Tensor, rows: Tensor | Downstream, tracer: TokenTracer
+) -> tuple[int, ...]:
     """Which axis of the input each axis of the feature map runs along.
 
     With independent random r_p the squared gradient of Σ_p a_p <t_p, r_p> is, on average,

@@ -14,7 +14,7 @@ from captum_attn.errors import WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf
 from captum_attn.observe.streams.states import MixedState, Part, RearrangedState, State
-from captum_attn.observe.tracing.autograd_graph import Member, shape_of
+from captum_attn.observe.tracing.autograd_graph import Member, gradients, shape_of
 from captum_attn.observe.tracing.layout import Layout, layouts
 from captum_attn.observe.tracing.mixing import Mixing
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
@@ -87,16 +87,73 @@ class MixingHops:
         """The state that an operand of a call stems from, its tokens mixed on the way."""
         found = self._in_front(operand)
         if found is None:
-            rows = [operand.call.rows(t) for t in (operand.tensor, *operand.beside)]
-            rows = [r for r in rows if r.shape[1] == rows[0].shape[1]]
-            key = (operand.call.index, operand.side)
-            return self._mixed(key, [Downstream.rows(r) for r in rows], operand)
+            return self._mixed((operand.call.index, operand.side), self._rows(operand), operand)
         tokens, token_map = found
         mixed = self._mixed((tokens.edge.node, tokens.edge.output_nr), [tokens.down], operand)
-        if token_map.to is None:
-            return mixed
-        n = operand.call.rows(operand.tensor).shape[1]
-        return RearrangedState(mixed.stream, n, tuple(Part(mixed, to) for to in token_map.places))
+        return self._rearranged(mixed, token_map, operand.call.rows(operand.tensor).shape[1])
+
+    def born(self, call: AttentionCall, values: Tensor, named: int) -> tuple[State, State] | None:
+        """What a call asks from and reads, of inputs that it asks in other pieces than it reads.
+
+        The tokens are those that both are projected from; on the way to either they are merged,
+        pooled or mixed by a convolution.
+
+        Returns:
+            tuple of State or None: None where no such place was found.
+        """
+        kept, key = self.wiring.structure.entries, ("born", call.index)
+        for number, edge in self._places((call.q, call.k, call.v), named):
+            known = kept.get(key)
+            if known is None:
+                ways = self._by_support(edge, call, values)
+            else:
+                ways = [known[1]] if known[0] == number else []
+            for layout in ways:
+                tokens = Tokens(edge, layout)
+                state = self._begun(tokens, named)
+                if state is None:
+                    continue
+                kept[key] = number, layout
+                asks = self._behind(tokens, state, Operand(call, "q", call.q, (), named))
+                beside = () if call.k is values else (call.k,)
+                return asks, self._behind(tokens, state, Operand(call, "v", values, beside, named))
+        return None
+
+    def _begun(self, tokens: Tokens, named: int) -> State | None:
+        """The state that inputs make at a place; None where they cannot be followed to it."""
+        found = self.graph.members(named)
+        upstreams = [self.wiring.upstream(member) for member in found]
+        try:
+            maps = self.tracer.maps(tokens.down, upstreams)
+            pairs = list(zip(found, maps, strict=True))
+            return self.wiring.met(pairs, tokens.down, named, asking=True)
+        except WiringError:
+            return None
+
+    def _by_support(self, edge: GradientEdge, call: AttentionCall, values: Tensor) -> list[Layout]:
+        """The layouts of a place, the one first in which an operand's row sees the fewest tokens."""
+        rows, batch = call.rows(values), self.wiring.batch
+        vector = torch.zeros_like(rows)
+        vector[:, rows.shape[1] // 2] = self.tracer.random(rows, rows.shape[2])
+        (found,) = gradients([(rows, vector)], [edge], self.graph.cuts)
+        ways = list(layouts(shape_of(edge.node, edge.output_nr), batch))
+        if found is None:
+            return []
+        seen = [float(way.rows(found).ne(0).any(-1).float().mean()) for way in ways]
+        return [way for _, way in sorted(zip(seen, ways, strict=True), key=lambda pair: pair[0])]
+
+    def _behind(self, tokens: Tokens, state: State, operand: Operand) -> State:
+        """The state of an operand that is made of the tokens at a place."""
+        rows = operand.call.rows(operand.tensor)
+
+        def find() -> TokenMap:
+            return self.tracer.maps(rows, [tokens.upstream])[0]
+
+        key = ("behind", operand.call.index, operand.side)
+        token_map = self.wiring.structure.get_or_compute(key, find)
+        if token_map.mixed:
+            return self._mixed(key, self._rows(operand), operand, [(state, [tokens.upstream])])
+        return self._rearranged(state, token_map, rows.shape[1])
 
     # ------------------------------------------------------------------------ the tokens t
     def _in_front(self, operand: Operand) -> tuple[Tokens, TokenMap] | None:
@@ -141,10 +198,28 @@ class MixingHops:
                 return
 
     # ------------------------------------------------------------------------ the tokens u
-    def _mixed(self, key: Any, downs: list[Downstream], operand: Operand) -> MixedState:
+    @staticmethod
+    def _rearranged(state: State, token_map: TokenMap, n: int) -> State:
+        if token_map.to is None:
+            return state
+        return RearrangedState(state.stream, n, tuple(Part(state, to) for to in token_map.places))
+
+    @staticmethod
+    def _rows(operand: Operand) -> list[Downstream]:
+        """The rows of an operand, and of the others that have as many."""
+        rows = [operand.call.rows(t) for t in (operand.tensor, *operand.beside)]
+        return [Downstream.rows(r) for r in rows if r.shape[1] == rows[0].shape[1]]
+
+    def _mixed(
+        self,
+        key: Any,
+        downs: list[Downstream],
+        operand: Operand,
+        members: list[tuple[State, list[Upstream]]] | None = None,
+    ) -> MixedState:
         if key in self._at:
             return self._at[key]
-        members = self._members(downs, operand)
+        members = self._members(downs, operand) if members is None else members
         sizes = [(state.n, upstreams) for state, upstreams in members]
         mixing = Mixing(downs, sizes, self.graph.cuts, seed=len(self.states))
         states = tuple(state for state, _ in members)

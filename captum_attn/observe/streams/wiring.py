@@ -140,12 +140,25 @@ class Wiring:
             asked &= read  # q = k = x + position, v = x: the positions are no tokens of their own
         if not self._is_ordinary(call, asked, read, values):
             call.roles = self._roles(call, (call.q, asked), (values, read))
-        asks = self._state(call, "q", call.q, asked)
-        reads = self._state(call, "v", values, read)
+        asks, reads = self._born(call, values, asked, read) or (
+            self._state(call, "q", call.q, asked),
+            self._state(call, "v", values, read),
+        )
         number = sum(update.stream == asks.stream for update in self.updates)
         update = AttentionState(asks.stream, asks.n, call, asks, reads, number)
         self.updates.append(update)
         self._after[call] = update
+
+    def _born(
+        self, call: AttentionCall, values: Tensor, asked: int, read: int
+    ) -> tuple[State, State] | None:
+        """What asks and what answers, where both begin with the same inputs in unlike pieces."""
+        named = self.graph.named(asked)
+        if not named or named != self.graph.named(read) or self.graph.calls(named):
+            return None
+        if call.rows(call.q).shape[1] == call.rows(values).shape[1]:
+            return None
+        return self.mixing_hops.born(call, values, named)
 
     def _latest(self, tensor: Tensor) -> int:
         return self.graph.latest(self.graph.reach(tensor))

@@ -71,6 +71,11 @@ class Downstream:
     placed: Callable[[Tensor], Tensor]
     like: Tensor
 
+    @property
+    def grad_fn(self) -> Any:
+        """Its node of the graph, as a tensor's."""
+        return self.edge.grad_fn if isinstance(self.edge, Tensor) else self.edge.node
+
     @staticmethod
     def rows(rows: Tensor) -> Downstream:
         return Downstream(rows, tuple(rows.shape), lambda v: v, rows)  # type: ignore[arg-type]

@@ -167,23 +167,26 @@ class TokenTracer:
         ]
 
     def mean_squares(
-        self, rows: Tensor, squared: Sequence[Tensor], leaf: Tensor, draws: int
+        self, down: Downstream | Tensor, squared: Sequence[Tensor], leaf: Tensor, draws: int
     ) -> tuple[list[Tensor], Tensor]:
         """Squared gradients at `leaf` of Σ_p a_p <t_p, r_p>, summed over draws of r_p.
 
         Args:
+            down (Downstream or Tensor): the rows t_p, (B, P, features).
             squared (sequence of Tensor): (B, P) each, a_p squared, positive at the same positions.
 
         Returns:
             With each of these a, and with a_p = 1 wherever a_p > 0; all of the leaf's shape.
         """
+        if isinstance(down, Tensor):
+            down = Downstream.rows(down)
         codes = [*(one.sqrt() for one in squared), squared[0] > 0]
         sums = [torch.zeros_like(leaf) for _ in codes]
         for _ in range(draws):
-            probe_vector = self.random(rows, *rows.shape)
+            probe_vector = self.random(down.like, *down.shape)
             for total, code in zip(sums, codes, strict=True):
-                vector = probe_vector * code[..., None].to(rows)
-                (found,) = gradients([(rows, vector)], [leaf], self._cuts)
+                vector = down.placed(probe_vector * code[..., None].to(probe_vector))
+                (found,) = gradients([(down.edge, vector)], [leaf], self._cuts)
                 if found is not None:
                     total += found.square()
         return sums[:-1], sums[-1]
