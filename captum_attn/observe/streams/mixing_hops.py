@@ -13,7 +13,13 @@ from torch.autograd.graph import GradientEdge
 from captum_attn.errors import WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf
-from captum_attn.observe.streams.states import MixedState, Part, RearrangedState, State
+from captum_attn.observe.streams.states import (
+    MixedState,
+    Part,
+    RearrangedState,
+    State,
+    joined_name,
+)
 from captum_attn.observe.tracing.autograd_graph import Member, gradients, shape_of
 from captum_attn.observe.tracing.layout import Layout, layouts
 from captum_attn.observe.tracing.mixing import Mixing
@@ -155,6 +161,19 @@ class MixingHops:
             return self._mixed(key, self._rows(operand), operand, [(state, [tokens.upstream])])
         return self._rearranged(state, token_map, rows.shape[1])
 
+    def added(
+        self, versions: list[tuple[State, list[AttentionCall]]], rows: Tensor | Downstream
+    ) -> MixedState:
+        """Versions of one stream that part at different places and are added: T says their shares.
+
+        Args:
+            versions: each with the calls that make it.
+            rows (Tensor or Downstream): (B, n, features), the tokens that they make.
+        """
+        down = Downstream.rows(rows) if isinstance(rows, Tensor) else rows
+        members = [(s, [Upstream.call(call) for call in group]) for s, group in versions]
+        return self._made([down], members, ())
+
     # ------------------------------------------------------------------------ the tokens t
     def _in_front(self, operand: Operand) -> tuple[Tokens, TokenMap] | None:
         """Where the tokens stand last before they are projected, and where they are in the operand.
@@ -220,15 +239,21 @@ class MixingHops:
         if key in self._at:
             return self._at[key]
         members = self._members(downs, operand) if members is None else members
+        self._at[key] = self._made(downs, members, self._by(operand))
+        return self._at[key]
+
+    def _made(
+        self,
+        downs: list[Downstream],
+        members: list[tuple[State, list[Upstream]]],
+        by: tuple[str, ...],
+    ) -> MixedState:
         sizes = [(state.n, upstreams) for state, upstreams in members]
         mixing = Mixing(downs, sizes, self.graph.cuts, seed=len(self.states))
         states = tuple(state for state, _ in members)
-        streams = dict.fromkeys(state.stream for state in states)
-        name = next(iter(streams)) if len(streams) == 1 else "+".join(streams)
-        made = MixedState(name, downs[0].shape[1], states, mixing, self._by(operand))
-        self.states.append(made)
-        self._at[key] = made
-        return made
+        name = joined_name(state.stream for state in states)
+        self.states.append(MixedState(name, downs[0].shape[1], states, mixing, by))
+        return self.states[-1]
 
     def _members(
         self, downs: list[Downstream], operand: Operand

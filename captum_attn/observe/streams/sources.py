@@ -19,6 +19,7 @@ from captum_attn.observe.streams.states import (
     RearrangedState,
     Source,
     State,
+    joined_name,
 )
 from captum_attn.observe.streams.windows import renumbered, unfolded
 from captum_attn.observe.tracing.autograd_graph import Graph, Member
@@ -100,7 +101,7 @@ class StreamBuilder:
             return RearrangedState(born.stream, n, (Part(born, place[None]),))
         own = [self._own_part(entry, n) for entry in entries]
         streams = dict.fromkeys(part.state.stream for part in own or parts)
-        name = next(iter(streams)) if own else "+".join(streams)
+        name = next(iter(streams)) if own else joined_name(streams)
         if asking and not own and len(streams) > 1:
             name = self._unique(name)
         return RearrangedState(name, n, (*parts, *own))

@@ -8,7 +8,7 @@ the order of execution; every propagation rule walks it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -183,6 +183,11 @@ def streams_of(state: State) -> tuple[str, ...]:
         found = [name for before in state.before for name in streams_of(before)]
         return tuple(dict.fromkeys(found))
     return (state.stream,)
+
+
+def joined_name(streams: Iterable[str]) -> str:
+    """The name of streams in one sequence: every input's name once, joined with +."""
+    return "+".join(dict.fromkeys(name for stream in streams for name in stream.split("+")))
 
 
 def ancestry(states: list[State]) -> Iterator[State]:

@@ -272,7 +272,10 @@ class Wiring:
         leaves = [(m, t) for m, t in pairs if not isinstance(m, AttentionCall)]
         one_stream = len({state.stream for state, _ in after}) == 1
         if one_stream and not leaves and all(t.to is None for _, t in after):
-            return self.version([update.call for update, _ in after])
+            versions = self.versions([update.call for update, _ in after])
+            if len(versions) > 1:
+                return self.mixing_hops.added(versions, rows)
+            return versions[0][0]
         parts = [Part(update, to) for update, t in after for to in t.places]
         return self.stream_builder.joined(
             parts, leaves, rows, members, asking=asking, folded=folded
