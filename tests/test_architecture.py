@@ -105,6 +105,18 @@ def test_methods_do_not_import_each_other():
         assert not others & (stems - {Path(module).stem}), module
 
 
+ROOMS = ("capture", "tracing", "streams", "observation", "vectors")  # of `observe`, in order
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.count("/") and part(m) == "observe"])
+def test_the_rooms_of_observe_import_one_way(module):
+    room = module.split("/")[1].removesuffix(".py")
+    before = set(ROOMS[: ROOMS.index(room) + 1]) if room in ROOMS else set(ROOMS)
+    names = names_imported_by(PACKAGE / module)
+    inside = [name for name in names if name.startswith("captum_attn.observe.")]
+    assert {name.split(".")[2] for name in inside} <= before
+
+
 def foreign_secrets(path: Path) -> set[str]:
     """Underscored modules that a file imports from a room that it is not in."""
     own = (

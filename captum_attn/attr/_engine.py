@@ -133,7 +133,8 @@ class Engine:
             observation.output = value.objective.detach()  # a language model's is large
         reads = [] if request.matrices else run.cached("reads", observation.reads)
         calls = [s.call for s in run.attention_states if run.counts(s.call) and self.needs_gradient]
-        keep = self.keeps_graph or several
+        mixes = bool(observation.wiring.mixed_states)  # a mixing hop asks autograd again
+        keep = self.keeps_graph or several or mixes
         run.backward = run_backward(observation, request, value, calls, reads, run.like, keep)
         run.again = partial(self._again, forward_func, request, run.options)
         return run

@@ -48,9 +48,14 @@ class RawAttention(AttentionAttribution):
 
     def shown_calls(self, run: Run[Options], state: State) -> list[AttentionState]:
         layer = run.options.layer
+        calls = [made for made in run.calls_into([state]) if made.stream == state.stream]
+        if not calls:
+            raise OptionError(
+                f"no attention call of {state.stream!r} is left to be shown: expected `layers` and "
+                "`start_layer` that let one in"
+            )
         if layer == -1:
             return run.last_calls(state)
-        calls = [made for made in run.calls_into([state]) if made.stream == state.stream]
         if isinstance(layer, int):
             if not -len(calls) <= layer < len(calls):
                 raise OptionError(

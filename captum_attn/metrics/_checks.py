@@ -49,7 +49,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def a_callable(name: str, value: Any) -> Callable:
-    """Something to call; a class, which would only make something, is none."""
+    """Something to call; a class is refused, because a call of it would only make an object."""
     if isinstance(value, type) or not callable(value):
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise OptionError(f"{name}: expected a callable, got {got}")

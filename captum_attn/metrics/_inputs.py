@@ -207,7 +207,7 @@ def _over_classes(function: Callable[[Tensor], Tensor]) -> Measure:
 
 
 def _hit(output: Tensor) -> Tensor:
-    """1 where the output is highest, of equal ones the first; the highest of NaN is none."""
+    """1 where the output is highest, at the first of equal ones; NaN is refused."""
     return F.one_hot(_finite(output).argmax(-1), output.shape[-1]).double()
 
 

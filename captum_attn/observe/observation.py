@@ -134,7 +134,7 @@ def _entered(tap: Tap, name: str, value: Any, given: bool = False) -> Any:
         value = value.clone()
     if value.is_floating_point():
         if "mask" in name and not given:
-            return value  # it selects tokens, it is none
+            return value  # a mask selects tokens and is not one
         apply_gradient_requirements((value,), warn=False)
     return tap.enter(name, value)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from captum_attn.errors import InputError
 from captum_attn.observe.capture.attention_call import AttentionCall, attention_map, repeat_heads
 from captum_attn.observe.capture.contraction import PRODUCTS, Contraction, align, contraction
 from captum_attn.observe.capture.functions import (
+    BATCH_NORMS,
     DETACH,
     SOFTMAX,
     TOKEN_MAKERS,
@@ -39,6 +41,17 @@ from captum_attn.observe.capture.tensor_notes import (
     mapped,
     tensors,
 )
+
+
+def laid_out(shape: torch.Size, stride: tuple[int, ...], gradient: Tensor) -> Tensor:
+    """A gradient in the memory format of what it is a gradient of.
+
+    On the CPU torch (2.14) computes the backward pass of a batch norm wrongly for one example whose
+    gradient arrives with the channels last, as it does from tokens, where its input has them first.
+    """
+    if gradient.stride() == stride:
+        return gradient
+    return gradient.new_empty_strided(shape, stride).copy_(gradient)
 
 
 class Tap(TorchFunctionMode):
@@ -106,6 +119,8 @@ class Tap(TorchFunctionMode):
         if func in TOKEN_MAKERS and torch.is_grad_enabled():
             args = mapped(self._learned_leaf, args)
         out = self.own.run(func, args, kwargs)
+        if func in BATCH_NORMS and out.requires_grad:
+            out.register_hook(partial(laid_out, out.shape, out.stride()))
         self._follow(func, args, kwargs, out)
         return out
 

@@ -13,7 +13,7 @@ from captum_attn.errors import WiringError
 from captum_attn.observe.capture.leaf import Leaf
 from captum_attn.observe.streams.states import InputMap
 from captum_attn.observe.tracing.autograd_graph import Graph, Node, gradients, shape_of
-from captum_attn.observe.tracing.token_map import TokenMap, Upstream
+from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 _AT_ONCE = 16  # nodes of the graph that are asked in one go
@@ -23,7 +23,7 @@ _STEPS = 64  # from feature map to feature map
 def enter(
     leaf: Leaf,
     token_map: TokenMap,
-    rows: Tensor,
+    rows: Tensor | Downstream,
     graph: Graph,
     tracer: TokenTracer,
     kept: dict[Any, Any],
@@ -74,7 +74,7 @@ def enter(
 
 
 def _feature_grid(
-    leaf: Leaf, rows: Tensor, graph: Graph, tracer: TokenTracer
+    leaf: Leaf, rows: Tensor | Downstream, graph: Graph, tracer: TokenTracer
 ) -> tuple[Tensor, tuple[int, ...], tuple[int, ...] | None] | None:
     """The feature map on the way with one cell for each token, the nearest to the input."""
     batch = rows.shape[0]

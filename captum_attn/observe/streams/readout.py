@@ -170,12 +170,8 @@ def find_reads(root: Root, wiring: Wiring, graph: Graph) -> list[Read]:
             "the output does not depend on any attention call that ran: expected a model whose "
             "output reads attended tokens; explain another output with a callable around the model"
         )
-    grouped: dict[str, list[AttentionCall]] = {}
-    for call in calls:
-        grouped.setdefault(wiring.after(call).stream, []).append(call)
     reads = []
-    for group in grouped.values():
-        state = wiring.version(group)
+    for state, group in wiring.versions(calls):
         goal = sum(graph.bit[call] for call in group)
         places = _places(root, root.edge, goal, state, wiring, graph)
         read_on = any(

@@ -19,10 +19,11 @@ from captum_attn.observe.streams.states import (
     RearrangedState,
     Source,
     State,
+    joined_name,
 )
 from captum_attn.observe.streams.windows import renumbered, unfolded
 from captum_attn.observe.tracing.autograd_graph import Graph, Member
-from captum_attn.observe.tracing.token_map import IDENTITY, TokenMap, Upstream
+from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 
@@ -53,11 +54,20 @@ class StreamBuilder:
         self._learned.append((members, state))
         return state
 
+    def rows_of(self, leaf: Leaf) -> InitialState:
+        """The stream that begins with the rows of an embedding or of a (B, n, D) input."""
+        if leaf.ids is None:
+            n, entry = leaf.tensor.shape[1], _rowwise(leaf)
+        else:
+            n = leaf.tensor.shape[:-1].numel() // self.batch
+            entry = InputMap(leaf, None, tuple(leaf.shape[1:]))
+        return self._born_with(entry) or self._born(leaf.name, n, [entry])
+
     def joined(
         self,
         parts: list[Part],
         leaves: Sequence[tuple[Leaf, TokenMap]],
-        rows: Tensor,
+        rows: Tensor | Downstream,
         members: int,
         asking: bool,
         folded: bool,
@@ -91,13 +101,13 @@ class StreamBuilder:
             return RearrangedState(born.stream, n, (Part(born, place[None]),))
         own = [self._own_part(entry, n) for entry in entries]
         streams = dict.fromkeys(part.state.stream for part in own or parts)
-        name = next(iter(streams)) if own else "+".join(streams)
+        name = next(iter(streams)) if own else joined_name(streams)
         if asking and not own and len(streams) > 1:
             name = self._unique(name)
         return RearrangedState(name, n, (*parts, *own))
 
     def _entries(
-        self, rows: Tensor, leaves: Sequence[tuple[Leaf, TokenMap]], among: bool
+        self, rows: Tensor | Downstream, leaves: Sequence[tuple[Leaf, TokenMap]], among: bool
     ) -> list[InputMap]:
         """Of the inputs that enter here, those that carry the content of their positions.
 
@@ -128,7 +138,7 @@ class StreamBuilder:
             to = torch.where(here, torch.arange(n), -1).to(leaf.tensor.device)
         return Part(self._born(leaf.name, n, [entry]), to)
 
-    def _learned_parts(self, rows: Tensor, members: int) -> list[Part]:
+    def _learned_parts(self, rows: Tensor | Downstream, members: int) -> list[Part]:
         """Rows of a `queries` stream among other keys: a resampler's `cat(media, latents)`."""
         parts = []
         for known, state in self._learned:

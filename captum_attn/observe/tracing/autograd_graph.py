@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -101,6 +103,36 @@ class Graph:
                     queue.append(before)
         return queue
 
+    def on_every_way(
+        self, starts: Iterable[Tensor | GradientEdge], goal: int
+    ) -> Iterator[GradientEdge]:
+        """What every path from `starts` back to `goal` leads through, nearest to them first.
+
+        Nodes are taken in the order in which they were made, the last one first: where no other
+        one is waiting, all paths have met.
+        """
+        waiting: dict[Node, set[int]] = {}
+        for start in starts:
+            edge = get_gradient_edge(start) if isinstance(start, Tensor) else start
+            waiting.setdefault(edge.node, set()).add(edge.output_nr)
+        order = [(-n._sequence_nr(), i, n) for i, n in enumerate(waiting)]
+        heapq.heapify(order)
+        count = len(order)
+        while order:
+            node = heapq.heappop(order)[2]
+            outputs = waiting.pop(node)
+            if not order and len(outputs) == 1:
+                yield GradientEdge(node, *outputs)
+            for before, number in node.next_functions:
+                if before is None or not self.reach(before) & goal:
+                    continue
+                if before in self._stops:
+                    return
+                if before not in waiting:
+                    heapq.heappush(order, (-before._sequence_nr(), count, before))
+                    count += 1
+                waiting.setdefault(before, set()).add(number)
+
     def is_stop(self, node: Node) -> bool:
         """Whether the node is the output of a call, or a leaf."""
         return node in self._stops
@@ -143,21 +175,33 @@ def gradients(
     inputs: Iterable[Any],
     cuts: Iterable[Node] = (),
     keep: bool = True,
+    several: bool = False,
 ) -> list[Tensor | None]:
     """Vector-Jacobian product of `outputs` (each with its vector) with respect to `inputs`.
 
     Args:
         cuts (iterable of graph nodes): where the gradient arrives, but does not pass through.
         keep (bool): False frees what the pass goes through as it goes; no other may follow.
+        several (bool): whether the first axis of the vectors, and of the result, counts several
+            products.
     """
     ends, vectors = zip(*outputs, strict=True)
-    handles = [node.register_prehook(_stop) for node in cuts]
+    with cut_at(cuts), _overwriting_named(), recompute():
+        found = torch.autograd.grad(
+            ends,
+            list(inputs),
+            vectors,
+            retain_graph=keep,
+            allow_unused=True,
+            is_grads_batched=several,
+        )
+    return list(found)
+
+
+@contextmanager
+def _overwriting_named() -> Iterator[None]:
     try:
-        with recompute():
-            found = torch.autograd.grad(
-                ends, list(inputs), vectors, retain_graph=keep, allow_unused=True
-            )
-        return list(found)
+        yield
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
@@ -166,6 +210,14 @@ def gradients(
             "its run and the last of the targets (by an optimizer in another thread?), or an "
             f"activation, in place, by the model itself; torch says: {error}"
         ) from error
+
+
+@contextmanager
+def cut_at(cuts: Iterable[Node]) -> Iterator[None]:
+    """No gradient passes through these nodes."""
+    handles = [node.register_prehook(_stop) for node in cuts]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

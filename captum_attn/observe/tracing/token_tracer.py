@@ -109,7 +109,7 @@ class TokenTracer:
         first = self._maps(down, upstreams)
         if not any(m.to is not None and (m.to < 0).any() for m in first):
             return first
-        second = self._maps(down, upstreams)  # entering nowhere is believed the second time
+        second = self._maps(down, upstreams)  # confirms that a token enters nowhere
         for one, two in zip(first, second, strict=True):
             if one.to is not None and two.to is not None:
                 one.to = torch.where(one.to < 0, two.to, one.to)
@@ -249,6 +249,8 @@ class TokenTracer:
         self, rows: Tensor, code: Tensor, axis: int, upstreams: Sequence[Upstream]
     ) -> list[tuple[Tensor, Tensor]]:
         """Gradients of Σ s and Σ c s at each upstream, c the code of the index of `axis`."""
+        if not upstreams:
+            return []
         edges = [upstream.edge for upstream in upstreams]
         probe_vector = self.random(rows, *rows.shape)
         shape = [1] * rows.ndim
