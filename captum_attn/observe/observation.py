@@ -14,6 +14,7 @@ from captum._utils.gradient import apply_gradient_requirements
 from torch import Tensor, nn
 
 from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
+from captum_attn.observe.capture.reasons import reasons_named
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.streams.readout import Read, Root, find_reads
 from captum_attn.observe.streams.structure_cache import StructureCache
@@ -89,7 +90,13 @@ def observe(
                 lambda *args: tensor_of(forward_func(*args)), first, None, rest or None
             )
 
-    with tap.modules, tap, _misfits_named(given):
+    run_by_name = isinstance(inputs, Mapping)
+    with (
+        tap.modules,
+        tap,
+        reasons_named(forward_func, given, roots, run_by_name),
+        _misfits_named(given),
+    ):
         output = tensor_of(forward())
     _check_seen(tap)
     batch = _examples({name: given[name] for name in names}, output)
@@ -168,7 +175,8 @@ def _misfits_named(inputs: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        shapes = {name: tuple(v.shape) for name, v in inputs.items() if isinstance(v, Tensor)}
+        dense = {n: v for n, v in inputs.items() if isinstance(v, Tensor) and not v.is_nested}
+        shapes = {name: tuple(value.shape) for name, value in dense.items()}
         masked = [shape for name, shape in shapes.items() if "mask" not in name]
         for name, shape in shapes.items():
             fits = any(_fits(shape, other) for other in masked)

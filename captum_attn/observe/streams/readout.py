@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from captum_attn.errors import ReadoutError
+from captum_attn.errors import InputError, ReadoutError
 from captum_attn.observe.capture.attention_call import AttentionCall, positions, working_dtype
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.capture.tensor_kinds import check_kind
 from captum_attn.observe.streams.states import State
 from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import (
@@ -312,7 +313,13 @@ def given_weights(readout: Any, read: Read, batch: int, like: Tensor) -> Tensor:
     if isinstance(readout, bool) or not isinstance(readout, (int, Tensor)):
         raise ReadoutError(f"{expected}; got {readout!r}")
     if isinstance(readout, int):
+        if not -n <= readout < n:
+            raise ReadoutError(f"{expected}; got {readout}")
         readout = torch.full((batch,), readout)
+    try:
+        check_kind("readout", readout)
+    except InputError as error:
+        raise ReadoutError(f"{expected}; {error}") from error
     if readout.ndim in (1, 2) and readout.shape[0] != batch and batch % max(len(readout), 1) == 0:
         readout = readout.repeat_interleave(batch // max(len(readout), 1), 0)  # NoiseTunnel
     dtype = working_dtype(like.dtype)
@@ -321,8 +328,10 @@ def given_weights(readout: Any, read: Read, batch: int, like: Tensor) -> Tensor:
         if not bool(torch.isfinite(weights).all()) or bool((weights == 0).all(1).any()):
             raise ReadoutError(f"{expected}; got weights that are not finite or all zero")
         return weights
-    if readout.ndim != 1 or len(readout) != batch or readout.is_floating_point():
+    whole = not readout.is_floating_point() and readout.dtype != torch.bool
+    if readout.ndim != 1 or len(readout) != batch or not whole:
         raise ReadoutError(f"{expected}; got {tuple(readout.shape)} of {readout.dtype}")
+    readout = readout.long()
     if bool(((readout < -n) | (readout >= n)).any()):
         raise ReadoutError(f"{expected}; got {readout.tolist()}")
     weights = torch.zeros(batch, n, dtype=dtype, device=like.device)
