@@ -89,7 +89,7 @@ def observe(
                 lambda *args: tensor_of(forward_func(*args)), first, None, rest or None
             )
 
-    with tap, _misfits_named(given):
+    with tap.modules, tap, _misfits_named(given):
         output = tensor_of(forward())
     _check_seen(tap)
     batch = _examples({name: given[name] for name in names}, output)
@@ -128,7 +128,7 @@ def _entered(tap: Tap, name: str, value: Any, given: bool = False) -> Any:
         value = value.clone()
     if value.is_floating_point():
         if "mask" in name and not given:
-            return value  # it selects tokens, it is none
+            return value  # a mask selects tokens and is not one
         apply_gradient_requirements((value,), warn=False)
     return tap.enter(name, value)
 

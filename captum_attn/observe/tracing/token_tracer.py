@@ -116,7 +116,7 @@ class TokenTracer:
         first = self._maps(down, upstreams)
         if not any(m.to is not None and (m.to < 0).any() for m in first):
             return first
-        second = self._maps(down, upstreams)  # entering nowhere is believed the second time
+        second = self._maps(down, upstreams)  # confirms that a token enters nowhere
         for one, two in zip(first, second, strict=True):
             if one.to is not None and two.to is not None:
                 one.to = torch.where(one.to < 0, two.to, one.to)
