@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
 from captum_attn.observe.capture.reasons import reasons_named
 from captum_attn.observe.capture.tap import Tap
-from captum_attn.observe.streams.readout import Read, Root, find_reads
+from captum_attn.observe.streams.readout import Read, find_reads
 from captum_attn.observe.streams.structure_cache import StructureCache
 from captum_attn.observe.streams.wiring import Wiring
-from captum_attn.observe.tracing.autograd_graph import Graph
+from captum_attn.observe.tracing.autograd_graph import Graph, Root
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 
@@ -101,8 +101,9 @@ def observe(
     _check_seen(tap)
     batch = _examples({name: given[name] for name in names}, output)
     graph = Graph(tap.calls, tap.leaves)
-    wiring = Wiring(tap, graph, batch, TokenTracer(graph.cuts), structure)
-    return Observation(output, Root.of(output, tap), batch, tap, graph, wiring, names)
+    root = Root.of(output, tap.detached_from(output))
+    wiring = Wiring(tap, graph, root, batch, TokenTracer(graph.cuts), structure)
+    return Observation(output, root, batch, tap, graph, wiring, names)
 
 
 def tensor_of(output: Any) -> Tensor:

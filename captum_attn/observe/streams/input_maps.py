@@ -18,6 +18,7 @@ from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 _AT_ONCE = 16  # nodes of the graph that are asked in one go
 _STEPS = 64  # from feature map to feature map
+_WHOLE = 0.9  # the share of an input that counts as all of it: dead units see nothing
 
 
 def enter(
@@ -150,7 +151,17 @@ def _axes(
             if graph.is_stop(before[0]):
                 return tuple(axis - 1 for axis in along)
             node = before[0]
-    return ()
+    vector = torch.zeros(shape_of(node), dtype=end.dtype, device=end.device)
+    cell = (slice(None), *(size // 2 for size in shape_of(node)[1:]))
+    vector[cell] = 1
+    (seen,) = gradients([(GradientEdge(node, 0), vector)], [end])
+    if seen is not None and float(seen.ne(0).float().mean()) > _WHOLE:
+        return ()
+    raise WiringError(
+        f"along which axes of {leaf.name!r} {tuple(end.shape)} its tokens lie could not be "
+        f"observed (they were found in a tensor {shape_of(node)}, whose cells see parts of it that "
+        "do not move with them); explain the embeddings instead (pass them as a (B, n, D) input)"
+    )
 
 
 def _moves_along(

@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
 from captum_attn.errors import InputError, ReadoutError
 from captum_attn.observe.capture.attention_call import AttentionCall, positions, working_dtype
-from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.capture.tensor_kinds import check_kind
 from captum_attn.observe.streams.states import State
 from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import (
     Graph,
     Node,
+    Root,
     depends_on_content,
     gradients,
     shape_of,
@@ -77,31 +77,6 @@ class Place:
             lambda v: v.reshape(self.shape).permute(inverse),
             like,
         )
-
-
-@dataclass(frozen=True)
-class Root:
-    """The raw output, before the target is selected: where it hangs in the graph.
-
-    The output itself is not held, because a language model's may be larger than all its layers.
-
-    Args:
-        edge (GradientEdge or None): where it was computed; None for a constant.
-        shape (tuple of int): its shape.
-        like (Tensor): an empty tensor of its dtype and device.
-        detached_from: what it stems from without a gradient, see `Tap.detached_from`.
-    """
-
-    edge: GradientEdge | None
-    shape: tuple[int, ...]
-    like: Tensor
-    detached_from: tuple[Any, ...]
-
-    @staticmethod
-    def of(output: Tensor, tap: Tap) -> Root:
-        edge = get_gradient_edge(output) if output.requires_grad else None
-        like = output.detach().new_empty(0)
-        return Root(edge, tuple(output.shape), like, tap.detached_from(output))
 
 
 @dataclass

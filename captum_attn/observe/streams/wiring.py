@@ -30,8 +30,15 @@ from captum_attn.observe.streams.states import (
     State,
 )
 from captum_attn.observe.streams.structure_cache import StructureCache
-from captum_attn.observe.tracing.autograd_graph import Graph, Member, Node, depends_on_content
-from captum_attn.observe.tracing.axis_roles import Asked, Roles, leading_roles
+from captum_attn.observe.tracing.autograd_graph import (
+    Graph,
+    Member,
+    Node,
+    Root,
+    depends_on_content,
+    gradients,
+)
+from captum_attn.observe.tracing.axis_roles import Asked, Roles, leading_roles, roles_by_output
 from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
@@ -42,15 +49,22 @@ class Wiring:
     Args:
         tap (Tap): what was observed.
         graph (Graph): the run's autograd graph.
+        root (Root): the model's output in it.
         batch (int): number of examples.
         tracer (TokenTracer): asks for token maps.
         structure (StructureCache): what is known from earlier runs.
     """
 
     def __init__(
-        self, tap: Tap, graph: Graph, batch: int, tracer: TokenTracer, structure: StructureCache
+        self,
+        tap: Tap,
+        graph: Graph,
+        root: Root,
+        batch: int,
+        tracer: TokenTracer,
+        structure: StructureCache,
     ) -> None:
-        self.tap, self.graph, self.batch, self.tracer = tap, graph, batch, tracer
+        self.tap, self.graph, self.root, self.batch, self.tracer = tap, graph, root, batch, tracer
         self.structure = structure.for_signature(
             (
                 batch,
@@ -224,7 +238,8 @@ class Wiring:
                     found = leading_roles(call, asked)
                     if found is not None:
                         return found
-            return None
+            from_inputs = any(self.graph.named(members) for _, members in operands)
+            return None if from_inputs else self._roles_by_output(call)
 
         roles = self.structure.get_or_compute(("roles", call.index), settle)
         if roles is None:
@@ -236,6 +251,14 @@ class Wiring:
                 "confine the method to other calls with `layers=`"
             )
         return roles
+
+    def _roles_by_output(self, call: AttentionCall) -> Roles | None:
+        root = self.root
+        if root.edge is None or root.shape[:1] != (self.batch,):
+            return None
+        code, *vectors = self.tracer.coded_by_example(root.like, root.shape)
+        plain, coded = (gradients([(root.edge, v)], [call.edge])[0] for v in vectors)
+        return roles_by_output(call, plain, coded, code)
 
     def _refuse_shared(self, leaves: Iterable[Leaf]) -> None:
         """Raises where an input has other rows than the output has examples: one image, k texts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -143,6 +144,31 @@ class Graph:
         for bit in bits(members):
             closed |= self._closure.get(bit, 0)
         return closed
+
+
+@dataclass(frozen=True)
+class Root:
+    """The raw output, before the target is selected: where it hangs in the graph.
+
+    The output itself is not held, because a language model's may be larger than all its layers.
+
+    Args:
+        edge (GradientEdge or None): where it was computed; None for a constant.
+        shape (tuple of int): its shape.
+        like (Tensor): an empty tensor of its dtype and device.
+        detached_from: what it stems from without a gradient, see `Tap.detached_from`.
+    """
+
+    edge: GradientEdge | None
+    shape: tuple[int, ...]
+    like: Tensor
+    detached_from: tuple[Any, ...]
+
+    @staticmethod
+    def of(output: Tensor, detached_from: tuple[Any, ...]) -> Root:
+        edge = get_gradient_edge(output) if output.requires_grad else None
+        like = output.detach().new_empty(0)
+        return Root(edge, tuple(output.shape), like, detached_from)
 
 
 def bits(members: int) -> Iterator[int]:

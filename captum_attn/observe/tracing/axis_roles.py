@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
@@ -64,6 +65,32 @@ def leading_roles(call: AttentionCall, asked: Asked) -> Roles | None:
             roles += [(WINDOW, windows)] if windows > 1 else []
             roles += [(HEAD, size // windows)] if windows < size or windows == 1 else []
         return tuple(roles)
+    return None
+
+
+def roles_by_output(
+    call: AttentionCall, plain: Tensor | None, coded: Tensor | None, code: Tensor
+) -> Roles | None:
+    """`leading_roles` of a call that stems from no example (learned queries), by where it goes.
+
+    Args:
+        plain, coded (Tensor or None): gradients at the call's output of Σ s and of Σ c s over the
+            model's outputs s, c that of their example; None: nothing depends on the call.
+        code (Tensor): (B,) the factor c of each example.
+    """
+    for split in _splits(call.lead, len(code)):
+        roles = tuple((name or HEAD, size) for name, size in split)
+        if plain is None or coded is None or not bool(plain.any()):
+            return roles
+        order = call.out_permutation or range(plain.ndim)
+        one, other = (
+            g.permute(*order).expand(*call.lead, -1, -1).reshape(*(n for _, n in split), -1)
+            for g in (plain, coded)
+        )
+        axis = [name for name, _ in split].index(BATCH)
+        factor = code.view([-1 if a == axis else 1 for a in range(one.ndim)])
+        if torch.equal(other, one * factor):
+            return roles
     return None
 
 

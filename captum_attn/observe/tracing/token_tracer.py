@@ -90,6 +90,13 @@ class TokenTracer:
         size = 2.0 ** torch.randint(-3, 4, shape, generator=self._generator)
         return self._signs(like, *shape) * size.to(like)
 
+    def coded_by_example(
+        self, like: Tensor, shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A factor for each example, (B,), a random tensor of a shape, and one times the other."""
+        code, vector = self._exact_factors(like, shape[0]), self.random(like, *shape)
+        return code, vector, vector * code.view(-1, *[1] * (len(shape) - 1))
+
     def maps(
         self,
         down: Downstream | Tensor,
