@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from captum_attn.attr._base import AttentionAttribution
+from captum_attn.attr import AttentionAttribution
 from captum_attn.errors import AttnError, MissingExtraError, OptionError
 from captum_attn.insights.methods import METHODS, Option, options_of
 
@@ -76,5 +76,5 @@ def _field(config: ModuleType, option: Option) -> tuple:
     if option.choices:
         return config.StrEnumConfig(value=option.default, limit=list(option.choices))
     if isinstance(option.default, int):
-        return config.NumberConfig(value=option.default, limit=(option.lowest, None))
+        return config.NumberConfig(value=option.default, limit=(option.lowest, option.highest))
     return config.StrConfig(value=str(option.default))

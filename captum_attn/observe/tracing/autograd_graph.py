@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from captum_attn.errors import AttnError
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf
+from captum_attn.observe.capture.own_state import recompute
 
 Node = Any  # torch.autograd.graph.Node: the nodes of the C++ graph are no subclasses of it
 Member = AttentionCall | Leaf
@@ -184,17 +186,30 @@ def gradients(
             products.
     """
     ends, vectors = zip(*outputs, strict=True)
-    with cut_at(cuts):
-        return list(
-            torch.autograd.grad(
-                ends,
-                list(inputs),
-                vectors,
-                retain_graph=keep,
-                allow_unused=True,
-                is_grads_batched=several,
-            )
+    with cut_at(cuts), _overwriting_named(), recompute():
+        found = torch.autograd.grad(
+            ends,
+            list(inputs),
+            vectors,
+            retain_graph=keep,
+            allow_unused=True,
+            is_grads_batched=several,
         )
+    return list(found)
+
+
+@contextmanager
+def _overwriting_named() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise AttnError(
+            "something that the gradient needs was overwritten: the weights of the model between "
+            "its run and the last of the targets (by an optimizer in another thread?), or an "
+            f"activation, in place, by the model itself; torch says: {error}"
+        ) from error
 
 
 @contextmanager
