@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from captum_attn.observe.streams.windows import renumbered, unfolded
 from captum_attn.observe.tracing.autograd_graph import Graph, Member
 from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
+
+_AT_ONCE = 4  # earlier calls that are asked about in one go
 
 
 class StreamBuilder:
@@ -219,9 +221,9 @@ def bypassing(
     older: dict[Member, TokenMap] = {}
     if not earlier or not bool(vacant.any()):
         return older
-    latest_first = list(reversed(earlier))
-    probed = tracer.maps(rows, [Upstream.call(call) for call in latest_first])
-    for call, token_map in zip(latest_first, probed, strict=True):
+    for call, token_map in _latest_first(rows, earlier, tracer):
+        if not bool(vacant.any()):
+            break
         standing = []
         for to in token_map.places if not token_map.mixed else ():
             to = torch.arange(n)[None] if to is None else to.cpu()
@@ -233,6 +235,17 @@ def bypassing(
             older[call] = TokenMap(standing[0], tuple(standing[1:]))
             vacant &= ~covered(older[call], n, batch)
     return older
+
+
+def _latest_first(
+    rows: Tensor, earlier: Sequence[AttentionCall], tracer: TokenTracer
+) -> Iterator[tuple[AttentionCall, TokenMap]]:
+    """Calls with their maps to the rows, the latest first, asked for only as far as they are."""
+    calls = list(reversed(earlier))
+    for start in range(0, len(calls), _AT_ONCE):
+        chunk = calls[start : start + _AT_ONCE]
+        maps = tracer.maps(rows, [Upstream.call(call) for call in chunk])
+        yield from zip(chunk, maps, strict=True)
 
 
 def _row_places(to: Tensor | None, n: int) -> Tensor | None:

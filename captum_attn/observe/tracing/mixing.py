@@ -235,16 +235,33 @@ class Mixing:
         for member in members:
             live = [(u, rows) for u, rows in member if rows.requires_grad]
             total = torch.zeros(self.shape, dtype=self._dtype, device=given[0].device)
-            for draw in range(self.draws) if live else ():
-                noise = [self._noise_like(rows, draw, i) for i, (_, rows) in enumerate(live)]
-                back = torch.autograd.grad(
-                    [rows for _, rows in live], given, noise, retain_graph=True, allow_unused=True
-                )
+            for back in self._forward([rows for _, rows in live], given) if live else ():
                 for rows in back:
-                    if rows is not None:
-                        total += rows.to(self._dtype).square().sum(-1)
+                    total += rows.to(self._dtype).square().sum(-1)
             pushed.append(total / self.draws)
         return pushed
+
+    def _forward(self, rows: list[Tensor], given: list[Tensor]) -> Iterator[list[Tensor]]:
+        """For each draw of v, ∂t/∂u v of every downstream tensor, (B, n, features)."""
+
+        def push(noise: list[Tensor], several: bool) -> list[Tensor]:
+            found = torch.autograd.grad(
+                rows, given, noise, retain_graph=True, allow_unused=True, is_grads_batched=several
+            )
+            return [g for g in found if g is not None]
+
+        for chunk in self._chunks(range(self.draws)):
+            drawn = [[self._noise_like(r, draw, i) for i, r in enumerate(rows)] for draw in chunk]
+            if self._vectorized and len(chunk) > 1:
+                try:
+                    found = push([torch.stack(one) for one in zip(*drawn, strict=True)], True)
+                except RuntimeError:
+                    self._vectorized = False
+                else:
+                    yield from ([g[k] for g in found] for k in range(len(chunk)))
+                    continue
+            for noise in drawn:
+                yield push(noise, False)
 
     # ------------------------------------------------------------------------ matrices
     def _row_by_row(self) -> list[Tensor]:
