@@ -86,7 +86,7 @@ def suggested(value: Any, known: Collection[Any]) -> str:
 def whole(
     name: str, value: Any, least: int = 1, most: int | None = None, error: Kind = OptionError
 ) -> int:
-    """A whole number in [least, most]; `True` is none."""
+    """A whole number in [least, most]; `True` is refused."""
     value = scalar(value)
     if not isinstance(value, Integral) or isinstance(value, (bool, np.bool_)):
         raise error(f"{name}: expected {_whole_from(least, most)}, got {shown(value)}")
@@ -111,7 +111,7 @@ def number(
     open_ends: str = "",
     error: Kind = OptionError,
 ) -> float:
-    """A finite number in [least, most]; `True` is none.
+    """A finite number in [least, most]; `True` is refused.
 
     Args:
         open_ends (str): "(" where it has to be above `least`, ")" where it has to be below `most`.
@@ -203,7 +203,7 @@ def texts(name: str, value: Any, count: int | None = None, what: str = "example"
 
 
 def names_of(name: str, given: Iterable[str], known: Collection[str], error: Kind) -> None:
-    """Refuses names that nobody knows, saying which there are."""
+    """Refuses unknown names, and lists the known ones."""
     for one in given:
         if one not in known:
             raise error(
@@ -213,7 +213,7 @@ def names_of(name: str, given: Iterable[str], known: Collection[str], error: Kin
 
 # ---------------------------------------------------------------------------- others
 def is_file(path: Any) -> bool:
-    """Whether there is a file; a name that no file can have is none."""
+    """Whether there is a file; False for a name that no file can have."""
     try:
         return Path(path).is_file()
     except (OSError, TypeError, ValueError):  # too long, with a null byte, below a file
@@ -221,7 +221,7 @@ def is_file(path: Any) -> bool:
 
 
 def is_folder(path: Any) -> bool:
-    """Whether there is a folder; a name that no folder can have is none."""
+    """Whether there is a folder; False for a name that no folder can have."""
     try:
         return Path(path).is_dir()
     except (OSError, TypeError, ValueError):

@@ -84,19 +84,27 @@ def _signs(groups: int, count: int, seed: int) -> Iterator[Array]:
 
 def by_bootstrap(totals: Array, sizes: Array, count: int, seed: int) -> Array:
     """Twice the share of resamples whose t lies beyond the one found, (P,)."""
-    found = totals.sum(0) / sizes.sum()
-    t = _ratio(found, errors_of(totals, sizes))
-    below, above = np.zeros(len(t)), np.zeros(len(t))
+    groups = len(sizes)
+    noise = NOISE * np.abs(totals).sum(0) / sizes.sum()
     # All that the error of a drawn mean needs are sums over the groups that were drawn.
     columns = np.concatenate([totals, totals**2, totals * sizes[:, None]], 1)
     of_sizes = np.stack([sizes, sizes**2], 1)
-    for times in resamples_of(len(sizes), count, seed):
+
+    def ratio(times: Array, center: Array | float) -> tuple[Array, Array]:
         total, squares, weighed = np.split(times @ columns, 3, axis=1)
         size, squared_size = np.split(times @ of_sizes, 2, axis=1)
         mean = total / size
         off = squares - 2 * mean * weighed + mean**2 * squared_size
         off = np.where(off <= NOISE * squares, 0.0, off)
-        drawn = _ratio(mean - found, np.sqrt(off * len(sizes) / (len(sizes) - 1)) / size)
+        error = np.sqrt(off * groups / (groups - 1)) / size
+        away = np.where(np.abs(mean - center) <= noise, 0.0, mean - center)
+        certain = np.where(away == 0, 0.0, np.copysign(np.inf, away))  # where there is no error
+        return mean, np.divide(away, error, out=certain, where=error > 0)
+
+    found, t = ratio(np.ones((1, groups)), 0.0)
+    below, above = np.zeros(len(noise)), np.zeros(len(noise))
+    for times in resamples_of(groups, count, seed):
+        drawn = ratio(times, found)[1]
         below += (drawn <= t).sum(0)
         above += (drawn >= t).sum(0)
     return np.minimum(1.0, 2 * (np.minimum(below, above) + 1) / (count + 1))
@@ -106,13 +114,6 @@ def errors_of(totals: Array, sizes: Array) -> Array:
     """Standard errors (P,) of means whose groups sum to (G, P): s / sqrt(n), for groups."""
     off = totals - totals.sum(0) / sizes.sum() * sizes[:, None]
     return np.sqrt(len(sizes) / (len(sizes) - 1) * (off**2).sum(0)) / sizes.sum()
-
-
-def _ratio(value: Array, error: Array) -> Array:
-    """Value over error; infinite where there is no error, 0 where there is neither."""
-    sign = np.where(np.abs(value) > NOISE * np.abs(value).max(initial=0.0), np.sign(value), 0.0)
-    infinite = np.where(sign == 0, 0.0, np.copysign(np.inf, sign))
-    return np.divide(value, error, out=infinite, where=error > 0)
 
 
 def resamples_of(groups: int, count: int, seed: int) -> Iterator[Array]:

@@ -24,8 +24,7 @@ from captum_attn.evaluation.metric import (
     Situation,
     Spans,
 )
-from captum_attn.metrics._checks import known_options
-from captum_attn.metrics._engine import OPTIONS
+from captum_attn.metrics.shared import OPTIONS, known_options
 
 __all__ = ["METRICS", "Column", "Metric", "Situation", "metrics_of"]
 

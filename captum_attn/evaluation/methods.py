@@ -159,6 +159,10 @@ def check_options(source: Any, options: Mapping[str, Any], name: str) -> None:
         raise OptionError(
             f"methods: {name} needs {', '.join(missing)}: pass ({name}, {{{missing[0]!r}: ...}})"
         )
+    typed = getattr(source, "Options", None)  # those of this package's methods are typed
+    if own and typed is not None:
+        names = {field.name for field in typed.listed()}
+        source.settled({option: value for option, value in options.items() if option in names})
 
 
 def _name(source: Any) -> str:

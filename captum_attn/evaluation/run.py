@@ -25,7 +25,7 @@ from captum_attn.evaluation.methods import Method, methods_of, own_randomness
 from captum_attn.evaluation.processes import Processes, processes
 from captum_attn.evaluation.results import Results, gathered
 from captum_attn.evaluation.settings import versions
-from captum_attn.metrics._inputs import Model, checked_target, predicted
+from captum_attn.metrics.shared import Model, checked_target, predicted
 from captum_attn.objectives import logit
 
 __all__ = ["evaluate"]

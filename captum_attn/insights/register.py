@@ -10,7 +10,7 @@ import importlib
 from types import ModuleType
 
 from captum_attn._checks import shown
-from captum_attn.attr._base import AttentionAttribution
+from captum_attn.attr import AttentionAttribution
 from captum_attn.errors import AttnError, MissingExtraError, OptionError
 from captum_attn.insights.methods import METHODS, Option, options_of
 

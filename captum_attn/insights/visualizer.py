@@ -150,7 +150,7 @@ def checked_port(port: int | None, bind_all: bool = False) -> int:
 
     Raises:
         AttnError: where the port cannot be used.
-        MissingExtraError: without the extra ``insights``, which nobody should learn later.
+        MissingExtraError: without the extra ``insights``; raised here, before anything is shown.
     """
     _pages()
     port = None if port is None else whole("port", port, 0, 65535)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_attn.errors import InputError, OptionError
+from captum_attn.errors import AttnError, InputError, OptionError
 
 GAE_STEPS = (0.0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 
@@ -45,6 +46,31 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"{name}: expected True or False, got {value!r}")
     return value
+
+
+def a_callable(name: str, value: Any) -> Callable:
+    """Something to call; a class is refused, because a call of it would only make an object."""
+    if isinstance(value, type) or not callable(value):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise OptionError(f"{name}: expected a callable, got {got}")
+    return value
+
+
+@contextmanager
+def explaining(what: str) -> Iterator[None]:
+    """Says in an error of somebody else's what was being done."""
+    try:
+        yield
+    except AttnError:
+        raise
+    except (
+        ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError,
+        OverflowError, RuntimeError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        said = str(error).split("\n")[0][:300]
+        raise InputError(f"{what}: {type(error).__name__}: {said}") from error
 
 
 def known_options(given: Mapping[str, Any], known: Collection[str], what: str) -> None:

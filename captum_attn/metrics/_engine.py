@@ -18,7 +18,14 @@ from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
 from captum_attn.metrics._attention import Unattended, mask_of, real_elements, unattended
-from captum_attn.metrics._checks import choice, flag, known_options, positive_int
+from captum_attn.metrics._checks import (
+    a_callable,
+    a_tensor,
+    choice,
+    flag,
+    known_options,
+    positive_int,
+)
 from captum_attn.metrics._inputs import (
     MEASURES,
     Attributions,
@@ -201,7 +208,8 @@ def _prepared(
         real = real_elements(model, key)
         part = _part(model, units, fills[key], norms[key], fill_after, real)
         parts.append(part)
-        scores.append(units.scores(maps[key].to(value.device), value, reduce))
+        own = a_tensor(f"attributions {key!r}", maps[key]).to(value.device)
+        scores.append(units.scores(own, value, reduce))
         may_go.append(removable_units(units, allowed[key], _attended(model, part, real)))
     together = torch.cat(may_go, 1)
     empty = (~together.any(1)).nonzero().flatten().tolist()
@@ -263,8 +271,8 @@ def _part(
 ) -> Filled | Unattended:
     value = model.values[units.key]
     fill = fill_of(spec, value)
-    if norm is not None and not callable(norm):
-        raise OptionError(f"normalize: expected a callable, got {type(norm).__name__}")
+    if norm is not None:
+        a_callable("normalize", norm)
     if isinstance(fill, Remove):
         return unattended(model, units, fill)
     if isinstance(fill, Mean) and fill.over is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_attn._checks import shown
 from captum_attn.errors import InputError, OptionError, TargetError
-from captum_attn.metrics._checks import a_tensor
+from captum_attn.metrics._checks import a_callable, a_tensor
 
 Key = int | str
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Any]
@@ -121,10 +121,7 @@ class Model:
 
     @classmethod
     def of(cls, forward_func: Callable, inputs: Inputs, additional: Any = None) -> Model:
-        if not callable(forward_func):
-            raise OptionError(
-                f"expected a model or a callable that runs one, got {type(forward_func).__name__}"
-            )
+        a_callable("forward_func", forward_func)
         values, by_name = named(inputs), isinstance(inputs, Mapping)
         for key, value in values.items():
             if isinstance(value, Tensor):
@@ -145,6 +142,9 @@ class Model:
         if not batch:
             raise InputError("the batch is empty: expected at least one example")
         extra = additional if isinstance(additional, tuple) else (additional,)
+        for number, value in enumerate(extra):
+            if isinstance(value, Tensor):
+                a_tensor(f"additional_forward_args, {number}", value)
         return cls(forward_func, values, () if additional is None else extra, batch, by_name)
 
     def __call__(self, rows: Tensor, changed: Mapping[Key, Any], additional: Mapping) -> Tensor:
@@ -209,7 +209,7 @@ def _over_classes(function: Callable[[Tensor], Tensor]) -> Measure:
 
 
 def _hit(output: Tensor) -> Tensor:
-    """1 where the output is highest, of equal ones the first; the highest of NaN is none."""
+    """1 where the output is highest, at the first of equal ones; NaN is refused."""
     return F.one_hot(_finite(output).argmax(-1), output.shape[-1]).double()
 
 
@@ -241,7 +241,7 @@ MEASURES: dict[str, Measure] = {
 def measure_of(measure: str | Measure) -> Measure:
     """The measure of that name, or the caller's own."""
     if callable(measure):
-        return measure
+        return a_callable("measure", measure)
     if not isinstance(measure, str) or measure not in MEASURES:
         raise OptionError(
             f"measure: expected one of {list(MEASURES)} or a callable, got {measure!r}"

@@ -98,9 +98,9 @@ def binary_map(attributions: Attributions, *, threshold: str | float = "mean") -
 
 def _above(scaled: Tensor, threshold: str | float) -> Tensor:
     """Which pixels (B, H, W) of maps scaled to [0, 1] lie above the threshold."""
-    if threshold == "mean":
-        return scaled > scaled.mean((1, 2), keepdim=True)
     if isinstance(threshold, str) and threshold in THRESHOLDS:
+        if threshold == "mean":
+            return scaled > scaled.mean((1, 2), keepdim=True)
         bins, factor = _bins(scaled), 0.3 if threshold == "0.3otsu" else 1.0
         return bins > factor * _last_background_bin(bins)[:, None, None]
     if type(threshold) in (int, float) and 0 <= float(threshold) <= 1:

@@ -63,7 +63,6 @@ def observe(
     the user's tensors are not touched.
     """
     tap = tap_class(roots[0] if len(roots) == 1 else None)
-    batch = _batch(inputs)
     if isinstance(inputs, Mapping):
         given, names = inputs, list(inputs)
         entered: Any = {
@@ -90,9 +89,10 @@ def observe(
                 lambda *args: tensor_of(forward_func(*args)), first, None, rest or None
             )
 
-    with tap, _misfits_named(given):
+    with tap.modules, tap, _misfits_named(given):
         output = tensor_of(forward())
     _check_seen(tap)
+    batch = _examples({name: given[name] for name in names}, output)
     graph = Graph(tap.calls, tap.leaves)
     wiring = Wiring(tap, graph, batch, TokenTracer(graph.cuts), structure)
     return Observation(output, Root.of(output, tap), batch, tap, graph, wiring, names)
@@ -127,14 +127,19 @@ def _entered(tap: Tap, name: str, value: Any, given: bool = False) -> Any:
         value = value.clone()
     if value.is_floating_point():
         if "mask" in name and not given:
-            return value  # it selects tokens, it is none
+            return value  # a mask selects tokens and is not one
         apply_gradient_requirements((value,), warn=False)
     return tap.enter(name, value)
 
 
-def _batch(inputs: tuple[Tensor, ...] | Mapping[str, Any]) -> int:
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return next(v.shape[0] for v in values if isinstance(v, Tensor))
+def _examples(inputs: Mapping[str, Any], output: Tensor) -> int:
+    """Number of examples: rows of the inputs; where these differ, those that the output has, too.
+
+    One image with several texts, in a row of scores, is one example; packed patches are none.
+    """
+    rows = [len(v) for v in inputs.values() if isinstance(v, Tensor) and v.ndim]
+    explained = len(output) if output.ndim else 1
+    return explained if explained in rows else rows[0]
 
 
 def _parameters(forward_func: Callable) -> list[inspect.Parameter]:

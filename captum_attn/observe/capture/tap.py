@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,19 +17,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attn.errors import InputError
 from captum_attn.observe.capture.attention_call import AttentionCall, attention_map, repeat_heads
 from captum_attn.observe.capture.contraction import PRODUCTS, Contraction, align, contraction
-from captum_attn.observe.capture.leaf import Leaf, UntracedCall
-from captum_attn.observe.capture.module_stack import (
-    name_of,
-    running_modules,
+from captum_attn.observe.capture.functions import (
+    BATCH_NORMS,
+    DETACH,
+    SOFTMAX,
+    TOKEN_MAKERS,
+    TOKEN_MIXERS,
     without_override_check,
 )
+from captum_attn.observe.capture.leaf import Leaf, UntracedCall
+from captum_attn.observe.capture.module_stack import ModuleStack
 from captum_attn.observe.capture.operands import contracts_keys, is_parameter, with_lead
+from captum_attn.observe.capture.own_state import OwnState, own_state
 from captum_attn.observe.capture.tensor_notes import (
-    Notes,
     Provenance,
     Scores,
     axes_after,
@@ -36,16 +42,16 @@ from captum_attn.observe.capture.tensor_notes import (
     tensors,
 )
 
-SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
-DETACH = frozenset({torch.detach, Tensor.detach, Tensor.data.__get__})  # type: ignore[attr-defined]
-# A parameter that one of these turns into tokens (queries, latents, [CLS]) becomes a leaf.
-TOKEN_MAKERS = frozenset(
-    {Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to, Tensor.__getitem__}
-    | {Tensor.repeat, torch.tile, Tensor.tile, torch.repeat_interleave, Tensor.repeat_interleave}
-    | {torch.unsqueeze, Tensor.unsqueeze, torch.cat, torch.concat, torch.stack}
-)
-# Operations that mix tokens without attention: named when a model's tokens pass through them.
-TOKEN_MIXERS = frozenset("conv1d conv2d conv3d cumsum lstm gru rnn_tanh rnn_relu".split())
+
+def laid_out(shape: torch.Size, stride: tuple[int, ...], gradient: Tensor) -> Tensor:
+    """A gradient in the memory format of what it is a gradient of.
+
+    On the CPU torch (2.14) computes the backward pass of a batch norm wrongly for one example whose
+    gradient arrives with the channels last, as it does from tokens, where its input has them first.
+    """
+    if gradient.stride() == stride:
+        return gradient
+    return gradient.new_empty_strided(shape, stride).copy_(gradient)
 
 
 class Tap(TorchFunctionMode):
@@ -63,16 +69,16 @@ class Tap(TorchFunctionMode):
 
     def __init__(self, root: nn.Module | None = None) -> None:
         super().__init__()
-        self.root = root
+        self.modules = ModuleStack(root)
+        self.own = own_state() or OwnState()
         self.calls: list[AttentionCall] = []
         self.leaves: list[Leaf] = []
         self.blind: list[UntracedCall] = []
         self.mixers: dict[Any, str] = {}
-        self._scores, self._provenance = Notes(), Notes()
+        self._scores, self._provenance = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         self._order: dict[str, int] = {}
         self._given: dict[str, Tensor] = {}
         self._learned: dict[int, tuple[Tensor, Tensor]] = {}
-        self._names: dict[int, str] | None = None
 
     def enter(self, name: str, tensor: Tensor) -> Tensor:
         """Makes an input a leaf (floats) or remembers where it goes (integers)."""
@@ -94,7 +100,13 @@ class Tap(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types_: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        if own_state() not in (None, self.own):  # another run, inside a hook of the model
+            return func(*args, **(kwargs or {}))
+        args, kwargs = self.own.arguments(func, args, kwargs or {})
+        return self.own.result(self._called(func, args, kwargs))
+
+    def _called(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """Runs a function of torch, and writes down what it means."""
         if func is F.scaled_dot_product_attention:
             return self._fused(*args, **kwargs)
         if func is F.multi_head_attention_forward:
@@ -106,7 +118,9 @@ class Tap(TorchFunctionMode):
             return self._product(func, args, kwargs)
         if func in TOKEN_MAKERS and torch.is_grad_enabled():
             args = mapped(self._learned_leaf, args)
-        out = func(*args, **kwargs)
+        out = self.own.run(func, args, kwargs)
+        if func in BATCH_NORMS and out.requires_grad:
+            out.register_hook(partial(laid_out, out.shape, out.stride()))
         self._follow(func, args, kwargs, out)
         return out
 
@@ -134,14 +148,14 @@ class Tap(TorchFunctionMode):
         weights = None
         if dropout_p:  # a map that lost entries cannot be recomputed: form it, drop, keep it
             weights = attention_map(query, key, attn_mask, is_causal, scale)
-            weights = F.dropout(weights, dropout_p)
+            weights = self.own.run(F.dropout, (weights, dropout_p), {})
             out = weights @ repeat_heads(value, weights)
             weights = weights.detach()
         else:
             out = F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
         call = AttentionCall(
             index=len(self.calls),
-            module=self._module(),
+            module=self.modules.name(),
             q=query,
             k=key,
             v=repeat_heads(value, query),
@@ -180,7 +194,7 @@ class Tap(TorchFunctionMode):
                         for side in (0, 1)
                     ),
                     detached_from=detached_from + self.detached_from(product.rhs),
-                    axes=tuple(product.out.index(row) - len(product.out) for row in rows),  # type: ignore[arg-type]
+                    axes=tuple((product.out.index(row) - len(product.out),) for row in rows),  # type: ignore[arg-type]
                 )
         return out
 
@@ -208,10 +222,10 @@ class Tap(TorchFunctionMode):
         sizes = torch.broadcast_shapes(weights_.shape[:-2], value_.shape[:-2])
         # Of the two factors of QK^T the keys are the one whose rows are contracted with V.
         position = product.axes(side).index(key) - len(product.axes(side))
-        keys = scores.axes.index(position) if position in scores.axes else 1
+        keys = scores.axes.index((position,))
         call = AttentionCall(
             index=len(self.calls),
-            module=self._module(),
+            module=self.modules.name(),
             q=with_lead(scores.operands[1 - keys], sizes, weights_.shape[-2]),
             k=with_lead(scores.operands[keys], sizes, weights_.shape[-1]),
             v=value_,
@@ -225,7 +239,7 @@ class Tap(TorchFunctionMode):
         return out
 
     def _unseen(self, out: Tensor) -> Tensor:
-        self.blind.append(UntracedCall(self._module()))
+        self.blind.append(UntracedCall(self.modules.name()))
         self._provenance[out] = Provenance(detached_from=(self.blind[-1],))
         return out
 
@@ -243,7 +257,7 @@ class Tap(TorchFunctionMode):
         except IndexError as error:
             rows = len(args[1] if len(args) > 1 else kwargs["weight"])
             raise InputError(
-                f"{self._module()!r}: expected ids in [0, {rows}), got {int(ids.min())} to "
+                f"{self.modules.name()!r}: expected ids in [0, {rows}), got {int(ids.min())} to "
                 f"{int(ids.max())}; use the model's own tokenizer, and no more tokens than it takes"
             ) from error
         past = self._provenance.get(ids)
@@ -289,42 +303,45 @@ class Tap(TorchFunctionMode):
         mixes = getattr(func, "__name__", "") in TOKEN_MIXERS
         if not (cut or mixes or self._provenance or self._scores):
             return
-        inputs: frozenset[str] = frozenset()
-        detached_from: tuple[Any, ...] = ()
-        scored: tuple[Tensor, Scores] | None = None
-        for tensor in tensors((*args, *kwargs.values())):
-            past, scores = self._provenance.get(tensor), self._scores.get(tensor)
-            if past is not None:
-                inputs, detached_from = inputs | past.inputs, detached_from + past.detached_from
-            if cut and tensor.grad_fn is not None:
-                detached_from += (tensor.grad_fn,)
-            if scores is not None and (scored is None or scores.softmaxed):
-                scored = tensor, scores
-        if func is Tensor.__setitem__:  # writes into its first argument
-            out = args[0]
-        made_tensors = out if isinstance(out, (tuple, list)) else (out,)
-        for made in made_tensors:
-            if not isinstance(made, Tensor):
-                continue
-            if made.is_floating_point() and detached_from:
-                self._provenance[made] = Provenance(
-                    detached_from=tuple(dict.fromkeys(detached_from))
-                )
-            elif not made.is_floating_point() and inputs:
-                self._provenance[made] = Provenance(inputs)
-            if scored is not None:
-                before, scores = scored
-                axes = axes_after(func, args, kwargs, before, made, scores.axes)
-                if axes is not None:
-                    passed = scores.softmaxed or func in SOFTMAX
-                    self._scores[made] = replace(scores, axes=axes, softmaxed=passed)
-            if mixes and made.grad_fn is not None:
-                self.mixers[made.grad_fn] = self._module()
+        given = list(tensors((*args, *kwargs.values())))
+        # `__setitem__` returns nothing and writes into its first argument
+        made = list(tensors((args[0] if func is Tensor.__setitem__ else out,)))
+        if cut or self._provenance:
+            self._carry_provenance(given, made, cut)
+        if self._scores:
+            self._carry_scores(func, args, kwargs, given, made)
+        if mixes:
+            name = self.modules.name()
+            self.mixers |= {tensor.grad_fn: name for tensor in made if tensor.grad_fn is not None}
 
-    def _module(self) -> str:
-        """Qualified name of the module that is running."""
-        running = running_modules()
-        if self._names is None and (self.root is not None or running):
-            root = self.root if self.root is not None else running[-1]
-            self._names = {id(module): name for name, module in root.named_modules()}
-        return name_of(running, self._names or {})
+    def _carry_provenance(self, given: list[Tensor], made: list[Tensor], cut: bool) -> None:
+        """Integers stem from the inputs that their arguments stem from, floats from past cuts."""
+        inputs: frozenset[str] = frozenset()
+        detached_from: dict[Any, None] = {}  # in order, each once
+        for tensor in given:
+            past = self._provenance.get(tensor)
+            if past is not None:
+                inputs |= past.inputs
+                detached_from |= dict.fromkeys(past.detached_from)
+            if cut and tensor.grad_fn is not None:
+                detached_from[tensor.grad_fn] = None
+        for tensor in made:
+            if tensor.is_floating_point() and detached_from:
+                self._provenance[tensor] = Provenance(detached_from=tuple(detached_from))
+            elif not tensor.is_floating_point() and inputs:
+                self._provenance[tensor] = Provenance(inputs)
+
+    def _carry_scores(
+        self, func: Callable, args: tuple, kwargs: dict, given: list[Tensor], made: list[Tensor]
+    ) -> None:
+        """What is made of scores is still scores, as long as their token axes can be followed."""
+        scored = [(t, s) for t in given if (s := self._scores.get(t)) is not None]
+        if not scored:
+            return
+        # Of two that meet, the one past its softmax, and of those the last, is followed.
+        before, scores = next((pair for pair in reversed(scored) if pair[1].softmaxed), scored[0])
+        for tensor in made:
+            axes = axes_after(func, args, kwargs, before, tensor, scores.axes)
+            if axes is not None:
+                softmaxed = scores.softmaxed or func in SOFTMAX
+                self._scores[tensor] = replace(scores, axes=axes, softmaxed=softmaxed)

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_attn.errors import WiringError
+from captum_attn.errors import InputError, WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
-from captum_attn.observe.capture.leaf import UntracedCall
+from captum_attn.observe.capture.leaf import Leaf, UntracedCall
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.streams.sources import StreamBuilder, bypassing, with_residual
 from captum_attn.observe.streams.states import AttentionState, ParallelState, Part, Source, State
 from captum_attn.observe.streams.structure_cache import StructureCache
 from captum_attn.observe.tracing.autograd_graph import Graph, Member, Node, depends_on_content
-from captum_attn.observe.tracing.axis_roles import Roles, leading_roles
+from captum_attn.observe.tracing.axis_roles import Asked, Roles, leading_roles
 from captum_attn.observe.tracing.token_map import IDENTITY, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
@@ -178,13 +178,18 @@ class Wiring:
                 ]
                 last = operand is operands[-1][0]
                 if (upstreams or last) and operand.ndim - 2 == len(call.lead):
-                    found = leading_roles(call, operand, self.batch, upstreams, self.tracer)
+                    start = operand.grad_fn
+                    path = [] if start is None else self.graph.between(start, members)
+                    upstreams = [u for u in upstreams if u.batched]
+                    asked = Asked(operand, self.batch, upstreams, path, self.tracer)
+                    found = leading_roles(call, asked)
                     if found is not None:
                         return found
             return None
 
         roles = self.structure.get_or_compute(("roles", call.index), settle)
         if roles is None:
+            self._refuse_shared([m for _, members in operands for m in self.graph.leaves(members)])
             raise WiringError(
                 f"{call.module!r}: which of the leading axes {call.lead} of its attention map "
                 f"(queries {tuple(call.q.shape)}, values {tuple(call.v.shape)}) holds the "
@@ -192,6 +197,18 @@ class Wiring:
                 "confine the method to other calls with `layers=`"
             )
         return roles
+
+    def _refuse_shared(self, leaves: Iterable[Leaf]) -> None:
+        """Raises where an input has other rows than the output has examples: one image, k texts."""
+        rows = {leaf.name: len(leaf.tensor) for leaf in self.tap.leaves if leaf.name}
+        for leaf in leaves:
+            if leaf.name and rows[leaf.name] % self.batch:
+                raise InputError(
+                    f"the explained output has {self.batch} rows, and {leaf.name!r} has "
+                    f"{rows[leaf.name]} (rows of the inputs: {rows}): what belongs to which "
+                    "example cannot be told; explain an output with a row for each of "
+                    f"{leaf.name!r} (one image's scores for all texts), or repeat it"
+                )
 
     def _upstream(self, member: Member) -> Upstream:
         if isinstance(member, AttentionCall):
@@ -249,22 +266,10 @@ class Wiring:
         found = self.graph.members(members)
         maps = [of_member[member] for member in found]
         if self._moves(members, operand):
-            return found, [self._moving(m, t) for m, t in zip(found, maps, strict=True)]
+            return found, [replace(token_map, moving=True) for token_map in maps]
         if all(isinstance(m, AttentionCall) or m.ids is None for m in found):
             self.structure.entries[call.index, side] = members, maps
         return found, maps
-
-    @staticmethod
-    def _moving(member: Member, token_map: TokenMap) -> TokenMap:
-        """A map that is made anew in every run, for the elements that enter one token each."""
-        if token_map.partial is None or isinstance(member, AttentionCall):
-            return replace(token_map, moving=True)
-        warnings.warn(
-            f"parts of {member.name!r} enter several tokens at once (patches that the model draws "
-            "repeatedly); these parts get no relevance",
-            stacklevel=2,
-        )
-        return TokenMap(token_map.partial, moving=True)
 
     def _moves(self, members: int, *operands: Tensor) -> bool:
         """Whether the way of the tokens into these operands may differ from input to input."""

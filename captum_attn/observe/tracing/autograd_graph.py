@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from captum_attn.errors import AttnError
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf
+from captum_attn.observe.capture.own_state import recompute
 
 Node = Any  # torch.autograd.graph.Node: the nodes of the C++ graph are no subclasses of it
 Member = AttentionCall | Leaf
@@ -151,9 +153,19 @@ def gradients(
     ends, vectors = zip(*outputs, strict=True)
     handles = [node.register_prehook(_stop) for node in cuts]
     try:
-        return list(
-            torch.autograd.grad(ends, list(inputs), vectors, retain_graph=keep, allow_unused=True)
-        )
+        with recompute():
+            found = torch.autograd.grad(
+                ends, list(inputs), vectors, retain_graph=keep, allow_unused=True
+            )
+        return list(found)
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise AttnError(
+            "something that the gradient needs was overwritten: the weights of the model between "
+            "its run and the last of the targets (by an optimizer in another thread?), or an "
+            f"activation, in place, by the model itself; torch says: {error}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
