@@ -57,7 +57,7 @@ class Option(NamedTuple):
 
         Reading twice changes nothing, because Captum Insights reads once per example.
         """
-        if value is None or value == "":
+        if value is None or (isinstance(value, str) and not value):
             return self.default
         if isinstance(self.default, bool):
             known = {"true": True, "false": False}.get(str(value).lower())
