@@ -16,20 +16,14 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from captum_attn.observe.operators.bridge import Operation, Rule, Shares
+from captum_attn.attr._linear_form import linear_form
+from captum_attn.observe.operators.bridge import Operation, Rule, Shares, without_output
 
 # Below this |x| the quotient (f(x) - f(0)) / x has lost too many digits, where f(0) is not 0.
 _SMALL = {torch.float64: 1e-5}
 _SMALL_ELSEWHERE = 1e-2
-
-
-def without_output(rule: Callable) -> Callable:
-    """Marks a rule that does not look at the operation's output, which then is not kept."""
-    rule.wants_output = False  # type: ignore[attr-defined]
-    return rule
 
 
 def identity(op: Operation, g: Tensor, eps: float = 0.0) -> tuple[Tensor]:
@@ -122,7 +116,7 @@ def gamma(
     if op.feeds_attention and not attention:
         return (op.vjp(g)[0],)
     (x,), y = op.operands, op.output
-    layer, weight, bias = linear_form(op)
+    layer, weight, bias = (form := linear_form(op)).forward, form.weight, form.bias
     total = torch.zeros_like(x)
     for positive in (True, False):
         up, down = _raised(weight, value, positive), _raised(weight, value, not positive)
@@ -143,33 +137,6 @@ def gamma(
 def _raised(weight: Tensor, value: float, positive: bool) -> Tensor:
     part = weight.clamp(min=0) if positive else weight.clamp(max=0)
     return weight + value * part
-
-
-def linear_form(
-    op: Operation,
-) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor | None]:
-    """(z(x, w) without the bias, w, what is added) of a product of an activation with a constant."""
-    from captum_attn.observe.operators.bridge import filled, taken
-
-    place, added = op.settings.get("weight"), op.settings.get("added")
-    weight = taken(op.args, op.kwargs, place)
-    bias = None if added is None else taken(op.args, op.kwargs, added)
-
-    def layer(x: Tensor, w: Tensor) -> Tensor:
-        args, kwargs = filled(op.args, op.kwargs, (*op.slots, place), (x, w))
-        if added is not None and op.name in ("linear",) or op.name.startswith("conv"):
-            if added is not None:
-                args, kwargs = filled(args, kwargs, (added,), (None,))
-            return op.func(*args, **kwargs)
-        if added is not None:
-            args, kwargs = filled(args, kwargs, (added,), (bias.new_zeros(()),))
-        return op.func(*args, **kwargs)
-
-    if bias is not None and op.name.startswith("conv"):
-        bias = bias.view(-1, *[1] * (op.output.ndim - 2))
-    elif bias is not None and "beta" in op.kwargs:
-        bias = bias * op.kwargs["beta"]
-    return layer, weight, bias
 
 
 HALVES = Shares((0.5, 0.5))

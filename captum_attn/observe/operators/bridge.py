@@ -44,6 +44,12 @@ Rule = Shares | Formula
 Rules = Mapping[str, Rule]
 
 
+def without_output(rule: Callable) -> Callable:
+    """Marks a rule that does not look at the operation's output, which then is not kept."""
+    rule.wants_output = False  # type: ignore[attr-defined]
+    return rule
+
+
 @dataclass
 class Cell:
     """What the backward pass that runs now asks for, shared by all nodes of one forward pass.

@@ -410,6 +410,9 @@ class Operators(TorchFunctionMode):
 
     # ------------------------------------------------------------------------ products
     def _product(self, func: Callable, name: str, args: tuple, kwargs: dict) -> Tensor:
+        added = _added(name, args, kwargs)
+        if added is not None and self.is_activation(taken(args, kwargs, added)):
+            return self._sum_of_product(func, name, args, kwargs, added)
         slots = _factors(name, args, kwargs)
         active = [s for s in slots if self.is_activation(taken(args, kwargs, s))]
         if len(slots) != 2 or not active:
@@ -430,6 +433,22 @@ class Operators(TorchFunctionMode):
             kind, func, name, args, kwargs, ordered, added=_added(name, args, kwargs)
         )
         return self._note(out, Note(attended=kind == "map", scores=kind == "product"))
+
+    def _sum_of_product(
+        self, func: Callable, name: str, args: tuple, kwargs: dict, added: Slot
+    ) -> Tensor:
+        """A product that is added to an activation: as the sum that it is."""
+        summand, out = taken(args, kwargs, added), func(*args, **kwargs)
+        if name in kinds.ADDED_TO:
+            empty = torch.zeros((), dtype=summand.dtype, device=summand.device)
+            scale = kwargs.get("beta", 1)
+            summand = summand if scale == 1 else self._call(torch.mul, summand, scale)
+        else:
+            empty = None
+            summand = summand.view(-1, *[1] * (out.ndim - 2 if name != "linear" else 0))
+        args, kwargs = filled(args, kwargs, [added], [empty])
+        product = self._call(func, *args, **kwargs)
+        return self._stand_in(out, self._call(torch.add, product, summand))
 
     def _linear(
         self, func: Callable, name: str, args: tuple, kwargs: dict, slot: Slot, slots: Sequence[Slot]
