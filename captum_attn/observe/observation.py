@@ -90,7 +90,7 @@ def observe(
                 lambda *args: tensor_of(forward_func(*args)), first, None, rest or None
             )
 
-    with tap, _misfits_named(given):
+    with tap.modules, tap, _misfits_named(given):
         output = tensor_of(forward())
     _check_seen(tap)
     graph = Graph(tap.calls, tap.leaves)

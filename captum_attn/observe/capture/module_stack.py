@@ -1,42 +1,75 @@
-"""Python functions: which module is running them, and how to run one past its override check."""
+"""Which module is running: forward hooks tell, for as long as a run lasts."""
 
 from __future__ import annotations
 
-import sys
-import types
-from collections.abc import Callable, Mapping
+import threading
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 
 
-def running_modules() -> list[nn.Module]:
-    """The modules whose `forward` (or helper method) is on the stack, the innermost first.
+class ModuleStack:
+    """The modules that are running in this thread, told by hooks while the context is entered.
 
-    So the model needs no hooks, and two threads may run the same model.
+    The hooks are those of all modules, so that models which hide inside a callable are seen too.
+    What other threads run is passed by: two of them may run the same model, each with its stack.
+
+    Args:
+        root (Module or None): the model, for the modules' names; None: the outermost that runs.
+
+    Examples::
+
+        >>> with ModuleStack(model) as modules: ...     # inside a forward: modules.name()
     """
-    running: list[nn.Module] = []
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_varnames[:1] == ("self",):
-            owner = frame.f_locals.get("self")
-            if isinstance(owner, nn.Module):
-                running.append(owner)
-        frame = frame.f_back
-    return running
 
+    def __init__(self, root: nn.Module | None = None) -> None:
+        self._names: dict[int, str] = {}
+        self._running: list[nn.Module] = []  # the innermost last
+        self._thread = 0
+        self._handles: list[Any] = []
+        if root is not None:
+            self._name_those_in(root)
 
-def name_of(running: list[nn.Module], names: Mapping[int, str]) -> str:
-    """Qualified name of the innermost running module that has one; its class where none has."""
-    named = next((names[id(m)] for m in running if id(m) in names), "")
-    return named or (type(running[0]).__name__ if running else "-")
+    def __enter__(self) -> ModuleStack:
+        self._thread = threading.get_ident()
+        self._handles = [
+            register_module_forward_pre_hook(self._entered),
+            # also called for a module that raises: the model may go on without it
+            register_module_forward_hook(self._left, always_call=True),
+        ]
+        return self
 
+    def __exit__(self, *error: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._running.clear()
 
-def without_override_check(func: Any) -> Callable:
-    """`func` with the check switched off that would send it back to the active mode."""
-    namespace = {**func.__globals__, "has_torch_function": lambda _: False}
-    plain = types.FunctionType(
-        func.__code__, namespace, func.__name__, func.__defaults__, func.__closure__
-    )
-    plain.__kwdefaults__ = func.__kwdefaults__
-    return plain
+    def name(self) -> str:
+        """Qualified name of the innermost running module that has one; its class where none has."""
+        if not self._running:
+            return "-"
+        if not self._names:
+            self._name_those_in(self._running[0])
+        names = (self._names.get(id(module), "") for module in reversed(self._running))
+        return next(filter(None, names), type(self._running[-1]).__name__)
+
+    def _name_those_in(self, root: nn.Module) -> None:
+        self._names = {id(module): name for name, module in root.named_modules()}
+
+    def _entered(self, module: nn.Module, args: Any) -> None:
+        if threading.get_ident() == self._thread:
+            self._running.append(module)
+
+    def _left(self, module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        # Those behind it left without a word (a `BaseException` that the model swallowed).
+        for depth in range(len(self._running) - 1, -1, -1):
+            if self._running[depth] is module:
+                del self._running[depth:]
+                return

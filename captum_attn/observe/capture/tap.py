@@ -16,36 +16,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attn.errors import InputError
 from captum_attn.observe.capture.attention_call import AttentionCall, attention_map, repeat_heads
 from captum_attn.observe.capture.contraction import PRODUCTS, Contraction, align, contraction
-from captum_attn.observe.capture.leaf import Leaf, UntracedCall
-from captum_attn.observe.capture.module_stack import (
-    name_of,
-    running_modules,
+from captum_attn.observe.capture.functions import (
+    DETACH,
+    SOFTMAX,
+    TOKEN_MAKERS,
+    TOKEN_MIXERS,
     without_override_check,
 )
+from captum_attn.observe.capture.leaf import Leaf, UntracedCall
+from captum_attn.observe.capture.module_stack import ModuleStack
 from captum_attn.observe.capture.operands import contracts_keys, is_parameter, with_lead
 from captum_attn.observe.capture.tensor_notes import (
-    Notes,
     Provenance,
     Scores,
     axes_after,
     mapped,
     tensors,
 )
-
-SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
-DETACH = frozenset({torch.detach, Tensor.detach, Tensor.data.__get__})  # type: ignore[attr-defined]
-# A parameter that one of these turns into tokens (queries, latents, [CLS]) becomes a leaf.
-TOKEN_MAKERS = frozenset(
-    {Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to, Tensor.__getitem__}
-    | {Tensor.repeat, torch.tile, Tensor.tile, torch.repeat_interleave, Tensor.repeat_interleave}
-    | {torch.unsqueeze, Tensor.unsqueeze, torch.cat, torch.concat, torch.stack}
-)
-# Operations that mix tokens without attention: named when a model's tokens pass through them.
-TOKEN_MIXERS = frozenset("conv1d conv2d conv3d cumsum lstm gru rnn_tanh rnn_relu".split())
 
 
 class Tap(TorchFunctionMode):
@@ -63,16 +55,15 @@ class Tap(TorchFunctionMode):
 
     def __init__(self, root: nn.Module | None = None) -> None:
         super().__init__()
-        self.root = root
+        self.modules = ModuleStack(root)
         self.calls: list[AttentionCall] = []
         self.leaves: list[Leaf] = []
         self.blind: list[UntracedCall] = []
         self.mixers: dict[Any, str] = {}
-        self._scores, self._provenance = Notes(), Notes()
+        self._scores, self._provenance = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         self._order: dict[str, int] = {}
         self._given: dict[str, Tensor] = {}
         self._learned: dict[int, tuple[Tensor, Tensor]] = {}
-        self._names: dict[int, str] | None = None
 
     def enter(self, name: str, tensor: Tensor) -> Tensor:
         """Makes an input a leaf (floats) or remembers where it goes (integers)."""
@@ -141,7 +132,7 @@ class Tap(TorchFunctionMode):
             out = F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
         call = AttentionCall(
             index=len(self.calls),
-            module=self._module(),
+            module=self.modules.name(),
             q=query,
             k=key,
             v=repeat_heads(value, query),
@@ -211,7 +202,7 @@ class Tap(TorchFunctionMode):
         keys = scores.axes.index(position) if position in scores.axes else 1
         call = AttentionCall(
             index=len(self.calls),
-            module=self._module(),
+            module=self.modules.name(),
             q=with_lead(scores.operands[1 - keys], sizes, weights_.shape[-2]),
             k=with_lead(scores.operands[keys], sizes, weights_.shape[-1]),
             v=value_,
@@ -225,7 +216,7 @@ class Tap(TorchFunctionMode):
         return out
 
     def _unseen(self, out: Tensor) -> Tensor:
-        self.blind.append(UntracedCall(self._module()))
+        self.blind.append(UntracedCall(self.modules.name()))
         self._provenance[out] = Provenance(detached_from=(self.blind[-1],))
         return out
 
@@ -243,7 +234,7 @@ class Tap(TorchFunctionMode):
         except IndexError as error:
             rows = len(args[1] if len(args) > 1 else kwargs["weight"])
             raise InputError(
-                f"{self._module()!r}: expected ids in [0, {rows}), got {int(ids.min())} to "
+                f"{self.modules.name()!r}: expected ids in [0, {rows}), got {int(ids.min())} to "
                 f"{int(ids.max())}; use the model's own tokenizer, and no more tokens than it takes"
             ) from error
         past = self._provenance.get(ids)
@@ -289,42 +280,45 @@ class Tap(TorchFunctionMode):
         mixes = getattr(func, "__name__", "") in TOKEN_MIXERS
         if not (cut or mixes or self._provenance or self._scores):
             return
-        inputs: frozenset[str] = frozenset()
-        detached_from: tuple[Any, ...] = ()
-        scored: tuple[Tensor, Scores] | None = None
-        for tensor in tensors((*args, *kwargs.values())):
-            past, scores = self._provenance.get(tensor), self._scores.get(tensor)
-            if past is not None:
-                inputs, detached_from = inputs | past.inputs, detached_from + past.detached_from
-            if cut and tensor.grad_fn is not None:
-                detached_from += (tensor.grad_fn,)
-            if scores is not None and (scored is None or scores.softmaxed):
-                scored = tensor, scores
-        if func is Tensor.__setitem__:  # writes into its first argument
-            out = args[0]
-        made_tensors = out if isinstance(out, (tuple, list)) else (out,)
-        for made in made_tensors:
-            if not isinstance(made, Tensor):
-                continue
-            if made.is_floating_point() and detached_from:
-                self._provenance[made] = Provenance(
-                    detached_from=tuple(dict.fromkeys(detached_from))
-                )
-            elif not made.is_floating_point() and inputs:
-                self._provenance[made] = Provenance(inputs)
-            if scored is not None:
-                before, scores = scored
-                axes = axes_after(func, args, kwargs, before, made, scores.axes)
-                if axes is not None:
-                    passed = scores.softmaxed or func in SOFTMAX
-                    self._scores[made] = replace(scores, axes=axes, softmaxed=passed)
-            if mixes and made.grad_fn is not None:
-                self.mixers[made.grad_fn] = self._module()
+        given = list(tensors((*args, *kwargs.values())))
+        # `__setitem__` returns nothing and writes into its first argument
+        made = list(tensors((args[0] if func is Tensor.__setitem__ else out,)))
+        if cut or self._provenance:
+            self._carry_provenance(given, made, cut)
+        if self._scores:
+            self._carry_scores(func, args, kwargs, given, made)
+        if mixes:
+            name = self.modules.name()
+            self.mixers |= {tensor.grad_fn: name for tensor in made if tensor.grad_fn is not None}
 
-    def _module(self) -> str:
-        """Qualified name of the module that is running."""
-        running = running_modules()
-        if self._names is None and (self.root is not None or running):
-            root = self.root if self.root is not None else running[-1]
-            self._names = {id(module): name for name, module in root.named_modules()}
-        return name_of(running, self._names or {})
+    def _carry_provenance(self, given: list[Tensor], made: list[Tensor], cut: bool) -> None:
+        """Integers stem from the inputs that their arguments stem from, floats from past cuts."""
+        inputs: frozenset[str] = frozenset()
+        detached_from: dict[Any, None] = {}  # in order, each once
+        for tensor in given:
+            past = self._provenance.get(tensor)
+            if past is not None:
+                inputs |= past.inputs
+                detached_from |= dict.fromkeys(past.detached_from)
+            if cut and tensor.grad_fn is not None:
+                detached_from[tensor.grad_fn] = None
+        for tensor in made:
+            if tensor.is_floating_point() and detached_from:
+                self._provenance[tensor] = Provenance(detached_from=tuple(detached_from))
+            elif not tensor.is_floating_point() and inputs:
+                self._provenance[tensor] = Provenance(inputs)
+
+    def _carry_scores(
+        self, func: Callable, args: tuple, kwargs: dict, given: list[Tensor], made: list[Tensor]
+    ) -> None:
+        """What is made of scores is still scores, as long as their token axes can be followed."""
+        scored = [(t, s) for t in given if (s := self._scores.get(t)) is not None]
+        if not scored:
+            return
+        # Of two that meet, the one past its softmax, and of those the last, is followed.
+        before, scores = next((pair for pair in reversed(scored) if pair[1].softmaxed), scored[0])
+        for tensor in made:
+            axes = axes_after(func, args, kwargs, before, tensor, scores.axes)
+            if axes is not None:
+                softmaxed = scores.softmaxed or func in SOFTMAX
+                self._scores[tensor] = replace(scores, axes=axes, softmaxed=softmaxed)

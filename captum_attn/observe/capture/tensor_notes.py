@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -57,23 +56,6 @@ class Provenance:
 
     inputs: frozenset[str] = frozenset()
     detached_from: tuple[Any, ...] = ()
-
-
-class Notes:
-    """Notes on tensors; a note lives as long as its tensor does."""
-
-    def __init__(self) -> None:
-        self._notes: dict[int, tuple[weakref.ref, Any]] = {}
-
-    def __setitem__(self, tensor: Tensor, note: Any) -> None:
-        self._notes[id(tensor)] = (weakref.ref(tensor), note)
-
-    def __bool__(self) -> bool:
-        return bool(self._notes)
-
-    def get(self, tensor: Tensor) -> Any:
-        entry = self._notes.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
 
 
 def tensors(args: Any) -> Iterator[Tensor]:

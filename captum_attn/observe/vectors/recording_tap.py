@@ -101,7 +101,7 @@ class RecordingTap(Tap):
         made = len(self.calls)
         out = super().__torch_function__(func, types_, args, kwargs)
         if terms is not None and isinstance(out, Tensor) and out.requires_grad:
-            self.additions.append(Addition(terms, get_gradient_edge(out), self._module()))
+            self.additions.append(Addition(terms, get_gradient_edge(out), self.modules.name()))
         for call in self.calls[made:]:
             if call not in self.outputs and isinstance(out, Tensor):
                 self.outputs[call] = Term.of(out)
