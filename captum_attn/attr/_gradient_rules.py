@@ -11,7 +11,6 @@ Overview", 2019 (gamma).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -172,9 +171,9 @@ def conservative(norm: str = "mean") -> dict[str, Rule]:
     """Ali et al. 2022: attention maps (AH rule) and normalisers (LN rule) are constants."""
     return {
         "map": Shares((0.0, 1.0), alone=(0.0, 1.0)),
-        "norm": partial(constant_normaliser, mean=norm == "mean") if norm != "mean" else (
-            constant_normaliser
-        ),
+        "norm": partial(constant_normaliser, mean=norm == "mean")
+        if norm != "mean"
+        else (constant_normaliser),
         "statistic": NOTHING,
     }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_attn.observe.operators import kinds
-from captum_attn.observe.operators.bridge import Operation, filled, taken
+from captum_attn.observe.operators.bridge import Operation
 
 
 @dataclass
@@ -41,21 +41,21 @@ class LinearForm:
 def linear_form(op: Operation) -> LinearForm:
     """Reads an operation of kind "linear", "convolution" or "image"."""
     place, added = op.settings["weight"], op.settings["added"]
-    weight = taken(op.args, op.kwargs, place).detach()
-    given = None if added is None else taken(op.args, op.kwargs, added)
+    weight = op.call.at(place).detach()
+    given = None if added is None else op.call.at(added)
     sum_form = op.name in kinds.ADDED_TO  # input + product
 
     def forward(x: Tensor, w: Tensor) -> Tensor:
-        args, kwargs = filled(op.args, op.kwargs, (*op.slots, place), (x, w))
+        call = op.call.having((*op.slots, place), (x, w))
         if added is not None:
-            args, kwargs = filled(args, kwargs, (added,), (x.new_zeros(()) if sum_form else None,))
-        return op.func(*args, **kwargs)
+            call = call.having((added,), (x.new_zeros(()) if sum_form else None,))
+        return call.run()
 
     bias = None if given is None else given.detach()
     if bias is not None and op.name in kinds.CONVOLUTIONS:
         bias = bias.view(-1, *[1] * (op.output.ndim - 2))
     if bias is not None and sum_form:
-        bias = bias * op.kwargs.get("beta", 1)
+        bias = bias * op.call.kwargs.get("beta", 1)
     return LinearForm(forward, weight, bias, _adjoint(op))
 
 
@@ -64,15 +64,15 @@ def _adjoint(op: Operation) -> Callable[[Tensor, Tensor], Tensor] | None:
     if op.name == "linear" and op.slots == ((0,),):
         return lambda s, w: s @ w
     if op.name == "addmm" and op.slots == ((1,),):
-        alpha = op.kwargs.get("alpha", 1)
+        alpha = op.call.kwargs.get("alpha", 1)
         return lambda s, w: alpha * (s @ w.mT)
-    if op.name in ("conv1d", "conv2d", "conv3d") and len(op.args) == 7:
+    if op.name in ("conv1d", "conv2d", "conv3d") and len(op.call.args) == 7:
         return _transposed_convolution(op)
     return None
 
 
 def _transposed_convolution(op: Operation) -> Callable[[Tensor, Tensor], Tensor] | None:
-    stride, padding, dilation, groups = op.args[3:]
+    stride, padding, dilation, groups = op.call.args[3:]
     (x,) = op.operands
     n = x.ndim - 2
     if isinstance(padding, str) or x.ndim != op.output.ndim:

@@ -22,7 +22,7 @@ Shared = tuple["Tensor | None", ...]
 
 
 def quotient(a: Tensor, b: Tensor) -> Tensor:
-    """sd(a, b) = a / (b + 1e-9), 0 where b is 0, as the authors stabilise it; 0 where not finite."""
+    """sd(a, b) = a / (b + 1e-9), as the authors have it; 0 where b is 0 or it is not finite."""
     made = a / torch.where(b == 0, 1, b + 1e-9)
     return torch.where((b == 0) | ~torch.isfinite(made), 0, made)
 
@@ -97,7 +97,7 @@ def _terms(op: Operation) -> list[Tensor]:
             constant = op.argument(place, name)
             values.append(((place,), constant))
     sign = _signs(op)
-    alpha = op.kwargs.get("alpha", 1)
+    alpha = op.call.kwargs.get("alpha", 1)
     made = []
     for slot, value in values:
         second = slot[0] in (1, "other")
@@ -114,7 +114,7 @@ def _signs(op: Operation) -> tuple[int, int]:
 def _normalised(parts: list[Tensor], relevance: Tensor, batch: int) -> list[Tensor]:
     sums = [sums_per_example(part, batch) for part in parts]
     whole = sums_per_example(relevance, batch)
-    sizes = sum(total.abs() for total in sums)
+    sizes = torch.stack([total.abs() for total in sums]).sum(0)
     return [
         part * quotient(quotient(total.abs(), sizes) * whole, total)
         for part, total in zip(parts, sums, strict=True)
@@ -125,18 +125,13 @@ def halves(op: Operation, relevance: Tensor) -> Shared:
     """Of a product of two activations half to each: S = sd(R, Z), R_a = a (dZ/da)^T S / 2."""
     s = quotient(relevance, op.output)
     pulled = op.vjp(s)
-    return tuple(
-        None if p is None else x * p / len(op.operands)
-        for x, p in zip(op.operands, pulled, strict=True)
-    )
+    return tuple(x * p / len(pulled) for x, p in zip(op.operands, pulled, strict=True))
 
 
 def proportion(op: Operation, relevance: Tensor) -> Shared:
     """Sums, means, pooling, interpolation: R_x = x (df/dx)^T sd(R, y)."""
     pulled = op.vjp(quotient(relevance, op.output))
-    return tuple(
-        None if p is None else x * p for x, p in zip(op.operands, pulled, strict=True)
-    )
+    return tuple(x * p for x, p in zip(op.operands, pulled, strict=True))
 
 
 @without_output
@@ -148,12 +143,12 @@ def to_numerator(op: Operation, relevance: Tensor) -> Shared:
 def attention(op: Operation, relevance: Tensor) -> Shared:
     """The fused kernel as its two products, the softmax between them passing R on.
 
-    R_A = c A (sd(R, O) V^T), R_V = c V (A^T sd(R, O)), c = 1/2, or 1 where only one of the two is an
-    activation; then Q K^T as a product with R_A. The scale is outside of Z.
+    R_A = c A (sd(R, O) V^T), R_V = c V (A^T sd(R, O)), c = 1/2, or 1 where only one of
+    the two is an activation; then Q K^T as a product with R_A. The scale is outside of Z.
     """
     roles = op.settings["roles"]
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
-    given = dict(zip(names, op.args, strict=False)) | op.kwargs
+    given = dict(zip(names, op.call.args, strict=False)) | op.call.kwargs
     given |= dict(zip(roles, op.operands, strict=True))
     q, k, v = (given[name] for name in names[:3])
     keys, values = repeat_heads(k, q), repeat_heads(v, q)

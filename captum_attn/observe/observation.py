@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.operators.bridge import Rules
+from captum_attn.observe.operators.operators import Operators
 from captum_attn.observe.streams.readout import Read, Root, find_reads
 from captum_attn.observe.streams.structure_cache import StructureCache
 from captum_attn.observe.streams.wiring import Wiring
@@ -23,26 +25,38 @@ from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 
 @dataclass
-class Observation:
-    """What one run showed.
+class Watched:
+    """What one run showed before anything is said about its tokens.
 
     Args:
         output (Tensor): the model's output, the tensor that targets select from; emptied when no
             other target follows, because a language model's is large.
-        root (Root): where it hangs in the graph.
         batch (int): number of examples.
-        tap, graph, wiring: what was seen, and how it hangs together.
+        tap (Tap): what was seen.
         names (list of str): names of the inputs, in the order of the user's container.
-        notes (dict): what was worked out from it.
+        operators (Operators or None): the rules' gates and bridges, if any were asked for.
     """
 
     output: Tensor
-    root: Root
     batch: int
     tap: Tap
+    names: list[str]
+    operators: Operators | None
+
+
+@dataclass
+class Observation(Watched):
+    """A run whose token streams are known.
+
+    Args:
+        root (Root): where the output hangs in the graph.
+        graph, wiring: how what was seen hangs together.
+        notes (dict): what was worked out from it.
+    """
+
+    root: Root
     graph: Graph
     wiring: Wiring
-    names: list[str]
     notes: dict[str, Any] = field(default_factory=dict)
 
     def reads(self) -> list[Read]:
@@ -56,12 +70,41 @@ def observe(
     roots: list[nn.Module],
     structure: StructureCache,
     tap_class: type[Tap] = Tap,
+    tables: Sequence[Rules] = (),
 ) -> Observation:
     """Runs the model once on `inputs` and reads off how its attention is wired.
 
     To be called inside `left_as_found`. Inputs and additional tensors enter as leaves of their own;
     the user's tensors are not touched.
+
+    Args:
+        tables (sequence of Rules): the rules that backward passes will ask for.
     """
+    run = watched(forward_func, inputs, additional_forward_args, roots, tap_class, tables)
+    return wired(run, structure)
+
+
+def wired(run: Watched, structure: StructureCache) -> Observation:
+    """Reads off which token streams a run's attention calls ask and read."""
+    tap = run.tap
+    _check_seen(tap)
+    graph = Graph(tap.calls, tap.leaves)
+    wiring = Wiring(tap, graph, run.batch, TokenTracer(graph.cuts), structure)
+    root = Root.of(run.output, tap)
+    return Observation(
+        run.output, run.batch, tap, run.names, run.operators, root=root, graph=graph, wiring=wiring
+    )
+
+
+def watched(
+    forward_func: Callable,
+    inputs: tuple[Tensor, ...] | Mapping[str, Any],
+    additional_forward_args: Any,
+    roots: list[nn.Module],
+    tap_class: type[Tap] = Tap,
+    tables: Sequence[Rules] = (),
+) -> Watched:
+    """Runs the model once on `inputs`, which enter as leaves, and watches its operations."""
     tap = tap_class(roots[0] if len(roots) == 1 else None)
     batch = _batch(inputs)
     if isinstance(inputs, Mapping):
@@ -90,12 +133,10 @@ def observe(
                 lambda *args: tensor_of(forward_func(*args)), first, None, rest or None
             )
 
-    with tap.modules, tap, _misfits_named(given):
+    operators = Operators(tap, batch, tables) if tables else None
+    with tap.modules, operators or nullcontext(), tap, _misfits_named(given):
         output = tensor_of(forward())
-    _check_seen(tap)
-    graph = Graph(tap.calls, tap.leaves)
-    wiring = Wiring(tap, graph, batch, TokenTracer(graph.cuts), structure)
-    return Observation(output, Root.of(output, tap), batch, tap, graph, wiring, names)
+    return Watched(output, batch, tap, names, operators)
 
 
 def tensor_of(output: Any) -> Tensor:

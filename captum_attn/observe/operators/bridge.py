@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-Slot = tuple[Any, ...]  # where an operand stands: (1,), (1, 0) in args; ("other",) in kwargs
+from captum_attn.observe.operators.call import Call, Slot
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,10 @@ class Operation:
 
     Args:
         kind (str): see `kinds.KINDS`.
-        name (str): the torch function's, "gelu".
         operands (tuple of Tensor): the activations among its arguments, detached.
         output (Tensor): detached.
         batch (int): number of examples.
-        func, args, kwargs: the call; at `slots` stand the operands, left out.
+        call (Call): the torch function with its arguments, the operands left out.
         slots (tuple): where each operand stands.
         at_zero: of an elementwise function: f(0), for a composite its value where the root is 0.
         feeds_attention (bool): whether it projects to, or from, an attention call.
@@ -104,60 +103,42 @@ class Operation:
     """
 
     kind: str
-    name: str
     operands: tuple[Tensor, ...]
     output: Tensor
     batch: int
-    func: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    call: Call
     slots: tuple[Slot, ...]
     at_zero: Any = 0.0
     feeds_attention: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """The torch function's: "gelu"."""
+        return self.call.name
+
     def argument(self, place: int, name: str, default: Any = None) -> Any:
-        """An argument of the call, however it was passed."""
-        value = self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
-        return default if value is None else value
+        """An argument of the call that is no operand, however it was passed."""
+        return self.call.argument(place, name, default)
 
     def rerun(self, *operands: Tensor) -> Any:
         """The operation on other operands."""
-        args, kwargs = filled(self.args, self.kwargs, self.slots, operands)
-        return self.func(*args, **kwargs)
+        return self.call.having(self.slots, operands).run()
 
-    def vjp(self, vector: Tensor, *operands: Tensor) -> list[Tensor | None]:
+    def vjp(self, vector: Tensor, *operands: Tensor) -> list[Tensor]:
         """The vector-Jacobian product with respect to each operand, there or at other operands."""
         with torch.enable_grad():
             at = [x.detach().requires_grad_() for x in operands or self.operands]
             out = self.rerun(*at)
-            return list(torch.autograd.grad(out, at, vector.to(out.dtype), allow_unused=True))
+            vector = vector.to(out.dtype)
+            return list(
+                torch.autograd.grad(out, at, vector, allow_unused=True, materialize_grads=True)
+            )
 
     def drop(self) -> None:
         """Lets the values go, after the last backward pass."""
-        self.operands, self.args, self.kwargs = (), (), {}
+        self.operands = ()
         self.output = self.output.new_empty(0)
-
-
-def taken(args: tuple, kwargs: dict, slot: Slot) -> Any:
-    """What stands at a slot."""
-    value = kwargs[slot[0]] if isinstance(slot[0], str) else args[slot[0]]
-    return value if len(slot) == 1 else value[slot[1]]
-
-
-def filled(
-    args: tuple, kwargs: dict, slots: Sequence[Slot], values: Sequence[Any]
-) -> tuple[tuple, dict]:
-    """The arguments with `values` at `slots`."""
-    made, named = list(args), dict(kwargs)
-    for slot, value in zip(slots, values, strict=True):
-        store: Any = named if isinstance(slot[0], str) else made
-        if len(slot) == 2:
-            items = list(store[slot[0]])
-            items[slot[1]] = value
-            value = items
-        store[slot[0]] = value
-    return tuple(made), named
 
 
 class Gate(Function):

@@ -82,7 +82,8 @@ STILL = frozenset(
 # These move, pick and repeat entries; what is known of a tensor goes along.
 MOVING = STILL | frozenset(
     "view reshape reshape_as flatten unflatten ravel permute transpose swapaxes swapdims movedim "
-    "moveaxis t adjoint T mT H mH squeeze unsqueeze expand expand_as broadcast_to broadcast_tensors "
+    "moveaxis t adjoint T mT H mH squeeze unsqueeze expand expand_as broadcast_to "
+    "broadcast_tensors "
     "repeat repeat_interleave tile cat stack hstack vstack dstack column_stack split chunk "
     "tensor_split split_with_sizes unbind narrow select getitem setitem index_select gather take "
     "take_along_dim masked_select masked_fill masked_scatter where tril triu diagonal diag "
@@ -110,7 +111,8 @@ CONSTANT = frozenset(
     "xor iter contains reduce_ex deepcopy count_nonzero normal uniform trunc_normal random "
     "erf_sample exponential version _version is_pinned is_shared names name has_names cdouble "
     "result_type can_cast is_same_size is_signed is_nonzero int8 char byte short "
-    "bitwise_left_shift bitwise_right_shift ldexp_int output_nr is_xpu is_xla _base _backward_hooks".split()
+    "bitwise_left_shift bitwise_right_shift output_nr is_xpu is_xla _base "
+    "_backward_hooks".split()
 )
 # Linear in their one activation as they are, without a rule of their own.
 LINEAR_AS_IS = frozenset(
