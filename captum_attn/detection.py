@@ -17,10 +17,9 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_attn import _detector as detector
-from captum_attn.attr._base import AttentionAttribution
-from captum_attn.attr._inputs import checked_interpolation
-from captum_attn.attr._run import Request, Run
-from captum_attn.observe.streams.states import InputMap, Source
+from captum_attn.attr import AttentionAttribution, Result
+from captum_attn.observe.streams.states import InputMap
+from captum_attn.observe.streams.to_inputs import check_interpolation
 
 __all__ = ["Detections", "explain_detections"]
 
@@ -141,7 +140,7 @@ def explain_detections(
                     maps=pixels.new_empty(0, *size),
                 )
             )
-        # An image with fewer detections asks about its first query once more; nobody listens.
+        # An image with fewer detections asks about its first query again; the answer is not used.
         rows = [
             [int(order[b][j if j < len(own) else 0]) for b, own in enumerate(found)]
             for j in range(max(map(len, found)))
@@ -193,27 +192,17 @@ def _from_one_pass(
     show_progress: bool,
 ) -> Iterator[Explanation]:
     """The explanations of every target from one forward pass."""
-    shared: dict[str, Any] = {"objective": None, "readout": "auto", "start_layer": 0}
-    given = {name: options.pop(name, default) for name, default in shared.items()}
     interpolation = options.pop("interpolation", "bilinear")
-    checked_interpolation(interpolation)
+    check_interpolation(interpolation)
     image, _ = detector.images_of(inputs)
 
-    def made(run: Run, relevance: dict[Source, Tensor]) -> Explanation:
-        laid = run.attributions(relevance, inputs, interpolation)
+    def make(result: Result) -> Explanation:
+        laid = result.attributions(inputs, interpolation)
         laid = laid[image] if image else laid
-        grid = _grid(run, image or run.seen.names[0], relevance)
-        return laid.sum(1), run.tokens(relevance), grid
+        grid = _grid(result, image or result.run.observation.names[0])
+        return laid.sum(1), result.tokens(), grid
 
-    return method.explain_each(
-        inputs,
-        choose,
-        Request(None, None, None, given["readout"], given["start_layer"]),
-        options,
-        made,
-        objective=given["objective"],
-        show_progress=show_progress,
-    )
+    return method.explain_each(inputs, choose, make, show_progress=show_progress, **options)
 
 
 def _from_own_passes(
@@ -243,14 +232,14 @@ def _from_own_passes(
         yield laid.detach().sum(1), {}, None
 
 
-def _grid(run: Run, image: str, relevance: Mapping[Source, Tensor]) -> Tensor | None:
+def _grid(result: Result, image: str) -> Tensor | None:
     """Relevance of the image's tokens as they lie on it, (B, h, w); None if they form no grid."""
-    for source in run.seen.wiring.sources:
+    for source in result.sources:
         for entry in source.entries:
             if entry.leaf.name == image and entry.to is not None:
                 cells = _cells(entry, entry.to)
                 if cells is not None:
-                    rows = run.rows_of(relevance, source)
+                    rows = result.rows_of(source)
                     cells = cells.expand(len(rows), -1, -1)
                     taken = rows.gather(1, cells.flatten(1).clamp_min(0)).view(cells.shape)
                     return taken * (cells >= 0)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_attn._prompt import Prompt
-from captum_attn.attr._base import AttentionAttribution
-from captum_attn.attr._run import Request, Run
+from captum_attn.attr import AttentionAttribution, Result
 from captum_attn.errors import InputError, OptionError
 from captum_attn.objectives import Objective
 from captum_attn.observe.observation import tensor_of
@@ -140,11 +139,12 @@ def explain_generation(
         method.explain_each(
             fed,
             targets,
-            Request(None, None, None, "auto", start_layer, causal=True),
-            options,
-            Run.tokens,
+            Result.tokens,
             objective=objective,
+            start_layer=start_layer,
+            causal=True,
             show_progress=show_progress,
+            **options,
         )
     )
     relevance = {}

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from captum_attn.attr import _settings
+from captum_attn.attr import AttentionAttribution
 
 PLAIN = (bool, int, float, str, type(None), torch.dtype)
 HOOKS = (
@@ -34,7 +34,12 @@ def blocks(request: pytest.FixtureRequest) -> None:
     size = request.config.getoption("--block-size")
     if size is not None:
         monkeypatch = pytest.MonkeyPatch()
-        monkeypatch.setitem(_settings.COMMON, "block_size", size)
+        settle = AttentionAttribution.Options.settle.__func__
+        monkeypatch.setattr(
+            AttentionAttribution.Options,
+            "settle",
+            classmethod(lambda cls, given, *of: settle(cls, {"block_size": size, **given}, *of)),
+        )
         request.addfinalizer(monkeypatch.undo)
 
 

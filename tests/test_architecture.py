@@ -104,6 +104,52 @@ def test_methods_do_not_import_each_other():
         assert not others & (stems - {Path(module).stem}), module
 
 
+def foreign_secrets(path: Path) -> set[str]:
+    """Underscored modules that a file imports from a room that it is not in."""
+    own = (
+        ["captum_attn", *path.relative_to(PACKAGE).parent.parts] if PACKAGE in path.parents else []
+    )
+    found = set()
+    for name in names_imported_by(path):
+        parts = name.split(".")
+        for i, step in enumerate(parts):
+            is_file = (PACKAGE.parent / "/".join(parts[: i + 1])).with_suffix(".py").is_file()
+            if parts[0] == "captum_attn" and step[0] == "_" and is_file and own[:i] != parts[:i]:
+                found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_underscored_modules_stay_in_their_room(module):
+    assert not foreign_secrets(PACKAGE / module)
+
+
+def test_the_check_of_underscored_modules_finds_one(tmp_path):
+    text = "from captum_attn.attr._run import Run\nfrom captum_attn import _pictures, __version__\n"
+    (tmp_path / "outside.py").write_text(text)
+    assert foreign_secrets(tmp_path / "outside.py") == {
+        "captum_attn.attr._run.Run", "captum_attn._pictures",
+    }  # fmt: skip
+
+
+def test_a_method_reads_like_its_paper():
+    """GAE needs few words of the engine: a newcomer reads its file without the others."""
+    names = names_imported_by(PACKAGE / "attr" / "generic_attention.py")
+    names = {name for name in names if not name.startswith("__future__")}
+    assert len(names) <= 8
+    assert len({name.rpartition(".")[0] for name in names}) <= 4
+
+
+def test_rooms_export_what_is_documented():
+    import captum_attn.attr
+    import captum_attn.observe
+
+    methods = {n for n in captum_attn.__all__ if isinstance(getattr(captum_attn, n), type)}
+    attr, observe = set(captum_attn.attr.__all__), set(captum_attn.observe.__all__)
+    assert attr == (methods - {"AttnError"}) | {"AttentionAttribution", "Block", "Result", "Run"}
+    assert observe == {"AttentionCall", "Block", "Observation", "observe"}
+
+
 def test_nothing_needs_the_command_line():
     for module in MODULES:
         assert "cli" not in parts_imported_by(module), module

@@ -1,30 +1,61 @@
-"""What all attention attribution methods share: the entry points, and the way of the results."""
+"""What all attention methods share: the public calls, and the way from one map to the result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
+from captum._utils.progress import progress
+from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
 from captum_attn.attr._batches import in_batches
-from captum_attn.attr._blocks import Weighed, rows_of
+from captum_attn.attr._blocks import UNCHANGED, LinearRule
 from captum_attn.attr._describe import Description, describe
-from captum_attn.attr._each import ManyTargets
-from captum_attn.attr._inputs import Inputs, checked_interpolation
-from captum_attn.attr._propagate import BlockRow, add, linear, relevance_matrices, relevance_rows
-from captum_attn.attr._run import Readout, Request, Run, finite
+from captum_attn.attr._engine import Engine, Objectives, Targets
+from captum_attn.attr._inputs import Inputs
+from captum_attn.attr._layers import Layers
+from captum_attn.attr._options import SharedOptions, showing
+from captum_attn.attr._propagate import (
+    BlockRow,
+    Flow,
+    Relevance,
+    RowScale,
+    Step,
+    add,
+    linear,
+    relevance_matrices,
+    relevance_rows,
+)
+from captum_attn.attr._request import Readout, Request
+from captum_attn.attr._results import Result, matrices_by_name
+from captum_attn.attr._run import Run
+from captum_attn.errors import OptionError
 from captum_attn.objectives import Objective
-from captum_attn.observe.capture.attention_call import AttentionCall, Block
-from captum_attn.observe.streams.states import AttentionState, Source, State
-from captum_attn.observe.streams.to_inputs import in_order, input_order
+from captum_attn.observe import AttentionCall, Block
+from captum_attn.observe.capture.restore import root_of
+from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.streams.states import AttentionState, State
+from captum_attn.observe.streams.to_inputs import check_interpolation
+
+__all__ = ["AttentionAttribution", "Block", "BlockRow", "Flow", "LinearRule", "Relevance", "Result",
+           "Run", "Step"]  # fmt: skip
+
+Made = TypeVar("Made")
+Matrices = dict[State, BlockRow]
+Finish = Callable[[State, BlockRow], BlockRow]
 
 
-class AttentionAttribution(ManyTargets):
+class AttentionAttribution(GradientAttribution):
     r"""Base of the attention methods: a subclass supplies what it makes of A, and its options.
+
+    A method overrides `weigh_heads`, and where its rule differs `keep`, `rule` or `flow`; a method
+    whose relevance is no product over the layers overrides `shown_calls` or `relevance`.
 
     Args:
         forward_func (Module or callable): the model, or any callable that runs one, as in Captum.
@@ -32,71 +63,194 @@ class AttentionAttribution(ManyTargets):
             ("encoder.*"), to which the attention calls are confined; the others stay wired, with a
             map of zeros. Default: all that run.
 
-    Class attributes: see `Observing`.
+    Class attributes:
+        Options (type): the method's own options, a frozen dataclass.
+        needs_gradient (bool): False for a class-agnostic method.
+        keeps_graph (bool): True for a rule that asks autograd for more than the gradients at the
+            attention calls.
+        tap (type): what watches the model run.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Options(SharedOptions):
+        """Options of a method; a subclass adds fields with their types and defaults."""
+
+    needs_gradient: ClassVar[bool] = True
+    keeps_graph: ClassVar[bool] = False
+    tap: ClassVar[type[Tap]] = Tap
+
+    def __init__(self, forward_func: Callable, layers: Layers | None = None) -> None:
+        if not callable(forward_func):
+            raise OptionError(
+                f"expected a model or a callable that runs one, got {type(forward_func).__name__}"
+            )
+        super().__init__(root_of(forward_func))
+        self.layers = layers
+        self._engine = Engine(
+            self.needs_gradient, self.keeps_graph, self.default_objective(), self.tap
+        )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Public calls show the options of their method to `help` and `inspect.signature`."""
+        super().__init_subclass__(**kwargs)
+        for name in _PUBLIC_CALLS:
+            setattr(cls, name, showing(getattr(cls, name), cls.Options))
+
     # ------------------------------------------------------------------------ a method's own
-    def weigh_heads(self, run: Run, block: Block) -> Tensor:
+    def default_objective(self) -> Objective | None:
+        """What is explained where the user names no objective; None: the logit."""
+        return None
+
+    def weigh_heads(self, run: Run[Any], block: Block) -> Tensor:
         """What the method makes of A, head by head: (B, F, H, q', k'), for the block's queries."""
         raise NotImplementedError
 
-    def weigh(self, run: Run, update: AttentionState, block: Block) -> Weighed | None:
-        """(own, A-bar) of a linear rule, R = own * R_asks + A-bar R_reads; None for R = R_asks.
+    def keep(self, run: Run[Any], block: Block) -> Tensor | float:
+        """The share of its own relevance that a query keeps: (B, F, q') or a number."""
+        return 1.0
 
-        own is (B, F, q') or a number, A-bar (B, F, q', k'), for the block's queries.
+    def rule(self, run: Run[Any], block: Block) -> LinearRule:
+        """A linear rule, R = keep * R_query + read R_key: the mean over heads is read.
+
+        Where the objective does not depend on the call, nothing is read.
         """
-        return 1.0, self.weigh_heads(run, block).mean(2)
+        keep = self.keep(run, block)
+        if self.needs_gradient and not run.has_gradient(block.call):
+            return LinearRule(keep)
+        return LinearRule(keep, self.weigh_heads(run, block).mean(2))
 
-    def update(self, run: Run, state: AttentionState, maps: Mapping[State, BlockRow]) -> BlockRow:
-        """The matrix form of the rule: R of the query stream after the call."""
-        return linear(state, run.whole(state, partial(self.weigh, run)), maps)
+    def flow(self, run: Run[Any], flow: Flow) -> Tensor:
+        """What one stream hands to another about one source, (B, n_s, n_x), in the matrix form."""
+        return flow.read @ flow.rows
 
-    def relevance(self, run: Run) -> dict[Source, Tensor]:
-        """Relevance of every source's tokens, (B, n): row vectors, from the readout down."""
-        return relevance_rows(run.weights, partial(self.weighed, run), run.at_once)
+    def is_linear(self, run: Run[Any]) -> bool:
+        """Whether `rule` is all: then rows are propagated from the readout down, not matrices."""
+        return True
 
-    def maps(self, run: Run, last: Iterable[State]) -> dict[State, BlockRow]:
-        """R of the states in `last`: matrices, from the inputs up."""
+    def update(self, run: Run[Any], step: Step) -> BlockRow:
+        """The matrix form of the rule: R of the stream that asks, after the call."""
+        rule = run.full_rule(step.state.call, partial(self.rule, run))
+        return linear(step, rule, partial(self.flow, run))
 
-        def update(state: AttentionState, maps: Mapping[State, BlockRow]) -> BlockRow:
-            before = maps[state.query_state]
-            active = state.call.index in run.active
-            return (
-                run.mask_later_rows(state, self.update(run, state, maps), before)
-                if active
-                else before
-            )
-
-        return relevance_matrices(last, update, run.like, self.finish(run))
-
-    def finish(self, run: Run) -> Callable[[State, BlockRow], BlockRow] | None:
-        """What the matrix form does to a state's R once it is there; None: nothing."""
+    def row_scale(self, run: Run[Any]) -> RowScale | None:
+        """What the rows of a state are multiplied with, state -> (B, n); None: nothing."""
         return None
 
-    def relevance_of_maps(self, run: Run, discard_self: bool = False) -> dict[Source, Tensor]:
-        """The read rows of the matrix form, for rules that are not linear in them."""
-        relevance: dict[Source, Tensor] = {}
-        maps = self._maps_read(run)
-        for state, weights in run.weights.items():
+    def finish(self, run: Run[Any]) -> Finish | None:
+        """What the matrix form does to a state's R once it is there; None: nothing."""
+        row_scale = self.row_scale(run)
+        if row_scale is None:
+            return None
+
+        def scaled(state: State, rows: BlockRow) -> BlockRow:
+            scale = row_scale(state)
+            return rows if scale is None else {x: b * scale[..., None] for x, b in rows.items()}
+
+        return scaled
+
+    def shown_calls(self, run: Run[Any], state: State) -> list[AttentionState] | None:
+        """The calls whose maps are shown as they are, each alone; None: all are multiplied.
+
+        Args:
+            state (State): one that the output reads.
+        """
+        return None
+
+    def weights(self, run: Run[Any]) -> Mapping[State, Tensor]:
+        """The states that relevance is read out of, with the weights of their rows, (B, n)."""
+        return run.weights
+
+    def discards_self(self, run: Run[Any]) -> bool:
+        """Whether a token that is read out gets no relevance from itself."""
+        return False
+
+    def relevance(self, run: Run[Any]) -> Relevance:
+        """Relevance of every source's tokens, (B, n)."""
+        weights, discard = self.weights(run), self.discards_self(run)
+        if not self.is_linear(run) or (discard and not run.reads_one_row):
+            return self._read_out(run, weights, discard)
+        relevance = self._rows(run, weights)
+        for state, rows in weights.items() if discard else ():
+            for source in relevance:
+                if source.name == state.stream:
+                    relevance[source] = relevance[source] * (rows == 0)
+        return relevance
+
+    def matrices(self, run: Run[Any], last: Iterable[State]) -> Matrices:
+        """R of the states in `last`: matrices, from the inputs up."""
+
+        def update(step: Step) -> BlockRow:
+            if not run.counts(step.state.call):
+                return step.before
+            return run.mask_later_rows(step.state, self.update(run, step), step.before)
+
+        last = list(last)
+        shown = {state: self.shown_calls(run, state) for state in last}
+        if all(calls is None for calls in shown.values()):
+            return relevance_matrices(last, update, run.like, self.finish(run))
+        found: Matrices = {state: {} for state in last}
+        for state, calls in shown.items():
+            for call in calls or ():
+                rule = partial(self._only_matrix, run, call)
+                blocks = relevance_matrices([state], rule, run.like)
+                for source, block in blocks[state].items():
+                    add(found[state], source, block)
+        return found
+
+    def explain(self, run: Run[Any]) -> Result:
+        """Relevance of one target; override it to give that of the inputs' own elements."""
+        return Result(run, self.relevance(run))
+
+    # ------------------------------------------------------------------------ the way through
+    def _rule(self, run: Run[Any], block: Block) -> LinearRule:
+        """The rule of the calls that count; made once for all targets if none changes it."""
+        call, rule = block.call, partial(self.rule, run)
+        if not run.counts(call):
+            return UNCHANGED
+        if self.needs_gradient or run.shared is None:
+            return rule(block)
+        return run.cached(("rule", call), lambda: run.full_rule(call, rule)).of(block)
+
+    def _only(self, run: Run[Any], shown: AttentionState, block: Block) -> LinearRule:
+        """One call's map as it is; below and above it, every token stays where it is."""
+        if block.call is not shown.call:
+            return UNCHANGED
+        return LinearRule(0.0, self.weigh_heads(run, block).mean(2))
+
+    def _only_matrix(self, run: Run[Any], shown: AttentionState, step: Step) -> BlockRow:
+        """The same in the matrix form."""
+        return linear(step, run.full_rule(step.state.call, partial(self._only, run, shown)))
+
+    def _rows(self, run: Run[Any], weights: Mapping[State, Tensor]) -> Relevance:
+        """The relevance of the rows that are read, from the readout down."""
+        size = run.queries_per_block
+        shown = {state: self.shown_calls(run, state) for state in weights}
+        if all(calls is None for calls in shown.values()):
+            return relevance_rows(weights, partial(self._rule, run), size, self.row_scale(run))
+        relevance: Relevance = {}
+        for state, calls in shown.items():
+            for call in calls or ():
+                found = relevance_rows(
+                    {state: weights[state]}, partial(self._only, run, call), size
+                )
+                for source, rows in found.items():
+                    add(relevance, source, rows)
+        return relevance
+
+    def _read_out(
+        self, run: Run[Any], weights: Mapping[State, Tensor], discard_self: bool
+    ) -> Relevance:
+        """The rows that are read, of the matrices."""
+        make = partial(self.matrices, run, list(weights))
+        targets_differ = self.needs_gradient or run.backward.last_rows
+        maps = make() if targets_differ else run.cached(("maps", *weights), make)
+        relevance: Relevance = {}
+        for state, rows in weights.items():
             for source, block in maps[state].items():
                 if discard_self and source.name == state.stream:
                     block = block - torch.diag_embed(torch.diagonal(block, dim1=-2, dim2=-1))
-                add(relevance, source, (weights[:, None] @ block)[:, 0])
+                add(relevance, source, (rows[:, None] @ block)[:, 0])
         return relevance
-
-    def weighed(self, run: Run, update: AttentionState, block: Block) -> Weighed | None:
-        """`weigh` for the calls that count."""
-        if update.call.index not in run.active:
-            return None
-        if self.needs_gradient or run.shared is None:
-            return self.weigh(run, update, block)
-        weigh = partial(self.weigh, run)  # no target changes it
-        return rows_of(run.cached(("weighed", update), lambda: run.whole(update, weigh)), block)
-
-    def _maps_read(self, run: Run) -> dict[State, BlockRow]:
-        if self.needs_gradient or run.last:
-            return self.maps(run, run.weights)
-        return run.cached(("maps", *run.weights), lambda: self.maps(run, run.weights))
 
     # ------------------------------------------------------------------------ public
     @log_usage()
@@ -153,14 +307,14 @@ class AttentionAttribution(ManyTargets):
             >>> attributions = GenericAttention(model).attribute(images, target=3)
             >>> attributions = GenericAttention(model).attribute(tokenizer(texts, ...), target=1)
         """
-        checked_interpolation(interpolation)
-        explained = Request(target, additional_forward_args, objective, readout, start_layer)
+        check_interpolation(interpolation)
+        request = Request(target, additional_forward_args, objective, readout, start_layer)
 
-        def attributions(inputs: Inputs, explained: Request) -> Any:
-            with self._run(inputs, explained, options) as run:
-                return run.attributions(finite(self.relevance(run)), inputs, interpolation)
+        def attributions(inputs: Inputs, request: Request) -> Any:
+            with self._run(inputs, request, options) as run:
+                return self.explain(run).attributions(inputs, interpolation)
 
-        return in_batches(attributions, inputs, explained, internal_batch_size)
+        return in_batches(attributions, inputs, request, internal_batch_size)
 
     def attribute_tokens(
         self,
@@ -182,13 +336,141 @@ class AttentionAttribution(ManyTargets):
         Returns:
             dict: stream name -> (B, n).
         """
-        explained = Request(target, additional_forward_args, objective, readout, start_layer)
+        request = Request(target, additional_forward_args, objective, readout, start_layer)
 
-        def tokens(inputs: Inputs, explained: Request) -> dict[str, Tensor]:
-            with self._run(inputs, explained, options) as run:
-                return run.tokens(finite(self.relevance(run)))
+        def tokens(inputs: Inputs, request: Request) -> dict[str, Tensor]:
+            with self._run(inputs, request, options) as run:
+                return self.explain(run).tokens()
 
-        return in_batches(tokens, inputs, explained, internal_batch_size)
+        return in_batches(tokens, inputs, request, internal_batch_size)
+
+    @log_usage()
+    def attribute_each(
+        self,
+        inputs: Inputs,
+        targets: Targets,
+        additional_forward_args: Any = None,
+        *,
+        objective: Objectives = None,
+        readout: Readout = "auto",
+        start_layer: int = 0,
+        interpolation: str = "bilinear",
+        show_progress: bool = False,
+        **options: Any,
+    ) -> Iterator[Any]:
+        r"""`attribute` for many targets of the same inputs, from one forward pass.
+
+        What no target changes (the model's run, the attention maps up to 1 GiB, which tokens are
+        where) is computed once. The forward pass runs in this call; every step of the iterator is
+        one backward pass. Between the steps the model is as it was found, and may be used; its
+        weights must not be changed before the last. The graph is freed with the iterator.
+
+        Args:
+            inputs, additional_forward_args, ...: as for `attribute`.
+            targets (iterable or callable): the targets, each in every form that `attribute` takes;
+                or a callable that is given the model's output and returns them.
+            objective (callable or sequence of callable, optional): one for all targets, or one for
+                each.
+            show_progress (bool): a progress bar over the targets. Default: False.
+
+        Returns:
+            *iterator* of what `attribute` returns, one for each target, in their order.
+
+        Raises:
+            AttnError: as `attribute`, in this call for what does not depend on a gradient.
+
+        Examples::
+
+            >>> three, five = GenericAttention(model).attribute_each(images, [3, 5])
+            >>> likeliest = lambda logits: logits.topk(5).indices.T     # 5 targets, (B,) each
+            >>> for maps in GenericAttention(model).attribute_each(images, likeliest): ...
+        """
+        check_interpolation(interpolation)
+        return self.explain_each(
+            inputs,
+            targets,
+            lambda result: result.attributions(inputs, interpolation),
+            additional_forward_args,
+            objective=objective,
+            readout=readout,
+            start_layer=start_layer,
+            show_progress=show_progress,
+            **options,
+        )
+
+    @log_usage()
+    def attribute_tokens_each(
+        self,
+        inputs: Inputs,
+        targets: Targets,
+        additional_forward_args: Any = None,
+        *,
+        objective: Objectives = None,
+        readout: Readout = "auto",
+        start_layer: int = 0,
+        show_progress: bool = False,
+        **options: Any,
+    ) -> Iterator[dict[str, Tensor]]:
+        """`attribute_tokens` for many targets of the same inputs, from one forward pass.
+
+        Args:
+            inputs, targets, ...: as for `attribute_each`.
+
+        Returns:
+            *iterator* of dict: for each target, stream name -> (B, n).
+
+        Examples::
+
+            >>> places = [(i, token) for i, token in enumerate(ids[0, 1:].tolist())]
+            >>> rows = [t["input_ids"] for t in gae.attribute_tokens_each(ids, places)]
+        """
+        return self.explain_each(
+            inputs,
+            targets,
+            Result.tokens,
+            additional_forward_args,
+            objective=objective,
+            readout=readout,
+            start_layer=start_layer,
+            show_progress=show_progress,
+            **options,
+        )
+
+    def explain_each(
+        self,
+        inputs: Inputs,
+        targets: Targets,
+        make: Callable[[Result], Made],
+        additional_forward_args: Any = None,
+        *,
+        objective: Objectives = None,
+        readout: Readout = "auto",
+        start_layer: int = 0,
+        causal: bool = False,
+        show_progress: bool = False,
+        **options: Any,
+    ) -> Iterator[Made]:
+        """`make(result)` for many targets of the same inputs, from one forward pass.
+
+        Args:
+            inputs, targets, ...: as for `attribute_each`.
+            make (callable): the relevance of one target -> what is wanted of it.
+            causal (bool): whether tokens behind the one that is read out stay as they were born, as
+                if the sequence ended there. Default: False.
+
+        Returns:
+            *iterator* of what `make` returns, one for each target.
+        """
+        request = Request(
+            None, additional_forward_args, None, readout, start_layer, self.layers, causal
+        )
+        count, results = self._engine.explained_each(
+            self.forward_func, inputs, targets, request, self.settled(options), objective,
+            lambda run: make(self.explain(run)),
+        )  # fmt: skip
+        if not show_progress:
+            return results
+        return iter(progress(results, desc=f"{self.get_name()} attribution", total=count))
 
     def relevance_maps(
         self,
@@ -208,18 +490,10 @@ class AttentionAttribution(ManyTargets):
         Returns:
             dict: (row stream, source stream) -> (B, n_row, n_source).
         """
-        explained = Request(target, additional_forward_args, objective, None, start_layer)
-        with self._run(inputs, explained, options) as run:
-            last = run.seen.wiring.final_states()
-            found = self.maps(run, last.values())
-            orders = {s.name: input_order(s, run.seen.batch) for s in run.seen.wiring.sources}
-            return {
-                (stream, source.name): in_order(
-                    in_order(block, orders[source.name]).mT, orders.get(stream)
-                ).mT
-                for stream, state in last.items()
-                for source, block in found[state].items()
-            }
+        request = Request(target, additional_forward_args, objective, None, start_layer)
+        with self._run(inputs, request, options) as run:
+            last = run.final_states()
+            return matrices_by_name(run, last, self.matrices(run, last.values()))
 
     def layer_maps(
         self,
@@ -240,12 +514,12 @@ class AttentionAttribution(ManyTargets):
             list of (AttentionCall, Tensor): (B, H, q, k) each, (B F, H, q, k) where F sequences
             (windows, channels) are folded beside each other; `call.module` names the module.
         """
-        explained = Request(target, additional_forward_args, objective, None, start_layer)
-        with self._run(inputs, explained, options) as run:
+        request = Request(target, additional_forward_args, objective, None, start_layer)
+        with self._run(inputs, request, options) as run:
             return [
-                (update.call, self.weigh_heads(run, Block(update.call)).flatten(0, 1))
-                for update in run.seen.wiring.updates
-                if update.call.index in run.active
+                (state.call, self.weigh_heads(run, Block(state.call)).flatten(0, 1))
+                for state in run.attention_states
+                if run.counts(state.call)
             ]
 
     def describe(
@@ -273,6 +547,25 @@ class AttentionAttribution(ManyTargets):
 
             >>> print(GenericAttention(model).describe(images, target=3))
         """
-        explained = Request(target, additional_forward_args, objective, readout, start_layer)
-        with self._run(inputs, explained, options) as run:
-            return describe(run.seen.wiring, run.reads, run.weights, run.active)
+        request = Request(target, additional_forward_args, objective, readout, start_layer)
+        with self._run(inputs, request, options) as run:
+            return describe(run)
+
+    @classmethod
+    def settled(cls, options: Mapping[str, Any]) -> SharedOptions:
+        """The method's options with their defaults; raises `OptionError` for others."""
+        return cls.Options.settle(options, cls.get_name())
+
+    def _run(
+        self, inputs: Inputs, request: Request, options: Mapping[str, Any]
+    ) -> AbstractContextManager[Run]:
+        """The observed run of one target."""
+        request = replace(request, layers=self.layers)
+        return self._engine.explained(self.forward_func, inputs, request, self.settled(options))
+
+
+# What `__init_subclass__` gives the signature of a method.
+_PUBLIC_CALLS = (
+    "attribute", "attribute_tokens", "attribute_each", "attribute_tokens_each", "explain_each",
+    "relevance_maps", "layer_maps", "describe",
+)  # fmt: skip

@@ -11,7 +11,7 @@ from captum._utils.common import _format_additional_forward_args
 from torch import Tensor
 
 from captum_attn.attr._inputs import Inputs, checked
-from captum_attn.attr._run import Request
+from captum_attn.attr._request import Request
 from captum_attn.errors import InputError, OptionError, TargetError
 
 Result = TypeVar("Result")

@@ -4,47 +4,93 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from captum_attn.observe.capture.attention_call import AttentionCall, Block
-from captum_attn.observe.streams.states import AttentionState
 
-# A rule that is linear in R: own and A-bar, R = own * R_asks + A-bar R_reads, for some queries of a
-# call: own (B, F, q') or a number, A-bar (B, F, q', k'); None leaves the state as it was.
-Weighed = tuple["Tensor | float", Tensor]
-Weigh = Callable[[AttentionState, Block], "Weighed | None"]
-# How many queries of a call are weighed at a time.
-AtOnce = Callable[[AttentionCall], int]
+
+@dataclass(frozen=True)
+class LinearRule:
+    """A rule that is linear in R, for some queries of a call: R = keep * R_query + read R_key.
+
+    Args:
+        keep (Tensor or float): the share of its own relevance that each query keeps, (B, F, q').
+        read (Tensor, optional): A-bar, (B, F, q', k'); None for zeros.
+    """
+
+    keep: Tensor | float = 1.0
+    read: Tensor | None = None
+
+    def of(self, block: Block) -> LinearRule:
+        """The part of a whole call's rule that belongs to a block's queries."""
+        if block.rows is None:
+            return self
+        keep = self.keep[:, :, block.rows] if isinstance(self.keep, Tensor) else self.keep
+        return LinearRule(keep, None if self.read is None else self.read[:, :, block.rows])
+
+    def to(self, device: torch.device) -> LinearRule:
+        """The same on a device."""
+        keep = self.keep.to(device) if isinstance(self.keep, Tensor) else self.keep
+        return LinearRule(keep, None if self.read is None else self.read.to(device))
+
+
+UNCHANGED = LinearRule()
+Rule = Callable[[Block], LinearRule]
+# How many queries of a call are in a block.
+QueriesPerBlock = Callable[[AttentionCall], int]
 
 # Elements of one block's map of all heads: on the CPU it should stay in the cache.
 _MOST_ELEMENTS = (2**22, 2**26)
 
 
-def passed(
-    update: AttentionState, rows: Tensor, weigh: Weigh, at_once: AtOnce
+def propagate_call(
+    call: AttentionCall, rows: Tensor, rule: Rule, size: QueriesPerBlock
 ) -> tuple[Tensor, Tensor | None]:
-    """What arrives at a call's queries, (B, F q), passed on to what asked and what was read.
+    """What arrives at a call's queries, handed on to what asked and to what was read.
 
-    Queries at which nothing arrives are left out: the last layer reads one row.
+    Queries at which nothing arrives are left out: of the last layer one row is read.
+
+    Args:
+        call (AttentionCall): the call.
+        rows (Tensor): (B, F q), what arrives.
+        rule (callable): the rule.
+        size (callable): the number of queries in a block.
+
+    Returns:
+        tuple of Tensor: (B, F q) for the state that asked, (B, F k) for the one that was read or
+        None where nothing goes there.
     """
-    call = update.call
     rows = rows.to(call.q.device)  # each layer's work stays where the layer is
     arriving = rows.view(len(rows), call.windows, -1)
     live = (arriving != 0).flatten(0, 1).any(0).nonzero()[:, 0]
-    asks = torch.zeros_like(arriving)
-    reads = arriving.new_zeros(*arriving.shape[:2], call.n_k)
-    for block in _blocks(call, live, at_once(call)):
-        weighed = weigh(update, block)
-        if weighed is None:
-            return rows, None
-        own, read = weighed
+    kept = torch.zeros_like(arriving)
+    read: Tensor | None = None
+    for block in _blocks(call, live, size(call)):
+        step = rule(block)
         part = arriving if block.rows is None else arriving[:, :, block.rows]
-        asks[:, :, _all(block)] = part * own
-        reads[..., : read.shape[-1]] += (part[:, :, None] @ read)[:, :, 0]
-    return asks.flatten(1), reads.flatten(1)
+        kept[:, :, slice(None) if block.rows is None else block.rows] = part * step.keep
+        if step.read is not None:
+            if read is None:
+                read = arriving.new_zeros(*arriving.shape[:2], call.n_k)
+            read[..., : step.read.shape[-1]] += (part[:, :, None] @ step.read)[:, :, 0]
+    return kept.flatten(1), None if read is None else read.flatten(1)
+
+
+def full_rule(call: AttentionCall, rule: Rule, size: QueriesPerBlock) -> LinearRule:
+    """A rule for all queries of a call, formed block by block: (B, F, q), (B, F, q, k)."""
+    every = torch.arange(call.n_q, device=call.q.device)
+    steps = [rule(block) for block in _blocks(call, every, size(call))]
+    if len(steps) == 1:
+        return steps[0]
+    varying = [step.keep for step in steps if isinstance(step.keep, Tensor)]
+    keep = torch.cat(varying, 2) if varying else steps[0].keep
+    maps = [step.read for step in steps if step.read is not None]
+    read = [F.pad(part, (0, call.n_k - part.shape[-1])) for part in maps]
+    return LinearRule(keep, torch.cat(read, 2) if read else None)
 
 
 def _blocks(call: AttentionCall, rows: Tensor, most: int) -> list[Block]:
@@ -54,49 +100,22 @@ def _blocks(call: AttentionCall, rows: Tensor, most: int) -> list[Block]:
     return [Block(call, part) for part in rows.split(most) if len(part)]
 
 
-def _all(block: Block) -> Tensor | slice:
-    return slice(None) if block.rows is None else block.rows
-
-
-def whole(update: AttentionState, weigh: Weigh, at_once: AtOnce) -> Weighed | None:
-    """(own, A-bar) of all queries of a call, formed block by block: (B, F, q), (B, F, q, k)."""
-    call = update.call
-    every = torch.arange(call.n_q, device=call.q.device)
-    found = [weigh(update, block) for block in _blocks(call, every, at_once(call))]
-    weighed = [one for one in found if one is not None]
-    if len(weighed) < len(found):
-        return None
-    if len(weighed) == 1:
-        return weighed[0]
-    read = [F.pad(part, (0, call.n_k - part.shape[-1])) for _, part in weighed]
-    varying = [own for own, _ in weighed if isinstance(own, Tensor)]
-    return torch.cat(varying, 2) if varying else weighed[0][0], torch.cat(read, 2)
-
-
-def rows_of(weighed: Weighed | None, block: Block) -> Weighed | None:
-    """The part of a whole call's (own, A-bar) that belongs to a block's queries."""
-    if weighed is None or block.rows is None:
-        return weighed
-    own, read = weighed
-    return own[:, :, block.rows] if isinstance(own, Tensor) else own, read[:, :, block.rows]
-
-
-def queries_at_once(batch: int, block_size: int | None) -> AtOnce:
-    """How many queries are weighed at a time: `block_size`, or what free memory suggests.
+def queries_per_block(batch: int, block_size: int | None) -> QueriesPerBlock:
+    """The number of queries in a block: `block_size`, or what free memory suggests.
 
     Args:
         batch (int): number of examples.
         block_size (int, optional): as the user gave it.
     """
 
-    def at_once(call: AttentionCall) -> int:
+    def size(call: AttentionCall) -> int:
         if block_size is not None:
             return block_size
         device = call.q.device
         elements = min(_MOST_ELEMENTS[device.type != "cpu"], _free_bytes(device) // 64)
         return max(1, elements // (batch * call.windows * call.heads * call.n_k))
 
-    return at_once
+    return size
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from captum_attn.observe.streams.readout import Read
+from captum_attn.attr._run import Run
 from captum_attn.observe.streams.states import (
     AttentionState,
     InitialState,
@@ -17,7 +15,6 @@ from captum_attn.observe.streams.states import (
     State,
     streams_of,
 )
-from captum_attn.observe.streams.wiring import Wiring
 
 _SHOWN = 4  # rows of the readout that are listed one by one
 
@@ -92,36 +89,35 @@ class Description:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def describe(
-    wiring: Wiring, reads: list[Read], weights: dict[State, Tensor], active: set[int]
-) -> Description:
+def describe(run: Run) -> Description:
     """Puts the wiring of a run into words."""
     calls = []
-    for update in wiring.updates:
-        call = update.call
+    for state in run.attention_states:
+        call = state.call
         calls.append(
             CallRow(
                 index=call.index,
                 module=call.module,
-                query_stream=update.stream,
-                query_version=version(update.query_state),
-                key_streams=streams_of(update.key_state),
-                key_version=version(update.key_state),
+                query_stream=state.stream,
+                query_version=version(state.query_state),
+                key_streams=streams_of(state.key_state),
+                key_version=version(state.key_state),
                 queries=call.n_q,
                 keys=call.n_k,
                 heads=call.heads,
                 windows=call.windows,
-                query_map=_map(update.query_state),
-                key_map=_map(update.key_state),
-                active=call.index in active,
+                query_map=_map(state.query_state),
+                key_map=_map(state.key_state),
+                active=run.counts(call),
             )
         )
+    sources = tuple((s.name, s.n) for s in run.observation.wiring.sources)
     readout = []
-    for read in reads:
-        rows = weights[read.state][0].tolist() if read.state in weights else []
+    for read in run.backward.reads:
+        rows = run.weights[read.state][0].tolist() if read.state in run.weights else []
         kept = tuple((i, weight) for i, weight in enumerate(rows) if weight)
         readout.append(ReadRow(read.state.stream, version(read.state), kept))
-    return Description(tuple(calls), tuple(readout), tuple((s.name, s.n) for s in wiring.sources))
+    return Description(tuple(calls), tuple(readout), sources)
 
 
 def version(state: State) -> str:

@@ -9,8 +9,7 @@ import torch
 from captum._utils.common import _format_tensor_into_tuples
 from torch import Tensor
 
-from captum_attn.errors import InputError, OptionError
-from captum_attn.observe.streams.to_inputs import INTERPOLATIONS
+from captum_attn.errors import InputError
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Any]
 
@@ -64,9 +63,3 @@ def _check_batch(name: str, value: Tensor, first: Tensor) -> None:
         raise InputError(
             f"{name}: expected {first.shape[0]} examples as input 0 has, got {value.shape[0]}"
         )
-
-
-def checked_interpolation(interpolation: str) -> None:
-    """Refuses an `interpolation` that is none."""
-    if interpolation not in INTERPOLATIONS:
-        raise OptionError(f"interpolation: expected one of {INTERPOLATIONS}, got {interpolation!r}")

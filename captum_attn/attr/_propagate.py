@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_attn.attr._blocks import AtOnce, Weigh, Weighed, passed
+from captum_attn.attr._blocks import LinearRule, QueriesPerBlock, Rule, propagate_call
+from captum_attn.attr._rules import SelfRelevance
+from captum_attn.errors import WiringError
 from captum_attn.observe.streams.states import (
     AttentionState,
     InitialState,
@@ -22,39 +24,41 @@ from captum_attn.observe.streams.states import (
     ancestry,
 )
 
+# Relevance of every source's tokens, source -> (B, n_source).
+Relevance = dict[Source, Tensor]
 # R of one state: its rows' relevance for the tokens of every source, source -> (B, n, n_source).
 BlockRow = dict[Source, Tensor]
 # What a state's own rows are multiplied with, (B, n); None: nothing.
-Factor = Callable[[State], "Tensor | None"]
-# Any rule: (update, R of the earlier states) -> R of the query stream after the call.
-MatrixRule = Callable[[AttentionState, Mapping[State, BlockRow]], BlockRow]
+RowScale = Callable[[State], "Tensor | None"]
+# Any rule: a call with R from before it -> R of the state that it makes.
+MatrixRule = Callable[["Step"], BlockRow]
 
 
 def relevance_rows(
     weights: Mapping[State, Tensor],
-    weigh: Weigh,
-    at_once: AtOnce,
-    factor: Factor | None = None,
-) -> dict[Source, Tensor]:
+    rule: Rule,
+    size: QueriesPerBlock,
+    row_scale: RowScale | None = None,
+) -> Relevance:
     """Row-vector form of a linear rule: O(L n^2) time, and no n x n matrix at any time.
 
     Args:
         weights (dict): state that is read -> weights of its rows, (B, n).
-        weigh (callable): the rule.
-        at_once (callable): how many queries of a call are weighed at a time.
-        factor (callable, optional): state -> what each of its tokens' rows is multiplied with.
+        rule (callable): the rule.
+        size (callable): the number of queries of a call in a block.
+        row_scale (callable, optional): state -> what each of its tokens' rows is multiplied with.
 
     Returns:
         dict: source -> relevance of its tokens, (B, n_source).
     """
     arriving: dict[State, Tensor] = dict(weights)
-    relevance: dict[Source, Tensor] = {}
+    relevance: Relevance = {}
 
     for state in reversed(list(ancestry(list(weights)))):
         rows = arriving.pop(state, None)
         if rows is None or isinstance(state, LearnedState):
             continue
-        scale = None if factor is None else factor(state)
+        scale = None if row_scale is None else row_scale(state)
         rows = rows if scale is None else rows * scale.to(rows.device)
         if isinstance(state, InitialState):
             add(relevance, state.source, rows)
@@ -66,30 +70,95 @@ def relevance_rows(
             for branch in state.branches:
                 add(arriving, branch, rows)
         elif isinstance(state, AttentionState):
-            asks, reads = passed(state, rows, weigh, at_once)
-            add(arriving, state.query_state, asks)
-            if reads is not None:
-                add(arriving, state.key_state, reads)
+            kept, read = propagate_call(state.call, rows, rule, size)
+            add(arriving, state.query_state, kept)
+            if read is not None:
+                add(arriving, state.key_state, read)
     return relevance
 
 
-@dataclass
-class Answer:
-    """What one stream answers to an attention call.
+@dataclass(frozen=True)
+class Step:
+    """One attention call in the matrix form.
 
     Args:
-        state (State): the version that is read.
-        read (Tensor): A-bar's columns on its tokens, (B, n_q, n).
-        rows (dict): R of the version that is read, source -> (B, n, n_source).
+        state (AttentionState): the state that the call makes.
+        maps (Mapping): R of the earlier states, source -> (B, n, n_source) each.
     """
 
-    state: State
-    read: Tensor
-    rows: BlockRow
+    state: AttentionState
+    maps: Mapping[State, BlockRow]
 
     @property
-    def stream(self) -> str:
-        return self.state.stream
+    def before(self) -> BlockRow:
+        """R of the version that asks."""
+        return self.maps[self.state.query_state]
+
+    @property
+    def brought(self) -> set[Source]:
+        """The sources that the answering streams hold something of."""
+        return {source for part in read_parts(self.state) for source in self.maps[part.state]}
+
+    def flows(self, read: Tensor) -> Iterator[Flow]:
+        """What is handed over: A-bar, (B, F, q, k), split by streams and by sources."""
+        read = dense(read)
+        for part in read_parts(self.state):
+            columns = _columns(read, part)
+            for source, rows in self.maps[part.state].items():
+                yield Flow(self, part.state, source, columns, rows)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What one stream hands to another in an attention call, about one source of relevance.
+
+    With s the stream that asks, q the one that answers and x the source, `read @ rows` is what a
+    linear rule adds to R[s,x].
+
+    Args:
+        step (Step): the call.
+        answering (State): the version of q that is read.
+        source (Source): x.
+        read (Tensor): A-bar's columns on the tokens of q, (B, n_s, n_q).
+        rows (Tensor): R[q,x], (B, n_q, n_x).
+    """
+
+    step: Step
+    answering: State
+    source: Source
+    read: Tensor
+    rows: Tensor
+
+    @property
+    def is_across(self) -> bool:
+        """Whether q is another stream than s, and x are its own tokens."""
+        return self.step.state.stream != self.answering.stream == self.source.name
+
+    def self_relevance(self, equation: str, remedy: str) -> tuple[SelfRelevance, SelfRelevance]:
+        """R[s,s] and R[q,q], both from before the call.
+
+        Args:
+            equation (str), remedy (str): for the error where a stream has no tokens of its own.
+        """
+        state, maps = self.step.state, self.step.maps
+        asking = state.query_state
+        own, other = (self_relevance(s, maps[s]) for s in (asking, self.answering))
+        if own is None or other is None:
+            without = state.stream if own is None else self.answering.stream
+            raise WiringError(
+                f"{state.call.module!r} asks from {state.stream!r} across to "
+                f"{self.answering.stream!r}: {equation} needs the relevance of {without!r} for "
+                f"tokens of its own, and it has none (it is joined from other streams); {remedy}, "
+                "or confine the method with `layers=`"
+            )
+        return own, other
+
+
+def self_relevance(state: State, rows: BlockRow) -> SelfRelevance | None:
+    """R[s,s] of a state whose block row is `rows`; None for a stream without tokens of its own."""
+    own = next((block for source, block in rows.items() if source.name == state.stream), None)
+    identity = None if own is None else initial_block(state, own)
+    return None if own is None or identity is None else SelfRelevance(own, identity)
 
 
 def initial_block(state: State, like: Tensor) -> Tensor | None:
@@ -98,72 +167,57 @@ def initial_block(state: State, like: Tensor) -> Tensor | None:
     Returns:
         Tensor or None: (B, n, n_source); None for a stream that has no tokens of its own.
     """
-    rows = relevance_matrices([state], lambda update, maps: maps[update.query_state], like)[state]
+    rows = relevance_matrices([state], lambda step: step.before, like)[state]
     return next((block for source, block in rows.items() if source.name == state.stream), None)
 
 
-def squared(own: Tensor, initial: Tensor) -> Tensor:
-    """R[s,s], (B, n, n_source), for the tokens as they are now, (B, n, n).
-
-    Args:
-        initial (Tensor): (B, n, n_source), see `initial_block`; its rows do not overlap.
-    """
-    met = initial.square().sum(-1).clamp_min(torch.finfo(initial.dtype).tiny)
-    return own @ (initial / met[..., None]).mT
-
-
-def carried(state: State, update: AttentionState, like: Tensor) -> Tensor | None:
-    """Where the tokens that asked in `update` stand in a later version of their stream.
+def carried(state: State, asked: AttentionState, like: Tensor) -> Tensor | None:
+    """Where the tokens that asked in a call stand in a later version of their stream.
 
     Returns:
-        Tensor or None: (B, n, n_update), `initial_block` with the call in place of the source.
+        Tensor or None: (B, n, n_asked), `initial_block` with the call in place of the source.
     """
-    mark = Source("", update.n)
-    eye = torch.eye(update.n, dtype=like.dtype, device=like.device)
+    mark = Source("", asked.n)
+    eye = torch.eye(asked.n, dtype=like.dtype, device=like.device)
     own = {mark: eye.expand(like.shape[0], -1, -1)}
     rows = relevance_matrices(
-        [state], lambda u, maps: own if u is update else maps[u.query_state], like
+        [state], lambda step: own if step.state is asked else step.before, like
     )
     return rows[state].get(mark)
 
 
-def answers(update: AttentionState, read: Tensor, maps: Mapping[State, BlockRow]) -> list[Answer]:
-    """Splits A-bar, (B, F, q, k), by the streams that its columns belong to."""
-    read = dense(read)
-    parts = read_parts(update)
-    return [Answer(p.state, _columns(read, p), maps[p.state]) for p in parts]
+def linear(step: Step, rule: LinearRule, flow: Callable[[Flow], Tensor] | None = None) -> BlockRow:
+    """R after a call, R[s,x] = keep * R_query[s,x] + the sum of what is handed over.
 
-
-def linear(
-    update: AttentionState, weighed: Weighed | None, maps: Mapping[State, BlockRow]
-) -> BlockRow:
-    """R after a call by a rule that is linear in R: own * R_asks + A-bar R_reads."""
-    if weighed is None:
-        return maps[update.query_state]
-    own, read = weighed
-    scale = own.flatten(1)[..., None] if isinstance(own, Tensor) else own
-    rows = {source: block * scale for source, block in maps[update.query_state].items()}
-    for answer in answers(update, read, maps):
-        for source, block in answer.rows.items():
-            add(rows, source, answer.read @ block)
+    Args:
+        step (Step): the call.
+        rule (LinearRule): for all queries.
+        flow (callable, optional): what is handed over, (B, n_s, n_x). Default: read R_key.
+    """
+    keep = rule.keep.flatten(1)[..., None] if isinstance(rule.keep, Tensor) else rule.keep
+    rows = dict(step.before)
+    if isinstance(keep, Tensor) or keep != 1.0:
+        rows = {source: block * keep for source, block in rows.items()}
+    for part in () if rule.read is None else step.flows(rule.read):
+        add(rows, part.source, part.read @ part.rows if flow is None else flow(part))
     return rows
 
 
-def is_cross_attention(update: AttentionState) -> bool:
+def is_cross_attention(state: AttentionState) -> bool:
     """Whether a call reads other streams than the one it updates, and only such."""
-    streams = {p.state.stream for p in read_parts(update) if not isinstance(p.state, LearnedState)}
-    return bool(streams) and update.stream not in streams
+    streams = {p.state.stream for p in read_parts(state) if not isinstance(p.state, LearnedState)}
+    return bool(streams) and state.stream not in streams
 
 
-def is_self_attention(update: AttentionState) -> bool:
+def is_self_attention(state: AttentionState) -> bool:
     """Whether a call reads the stream that it updates, and no other."""
-    streams = {p.state.stream for p in read_parts(update) if not isinstance(p.state, LearnedState)}
-    return streams <= {update.stream}
+    streams = {p.state.stream for p in read_parts(state) if not isinstance(p.state, LearnedState)}
+    return streams <= {state.stream}
 
 
 def relevance_matrices(
     last: Iterable[State],
-    update: MatrixRule,
+    rule: MatrixRule,
     like: Tensor,
     finish: Callable[[State, BlockRow], BlockRow] | None = None,
 ) -> dict[State, BlockRow]:
@@ -171,7 +225,7 @@ def relevance_matrices(
 
     Args:
         last (iterable of State): the states whose R is wanted.
-        update (callable): (update, R of the earlier states) -> R after the call.
+        rule (callable): a call with R from before it -> R after it.
         like (Tensor): (B, ...), for the batch size, the dtype and the device.
         finish (callable, optional): (state, R) -> R, once a state's block row is there.
 
@@ -186,9 +240,10 @@ def relevance_matrices(
             uses[earlier] = uses.get(earlier, 0) + 1
     maps: dict[State, BlockRow] = {}
     for state in order:
-        made = (
-            update(state, maps) if isinstance(state, AttentionState) else _raised(state, maps, like)
-        )
+        if isinstance(state, AttentionState):
+            made = rule(Step(state, maps))
+        else:
+            made = _raised(state, maps, like)
         maps[state] = made if finish is None else finish(state, made)
         for earlier in _needed(state):
             uses[earlier] -= 1
@@ -203,12 +258,12 @@ def _needed(state: State) -> list[State]:
     return list(state.before)
 
 
-def read_parts(update: AttentionState) -> tuple[Part, ...]:
+def read_parts(state: AttentionState) -> tuple[Part, ...]:
     """The states that answer a call, each with the places of its tokens along the key axis."""
-    reads = update.key_state
-    if isinstance(reads, RearrangedState) and reads.stream != update.stream:
-        return reads.parts
-    return (Part(reads, None),)
+    key_state = state.key_state
+    if isinstance(key_state, RearrangedState) and key_state.stream != state.stream:
+        return key_state.parts
+    return (Part(key_state, None),)
 
 
 def _raised(state: State, maps: Mapping[State, BlockRow], like: Tensor) -> BlockRow:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -19,3 +21,25 @@ def normalized(relevance: Tensor, initial: Tensor | None = None) -> Tensor:
     change = relevance - initial
     total = change.sum(-1, keepdim=True)
     return torch.where(total == 0, 0, change / torch.where(total == 0, 1, total)) + initial
+
+
+class SelfRelevance(NamedTuple):
+    """R[s,s], a stream's relevance for its own tokens, beside what it was without any attention.
+
+    Attributes:
+        rows (Tensor): R[s,s], (B, n, n_source).
+        identity (Tensor): likewise; I, carried along where tokens have moved or merged.
+    """
+
+    rows: Tensor
+    identity: Tensor
+
+    def normalized(self) -> SelfRelevance:
+        """R̄[s,s], see `normalized`."""
+        return SelfRelevance(normalized(self.rows, self.identity), self.identity)
+
+    def squared(self) -> Tensor:
+        """R[s,s] with the tokens in their present order along both axes, (B, n, n)."""
+        identity = self.identity  # the tokens of its rows do not overlap
+        met = identity.square().sum(-1).clamp_min(torch.finfo(identity.dtype).tiny)
+        return self.rows @ (identity / met[..., None]).mT

@@ -3,20 +3,17 @@ Incorporating Heterogenous Attention Structures", arXiv 2605.27458."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-import torch
 from torch import Tensor
 
-from captum_attn.attr._base import AttentionAttribution
-from captum_attn.attr._blocks import Weighed
-from captum_attn.attr._propagate import BlockRow, initial_block, is_cross_attention, read_parts
-from captum_attn.attr._rules import normalized
-from captum_attn.attr._run import Run
+from captum_attn.attr._base import AttentionAttribution, Block, BlockRow, LinearRule, Run
+from captum_attn.attr._blocks import UNCHANGED
+from captum_attn.attr._propagate import is_cross_attention, read_parts, self_relevance
 from captum_attn.errors import OptionError
-from captum_attn.observe.capture.attention_call import Block
-from captum_attn.observe.streams.states import AttentionState, Source, State
+from captum_attn.observe.streams.states import State
 
 CORRECTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "positive": lambda gradient: gradient.clamp_min(0),  # Eq. 1
@@ -57,63 +54,62 @@ class HeterogenousAttention(AttentionAttribution):
         >>> method.attribute(inputs, objective=why, correction="full")       # signed
     """
 
-    options = {"correction": "positive", "noise_link": False, "part": "all"}
-    choices = {"correction": tuple(CORRECTIONS), "part": ("all", "homogenous")}
+    @dataclass(frozen=True)
+    class Options(AttentionAttribution.Options):
+        correction: Literal["positive", "full", "absolute"] = "positive"
+        noise_link: bool = False
+        part: Literal["all", "homogenous"] = "all"
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.noise_link and self.correction == "full":
+                raise OptionError(
+                    "noise_link: expected False with correction='full', whose relevance has both "
+                    "signs so that a row may sum to 0; use correction='positive' or 'absolute'"
+                )
 
     @classmethod
     def get_name(cls) -> str:
         return "Heterogenous Attention"
 
-    @classmethod
-    def settled(cls, options: dict[str, Any]) -> dict[str, Any]:
-        settled = super().settled(options)
-        if settled["noise_link"] and settled["correction"] == "full":
-            raise OptionError(
-                "noise_link: expected False with correction='full', whose relevance has both signs "
-                "so that a row may sum to 0; use correction='positive' or 'absolute'"
-            )
-        return settled
+    def weigh_heads(self, run: Run[Options], block: Block) -> Tensor:
+        correct = CORRECTIONS[run.options.correction]
+        return correct(run.attention_gradient(block)).mul_(block.attention())
 
-    def weigh_heads(self, run: Run, block: Block) -> Tensor:
-        attention = block.attention()  # (B, F, H, q, k)
-        gradient = run.attention_gradient(block)
-        if gradient is None:
-            return torch.zeros_like(attention)
-        return CORRECTIONS[run.options["correction"]](gradient).mul_(attention)
+    def rule(self, run: Run[Options], block: Block) -> LinearRule:
+        alone = run.options.part == "homogenous"
+        if alone and is_cross_attention(run.state_after(block.call)):
+            return UNCHANGED
+        return super().rule(run, block)
 
-    def weigh(self, run: Run, update: AttentionState, block: Block) -> Weighed | None:
-        alone = run.options["part"] == "homogenous"
-        if run.gradients[update.call] is None or (alone and is_cross_attention(update)):
-            return None
-        return 1.0, self.weigh_heads(run, block).mean(2)
+    def weights(self, run: Run[Options]) -> Mapping[State, Tensor]:
+        if run.options.part == "all":
+            return run.weights
+        read = {state.stream for state in run.weights}
+        others = {
+            state: run.like.new_ones(run.batch, state.n)
+            for stream, state in run.final_states().items()
+            if stream not in read
+        }
+        return {**run.weights, **others}
 
-    def relevance(self, run: Run) -> dict[Source, Tensor]:
-        if run.options["part"] == "homogenous":
-            others = {
-                state: run.like.new_ones(run.seen.batch, state.n)
-                for stream, state in run.seen.wiring.final_states().items()
-                if all(stream != read.stream for read in run.weights)
-            }
-            run.weights.update(others)
-        if not run.options["noise_link"]:
-            return super().relevance(run)
-        return self.relevance_of_maps(run)
+    def is_linear(self, run: Run[Options]) -> bool:
+        return not run.options.noise_link
 
-    def finish(self, run: Run) -> Callable[[State, BlockRow], BlockRow] | None:
-        if not run.options["noise_link"]:
+    def finish(self, run: Run[Options]) -> Callable[[State, BlockRow], BlockRow] | None:
+        if not run.options.noise_link:
             return None
         first: dict[str, State] = {}  # the version of every stream that another one reads first
-        for update in run.seen.wiring.updates:
-            for part in read_parts(update):
-                if part.state.stream != update.stream:
+        for state in run.attention_states:
+            for part in read_parts(state):
+                if part.state.stream != state.stream:
                     first.setdefault(part.state.stream, part.state)
 
         def link(state: State, rows: BlockRow) -> BlockRow:
-            if first.get(state.stream) is not state:
+            own = self_relevance(state, rows) if first.get(state.stream) is state else None
+            if own is None:
                 return rows
-            start = initial_block(state, run.like)
-            return {
-                x: normalized(b, start) if x.name == state.stream else b for x, b in rows.items()
-            }
+            linked = own.normalized().rows  # Eq. 8-10
+            return {x: linked if x.name == state.stream else b for x, b in rows.items()}
 
         return link

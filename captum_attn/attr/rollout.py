@@ -4,26 +4,24 @@ the extension to several streams of Chefer, Gur & Wolf, ICCV 2021 (Eq. 12)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from torch import Tensor
 
-from captum_attn.attr._base import AttentionAttribution
-from captum_attn.attr._blocks import Weighed
+from captum_attn.attr._base import AttentionAttribution, Block, BlockRow, LinearRule, Run
+from captum_attn.attr._blocks import UNCHANGED
 from captum_attn.attr._propagate import (
-    BlockRow,
     add,
     carried,
     dense,
-    initial_block,
     is_cross_attention,
     moved,
     relevance_rows,
-    squared,
+    self_relevance,
 )
-from captum_attn.attr._run import Run
-from captum_attn.observe.capture.attention_call import Block
-from captum_attn.observe.streams.states import AttentionState, RearrangedState, Source, State
+from captum_attn.observe.streams.states import AttentionState, RearrangedState, State
 
 FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda heads: heads.mean(2),
@@ -56,34 +54,34 @@ class AttentionRollout(AttentionAttribution):
         >>> AttentionRollout(model).attribute(images).sum(1)   # (B, H, W)
     """
 
-    options = {"head_fusion": "mean"}
-    choices = {"head_fusion": tuple(FUSIONS)}
+    @dataclass(frozen=True)
+    class Options(AttentionAttribution.Options):
+        head_fusion: Literal["mean", "max", "min"] = "mean"
+
     needs_gradient = False
 
     @classmethod
     def get_name(cls) -> str:
         return "Attention Rollout"
 
-    def weigh_heads(self, run: Run, block: Block) -> Tensor:
+    def weigh_heads(self, run: Run[Options], block: Block) -> Tensor:
         return block.attention()
 
-    def fused(self, run: Run, block: Block) -> Tensor:
-        return FUSIONS[run.options["head_fusion"]](self.weigh_heads(run, block))
+    def fused(self, run: Run[Options], block: Block) -> Tensor:
+        return FUSIONS[run.options.head_fusion](self.weigh_heads(run, block))
 
-    def weigh(self, run: Run, update: AttentionState, block: Block) -> Weighed | None:
-        if is_cross_attention(update):  # of these only the last one counts, in Eq. 12
-            return None
-        return residual(self.fused(run, block))
+    def rule(self, run: Run[Options], block: Block) -> LinearRule:
+        if is_cross_attention(run.state_after(block.call)):  # the last one counts, in Eq. 12
+            return UNCHANGED
+        return LinearRule(*residual(self.fused(run, block)))
 
-    def relevance(self, run: Run) -> dict[Source, Tensor]:
-        if not any(map(is_cross_attention, run.updates())):
-            return super().relevance(run)
-        return self.relevance_of_maps(run)
+    def is_linear(self, run: Run[Options]) -> bool:
+        return not run.has_cross_attention
 
-    def maps(self, run: Run, last: Iterable[State]) -> dict[State, BlockRow]:
+    def matrices(self, run: Run[Options], last: Iterable[State]) -> dict[State, BlockRow]:
         return {state: self._joined(run, state) for state in last}
 
-    def finish(self, run: Run) -> Callable[[State, BlockRow], BlockRow] | None:
+    def finish(self, run: Run[Options]) -> Callable[[State, BlockRow], BlockRow] | None:
         def begin(state: State, rows: BlockRow) -> BlockRow:
             """A stream that begins with another's tokens: what these have read comes with them."""
             parts = state.parts if isinstance(state, RearrangedState) else ()
@@ -97,43 +95,46 @@ class AttentionRollout(AttentionAttribution):
 
         return begin
 
-    def _joined(self, run: Run, state: State) -> BlockRow:
+    def _joined(self, run: Run[Options], state: State) -> BlockRow:
         """R of a state with Eq. 12: through the last call to every other stream, and beyond it."""
-        rows = dict(super().maps(run, [state])[state])
+        rows = dict(super().matrices(run, [state])[state])
         calls = [
-            u for u in run.updates([state]) if is_cross_attention(u) and u.stream == state.stream
+            made
+            for made in run.calls_into([state])
+            if is_cross_attention(made) and made.stream == state.stream
         ]
-        for update in {u.key_state.stream: u for u in calls}.values():
-            before = super().maps(run, [update.query_state])[update.query_state]
-            own = next((b for x, b in before.items() if x.name == state.stream), None)
-            start = initial_block(update.query_state, run.like)
-            to = carried(state, update, run.like)  # not every token of a stream need ask
-            if own is None or start is None or to is None:
+        for last in {made.key_state.stream: made for made in calls}.values():
+            asking = last.query_state
+            own = self_relevance(asking, super().matrices(run, [asking])[asking])
+            to = carried(state, last, run.like)  # not every token of a stream need ask
+            if own is None or to is None:
                 continue
-            own = own * self._attended(run, update, start)
-            read = dense(run.whole_map(update, partial(self.fused, run)))
-            read = to @ squared(own, start).mT @ read
-            for source, block in self._joined(run, update.key_state).items():
+            attended = self._attended(run, last, own.identity)
+            own = own._replace(rows=own.rows * attended)
+            read = dense(run.full_map(last.call, partial(self.fused, run)))
+            read = to @ own.squared().mT @ read
+            for source, block in self._joined(run, last.key_state).items():
                 if source.name != state.stream:
                     add(rows, source, read @ block)
         return rows
 
-    def _attended(self, run: Run, update: AttentionState, start: Tensor) -> Tensor:
+    def _attended(self, run: Run[Options], asked: AttentionState, start: Tensor) -> Tensor:
         """(B, n, 1): which of the asking tokens some token of their stream attends.
 
         Padding is attended by none. It asks the other stream all the same, and the transpose in
         Eq. 12 would hand that on to the real tokens.
         """
-        earlier = [u for u in run.updates([update.query_state]) if u.stream == update.stream]
-        calls = [u for u in earlier if not is_cross_attention(u)][-1:]
+        earlier = [s for s in run.calls_into([asked.query_state]) if s.stream == asked.stream]
+        calls = [state for state in earlier if not is_cross_attention(state)][-1:]
         if not calls:
             return start.new_ones(*start.shape[:2], 1)
 
-        def strongest(update: AttentionState, block: Block) -> Weighed | None:
-            own = update is calls[0]
-            return (0.0, self.weigh_heads(run, block).abs().amax(2)) if own else None
+        def strongest(block: Block) -> LinearRule:
+            if block.call is not calls[0].call:
+                return UNCHANGED
+            return LinearRule(0.0, self.weigh_heads(run, block).abs().amax(2))
 
-        rows = run.like.new_ones(run.seen.batch, calls[0].n)
-        found = relevance_rows({calls[0]: rows}, strongest, run.at_once)
-        attended = next(rows for x, rows in found.items() if x.name == update.stream)
+        rows = run.like.new_ones(run.batch, calls[0].n)
+        found = relevance_rows({calls[0]: rows}, strongest, run.queries_per_block)
+        attended = next(rows for x, rows in found.items() if x.name == asked.stream)
         return (start @ attended[..., None] != 0).to(start)

@@ -3,42 +3,24 @@ ICLR 2024; published as TokenTM, CVPR 2024."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_attn import objectives
-from captum_attn.attr._base import AttentionAttribution
-from captum_attn.attr._blocks import Weigh, Weighed
-from captum_attn.attr._propagate import (
-    BlockRow,
-    MatrixRule,
-    add,
-    is_cross_attention,
-    linear,
-    relevance_matrices,
-    relevance_rows,
-)
-from captum_attn.attr._run import Run
+from captum_attn.attr._base import AttentionAttribution, Block, Run
+from captum_attn.attr._propagate import RowScale
 from captum_attn.errors import WiringError
 from captum_attn.objectives import Objective
-from captum_attn.observe.capture.attention_call import Block
-from captum_attn.observe.streams.states import (
-    AttentionState,
-    InitialState,
-    ParallelState,
-    Source,
-    State,
-)
+from captum_attn.observe.streams.states import AttentionState, InitialState, ParallelState, State
 from captum_attn.observe.vectors.recording_tap import RecordingTap
 from captum_attn.observe.vectors.vector_changes import VectorChange, VectorChanges
 
 
 def length_ratio(before: Tensor, after: Tensor) -> Tensor:
-    """‖Ẽ‖ / ‖E‖ (Eq. 12); 0 for a token of no length, which has nothing to be kept of."""
+    """‖Ẽ‖ / ‖E‖ (Eq. 12); 0 for a token of length 0."""
     return torch.where(before == 0, 0, after / torch.where(before == 0, 1, before))
 
 
@@ -101,8 +83,13 @@ class VTranM(AttentionAttribution):
         >>> VTranM(model).attribute(images, target=3, direction=False)
     """
 
-    options = {"length": True, "direction": True, "aggregate": True}
-    asks_again = True
+    @dataclass(frozen=True)
+    class Options(AttentionAttribution.Options):
+        length: bool = True
+        direction: bool = True
+        aggregate: bool = True
+
+    keeps_graph = True
     tap = RecordingTap
 
     @classmethod
@@ -112,12 +99,12 @@ class VTranM(AttentionAttribution):
     def default_objective(self) -> Objective:
         return target_probability
 
-    def weights_of(self, run: Run, change: VectorChange) -> Tensor:
+    def change_weights(self, run: Run[Options], change: VectorChange) -> Tensor:
         """w of Eq. 12 and 13, (B, H, n)."""
         weights = torch.ones_like(change.after)
-        if run.options["length"]:
+        if run.options.length:
             weights = length_ratio(change.before, change.after)
-        if run.options["direction"]:
+        if run.options.direction:
             if change.dot is None:
                 raise WiringError(
                     f"{change.module!r}: its values come from vectors of another width than those "
@@ -128,109 +115,56 @@ class VTranM(AttentionAttribution):
             weights = weights * necc(length_ratio(lengths, change.dot), change.real)
         return weights
 
-    def weigh_heads(self, run: Run, block: Block) -> Tensor:
-        attention = block.attention()  # (B, F, H, q, k)
-        gradient = run.attention_gradient(block)
-        if gradient is None:
-            return torch.zeros_like(attention)
-        weighted = gradient.clamp_min_(0).mul_(attention)
-        if run.options["length"] or run.options["direction"]:
-            update = run.seen.wiring.after(block.call)
-            weights = self.weights_of(run, _vector_changes(run).attention(update))  # (B, H, F k)
+    def weigh_heads(self, run: Run[Options], block: Block) -> Tensor:
+        weighted = run.attention_gradient(block).clamp_min_(0).mul_(block.attention())
+        if run.options.length or run.options.direction:
+            change = _vector_changes(run).attention(run.state_after(block.call))
+            weights = self.change_weights(run, change)  # (B, H, F k)
             weights = weights.unflatten(-1, (block.call.windows, -1)).transpose(1, 2)
             weighted = weighted.mul_(weights[..., None, : block.n_k])
         return weighted
 
-    def weigh(self, run: Run, update: AttentionState, block: Block) -> Weighed | None:
-        transforms = _vector_changes(run)
-        own: Tensor | float = float(transforms.keeps(update))
-        for change in transforms.beside(update):
-            weights = self.weights_of(run, change)[:, 0].unflatten(-1, (block.call.windows, -1))
-            own = own + (weights if block.rows is None else weights[..., block.rows])
-        if run.gradients[update.call] is None and isinstance(own, float) and own:
-            return None
-        return own, self.weigh_heads(run, block).mean(2)
+    def keep(self, run: Run[Options], block: Block) -> Tensor | float:
+        changes, state = _vector_changes(run), run.state_after(block.call)
+        keep: Tensor | float = float(changes.keeps(state))
+        for change in changes.beside(state):
+            weights = self.change_weights(run, change)[:, 0]
+            weights = weights.unflatten(-1, (block.call.windows, -1))
+            keep = keep + (weights if block.rows is None else weights[..., block.rows])
+        return keep
 
-    def _factor(self, run: Run) -> Callable[[State], Tensor | None]:
-        """What the feed-forward sub-layers and C⁰ multiply the rows of a state with, (B, n)."""
+    def row_scale(self, run: Run[Options]) -> RowScale:
+        """The feed-forward sub-layers (Eq. 16), and C⁰."""
 
-        def factor(state: State) -> Tensor | None:
+        def scale(state: State) -> Tensor | None:
             found: Tensor | None = None
             if self._counts(run, state):
                 for change in _vector_changes(run).behind(state):
-                    step = 1 + self.weights_of(run, change)[:, 0]
+                    step = 1 + self.change_weights(run, change)[:, 0]
                     found = step if found is None else found * step
-            if isinstance(state, InitialState) and run.options["length"]:
+            if isinstance(state, InitialState) and run.options.length:
                 lengths = _vector_changes(run).initial(state)
                 found = lengths if found is None else found * lengths
             return found
 
-        return factor
+        return scale
 
     @staticmethod
-    def _counts(run: Run, state: State) -> bool:
+    def _counts(run: Run[Any], state: State) -> bool:
         """Whether the block that a state's feed-forward sub-layers belong to counts."""
         made = state.branches if isinstance(state, ParallelState) else (state,)
         calls = [s.call for s in made if isinstance(s, AttentionState)]
         if not calls:
-            calls = [u.call for u in run.seen.wiring.updates if u.query_state is state][:1]
-        return all(call.index in run.active for call in calls)
+            calls = [s.call for s in run.attention_states if s.query_state is state][:1]
+        return all(map(run.counts, calls))
 
-    def relevance(self, run: Run) -> dict[Source, Tensor]:
-        if run.options["aggregate"]:
-            weigh = partial(self.weighed, run)
-            return relevance_rows(run.weights, weigh, run.at_once, self._factor(run))
-        relevance: dict[Source, Tensor] = {}
-        for state, weights in run.weights.items():
-            for last in self._last(run, state):
-                alone = relevance_rows({state: weights}, self._alone(run, last), run.at_once)
-                for source, rows in alone.items():
-                    add(relevance, source, rows)
-        return relevance
-
-    def maps(self, run: Run, last: Iterable[State]) -> dict[State, BlockRow]:
-        if run.options["aggregate"]:
-            return super().maps(run, last)
-        found: dict[State, BlockRow] = {state: {} for state in last}
-        for state, rows in found.items():
-            for call in self._last(run, state):
-                blocks = relevance_matrices(
-                    [state], _matrix_form(run, self._alone(run, call)), run.like
-                )
-                for source, block in blocks[state].items():
-                    add(rows, source, block)
-        return found
-
-    def finish(self, run: Run) -> Callable[[State, BlockRow], BlockRow] | None:
-        factor = self._factor(run)
-
-        def scaled(state: State, rows: BlockRow) -> BlockRow:
-            scale = factor(state)
-            return rows if scale is None else {x: b * scale[..., None] for x, b in rows.items()}
-
-        return scaled
-
-    def _alone(self, run: Run, last: AttentionState) -> Weigh:
-        """Eq. 8: one call's map, the tokens staying where they are below and above it."""
-        return lambda update, block: (
-            (0.0, self.weigh_heads(run, block).mean(2)) if update is last else None
-        )
-
-    @staticmethod
-    def _last(run: Run, state: State) -> list[AttentionState]:
-        """The last call within the stream, and the last one to every other stream."""
-        calls = [u for u in run.updates([state]) if u.stream == state.stream]
-        return list(
-            {u.key_state.stream if is_cross_attention(u) else u.stream: u for u in calls}.values()
-        )
+    def shown_calls(self, run: Run[Options], state: State) -> list[AttentionState] | None:
+        """Eq. 8: the last call alone, without aggregation."""
+        return None if run.options.aggregate else run.last_calls(state)
 
 
-def _matrix_form(run: Run, weigh: Weigh) -> MatrixRule:
-    return lambda update, maps: linear(update, run.whole(update, weigh), maps)
-
-
-def _vector_changes(run: Run) -> VectorChanges:
-    notes = run.seen.notes
-    if "transforms" not in notes:
-        notes["transforms"] = VectorChanges(run.seen)
-    return notes["transforms"]
+def _vector_changes(run: Run[Any]) -> VectorChanges:
+    notes = run.observation.notes
+    if "vector changes" not in notes:
+        notes["vector changes"] = VectorChanges(run.observation)
+    return notes["vector changes"]

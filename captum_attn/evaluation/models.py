@@ -226,7 +226,7 @@ class EmbeddingGradients:
         """{"input_ids": (B, n)}, summed over the embedding's components."""
         from captum.attr import LayerIntegratedGradients
 
-        from captum_attn.metrics._inputs import tensor_of
+        from captum_attn.metrics.shared import tensor_of
 
         names = [name for name in inputs if name != "input_ids"]
 

@@ -21,7 +21,7 @@ from captum_attn.evaluation.methods import Method, methods_of, own_randomness
 from captum_attn.evaluation.processes import Processes, processes
 from captum_attn.evaluation.results import Results, gathered
 from captum_attn.evaluation.settings import described, digest, versions
-from captum_attn.metrics._inputs import Model, predicted
+from captum_attn.metrics.shared import Model, predicted
 
 __all__ = ["evaluate"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_attn.errors import TargetError
 from captum_attn.evaluation.loaded import Loaded
-from captum_attn.metrics._inputs import tensor_of
+from captum_attn.metrics.shared import tensor_of
 
 __all__ = ["Asked", "ask"]
 

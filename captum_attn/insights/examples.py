@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_attn.errors import InputError
-from captum_attn.metrics._inputs import rows_of
+from captum_attn.metrics.shared import rows_of
 
 __all__ = ["Example", "examples_of"]
 

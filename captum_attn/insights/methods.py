@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 from captum.attr import Attribution, IntegratedGradients, Saliency
 
-from captum_attn.attr._base import AttentionAttribution
-from captum_attn.attr.generic_attention import GenericAttention
-from captum_attn.attr.heterogenous import HeterogenousAttention
-from captum_attn.attr.raw_attention import RawAttention
-from captum_attn.attr.rollout import AttentionRollout
-from captum_attn.attr.vtranm import VTranM
+from captum_attn.attr import (
+    AttentionAttribution,
+    AttentionRollout,
+    GenericAttention,
+    HeterogenousAttention,
+    RawAttention,
+    VTranM,
+)
 from captum_attn.errors import OptionError
 from captum_attn.observe.streams.to_inputs import INTERPOLATIONS
 
@@ -90,9 +92,9 @@ def options_of(method: Method) -> tuple[Option, ...]:
     if not issubclass(method, AttentionAttribution):
         return _OF_CAPTUM.get(method, ())
     own = [
-        Option(name, default, tuple(method.choices.get(name, ())))
-        for name, default in method.options.items()
-        if isinstance(default, (bool, int, float, str))
+        Option(field.name, field.default, method.Options.choices(field.name))
+        for field in method.Options.listed()
+        if isinstance(field.default, (bool, int, float, str))
     ]
     return (*own, *_EVERYWHERE)
 

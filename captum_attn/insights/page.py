@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from captum_attn.attr.rollout import AttentionRollout
+from captum_attn.attr import AttentionRollout
 from captum_attn.errors import AttnError
 from captum_attn.insights import drawing
 from captum_attn.insights.examples import Example

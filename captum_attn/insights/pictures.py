@@ -27,8 +27,7 @@ def drawn(heat: Tensor, image: Tensor, method: str) -> str:
 def drawn_regions(values: Tensor, image: Tensor, boxes: Tensor) -> str:
     """Boxes filled by their relevance; without any, their frames alone."""
     from captum_attn.visualization import Picture
-    from captum_attn.visualization._inputs import image_list
-    from captum_attn.visualization._regions import checked_boxes, draw_regions
+    from captum_attn.visualization.shared import checked_boxes, draw_regions, image_list
 
     (shown,), _ = image_list(image)
     (frames,) = checked_boxes(boxes, [shown])

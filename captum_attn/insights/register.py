@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from captum_attn.attr._base import AttentionAttribution
+from captum_attn.attr import AttentionAttribution
 from captum_attn.errors import AttnError, MissingExtraError, OptionError
 from captum_attn.insights.methods import METHODS, Option, options_of
 

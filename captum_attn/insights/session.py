@@ -18,7 +18,7 @@ from captum_attn.insights.features import BaseFeature, Batch, FeatureOutput
 from captum_attn.insights.methods import CAPTUM_METHODS, METHODS, Method, values_of
 from captum_attn.insights.uploads import read_picture
 from captum_attn.metrics import Curve, RandomAttribution, perturbation_curve
-from captum_attn.metrics._inputs import tensor_of
+from captum_attn.metrics.shared import tensor_of
 
 __all__ = ["Explanation", "Prediction", "Session"]
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from captum_attn import VTranM
-from captum_attn.attr._run import Request
+from captum_attn.attr._request import Request
 from captum_attn.errors import WiringError
 from captum_attn.observe.vectors.vector_changes import VectorChanges
 from tests import plain_vtranm as plain
@@ -222,13 +222,13 @@ def found_in(model, inputs, target):
     """-> attention calls, those with a skip connection found, feed-forwards behind and beside."""
     method = VTranM(model)
     with method._run(inputs, Request(target, None, None, None, 0), {}) as run:
-        transforms = VectorChanges(run.seen)
+        transforms = VectorChanges(run.observation)
         residuals = transforms.layers.residuals
-        beside = [change for u in run.seen.wiring.updates for change in transforms.beside(u)]
-        changes = [transforms.attention(u) for u in run.seen.wiring.updates]
+        beside = [change for u in run.attention_states for change in transforms.beside(u)]
+        changes = [transforms.attention(u) for u in run.attention_states]
         assert all(change.after.isfinite().all() for change in changes)
         behind = sum(len(held) for held in transforms._by_state().values())
-        return len(run.seen.tap.calls), len(residuals), behind, len(beside)
+        return len(run.observation.tap.calls), len(residuals), behind, len(beside)
 
 
 SMALL = {

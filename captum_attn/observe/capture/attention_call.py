@@ -170,6 +170,11 @@ class Block:
     rows: Tensor | None = None
 
     @property
+    def n_q(self) -> int:
+        """The number of queries q'."""
+        return self.call.n_q if self.rows is None else len(self.rows)
+
+    @property
     def n_k(self) -> int:
         """The number of keys k': a causal call does not look behind its last query."""
         call = self.call
@@ -191,6 +196,18 @@ class Block:
         weights = attention_map(q, k, mask, call.is_causal, call.scale, self.rows)
         return call.fold(weights)
 
+    def queries(self) -> Tensor:
+        """Q, (B, F, H, q', d), detached, in the working precision."""
+        return self._operand(self._of_rows(self.call.q))
+
+    def keys(self) -> Tensor:
+        """K, (B, F, H, k', d), likewise; the keys that several heads share are repeated."""
+        return self._operand(self._keys(repeat_heads(self.call.k, self.call.q)))
+
+    def values(self) -> Tensor:
+        """V, (B, F, H, k', d_v), likewise."""
+        return self._operand(self._keys(self.call.v))
+
     def map_gradient(self, gradient: Tensor) -> Tensor:
         """Gradient of the explained output with respect to A, (B, F, H, q', k'): dO V^T.
 
@@ -201,6 +218,9 @@ class Block:
         dtype = working_dtype(gradient.dtype)
         value = call.fold(self._keys(call.v.detach())).to(dtype)
         return self._of_rows(call.output_rows(gradient)).to(dtype) @ value.mT
+
+    def _operand(self, tensor: Tensor) -> Tensor:
+        return self.call.fold(tensor.detach()).to(working_dtype(tensor.dtype))
 
     def _of_rows(self, tensor: Tensor) -> Tensor:
         return tensor if self.rows is None else tensor.index_select(-2, self.rows)

@@ -1,9 +1,9 @@
-"""What the user sets: a method's options, and the attention calls that count."""
+"""Which attention calls count: those of `layers`, from `start_layer` on."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -11,32 +11,7 @@ from torch import nn
 from captum_attn.errors import OptionError
 from captum_attn.observe.streams.states import AttentionState
 
-# Options of every method.
-COMMON: dict[str, Any] = {"block_size": None}
-
 Layers = nn.Module | str | Sequence[nn.Module | str]
-
-
-def settle(
-    given: Mapping[str, Any],
-    options: Mapping[str, Any],
-    choices: Mapping[str, tuple[Any, ...]],
-    method: str,
-) -> dict[str, Any]:
-    """A method's options with their defaults; unknown names and values are refused."""
-    options = {**options, **COMMON}
-    for name, value in given.items():
-        if name not in options:
-            known = ", ".join(options) or "none"
-            raise OptionError(f"unknown option {name!r}; {method} has: {known}")
-        is_flag = isinstance(options[name], bool)
-        allowed = (True, False) if is_flag else choices.get(name)
-        if allowed and (value not in allowed or isinstance(value, bool) != is_flag):
-            raise OptionError(f"{name}: expected one of {allowed}, got {value!r}")
-    size = given.get("block_size")
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise OptionError(f"block_size: expected an int >= 1 or None, got {size!r}")
-    return {**options, **given}
 
 
 def active_calls(

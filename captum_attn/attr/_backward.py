@@ -1,0 +1,190 @@
+"""One backward pass: the gradients at the attention calls, and the rows that the output reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_attn import objectives
+from captum_attn.attr._request import Request
+from captum_attn.errors import InputError, ReadoutError, TargetError
+from captum_attn.observe import AttentionCall, Observation
+from captum_attn.observe.streams.readout import Read, given_weights
+from captum_attn.observe.streams.states import State
+from captum_attn.observe.tracing.autograd_graph import gradients
+
+
+@dataclass
+class Backward:
+    """What one backward pass gave.
+
+    Args:
+        reads (list of Read): the states that the output reads.
+        weights (dict): state -> the weights of its rows, (B, n).
+        gradients (dict): call -> gradient of the objective at its output, None where it is zero.
+        last_rows (dict): stream -> the last row that is read, (B, 1), where those behind it are
+            left out (`Request.causal`).
+    """
+
+    reads: list[Read] = field(default_factory=list)
+    weights: dict[State, Tensor] = field(default_factory=dict)
+    gradients: dict[AttentionCall, Tensor | None] = field(default_factory=dict)
+    last_rows: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Value:
+    """The explained scalars.
+
+    Args:
+        objective (Tensor): (B,), what is explained.
+        stand_in (Tensor): (B,), the output that `target` selects, for the readout where the
+            objective's gradient has vanished: a saturated probability.
+    """
+
+    objective: Tensor
+    stand_in: Tensor
+
+    @property
+    def may_vanish(self) -> bool:
+        """Whether the objective is another one than the output that `target` selects."""
+        return self.objective is not self.stand_in
+
+
+def run_backward(
+    observation: Observation,
+    request: Request,
+    value: Value,
+    calls: Sequence[AttentionCall],
+    reads: Sequence[Read],
+    like: Tensor,
+    keep: bool,
+) -> Backward:
+    """One backward pass from what is explained.
+
+    Args:
+        observation (Observation): what the run showed.
+        request (Request): what the user asks for.
+        value (Value): what is explained.
+        calls (sequence of AttentionCall): where gradients are wanted.
+        reads (sequence of Read): the states that the output reads.
+        like (Tensor): of the working precision and the device.
+        keep (bool): whether autograd is asked again later; else the graph is freed.
+    """
+    auto = isinstance(request.readout, str)
+    edges = [edge for read in reads for edge in read.edges] if auto else []
+    keep |= value.may_vanish or len(reads) > 1 or any(read.read_on for read in reads)
+    arrived = _gradients(value.objective, [*edges, *(call.edge for call in calls)], keep=keep)
+    result = Backward(list(reads), {}, dict(zip(calls, arrived[len(edges) :], strict=True)))
+    for read in reads:
+        if auto:
+            at_edges, arrived = arrived[: len(read.edges)], arrived[len(read.edges) :]
+            weights = _observed_weights(read, at_edges, value, result, observation)
+        else:
+            weights = given_weights(request.readout, read, observation.batch, like)
+        if weights is not None:
+            result.weights[read.state] = weights.to(like)
+    if reads and not result.weights:
+        raise ReadoutError(
+            "the gradient of the explained output vanishes at every token it could read (a "
+            "saturated or dead head, a class without weights such as the padding token's, an "
+            "output that depends on no token): choose another target, or give `readout=`, a "
+            "row, a LongTensor (B,) of rows, or weights (B, n)"
+        )
+    if request.causal:
+        for state, weights in result.weights.items():
+            rows = torch.arange(state.n, device=weights.device)
+            result.last_rows[state.stream] = ((weights != 0) * rows).amax(1, keepdim=True)
+    return result
+
+
+def explained_value(observation: Observation, request: Request, with_gradient: bool) -> Value:
+    """The explained scalars of a model's output.
+
+    Args:
+        with_gradient (bool): False for a class-agnostic method.
+    """
+    output, batch = observation.output, observation.batch
+    target, objective = request.target, request.objective
+    if target is None and (objective is not None or not with_gradient):
+        # A class-agnostic method only asks which rows are read; a plain sum of the outputs has no
+        # gradient behind a softmax or LayerNorm, a fixed random weighting has.
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(2, output.shape, generator=generator)[:1] * 2 - 1
+        finite = output.masked_fill(output == -torch.inf, 0)  # outputs that a model has masked
+        stand_in = (finite * signs.to(output)).reshape(batch, -1).sum(1)
+    else:
+        stand_in = objectives.logit(output, target).clone()  # a view would hold the whole output
+    if not bool(torch.isfinite(stand_in).all()):
+        raise InputError(
+            "the model's output has NaN or inf: expected finite weights and inputs; check the "
+            "weights (`torch.isfinite(p).all()` for each parameter) and the inputs' range"
+        )
+    if objective is None:
+        return Value(stand_in, stand_in)
+    value = objective(output, target)
+    if not isinstance(value, Tensor) or value.shape != (batch,):
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise TargetError(f"objective: expected a tensor of shape ({batch},), got {got}")
+    if not value.requires_grad:
+        raise TargetError(
+            "objective: expected a tensor that depends on the output with a gradient, got a "
+            "constant or detached one"
+        )
+    return Value(value, stand_in)
+
+
+def _observed_weights(
+    read: Read,
+    at_edges: list[Tensor | None],
+    value: Value,
+    result: Backward,
+    observation: Observation,
+) -> Tensor | None:
+    """The weights of a state's rows by the gradient at its edges; None where it has vanished."""
+    cuts = observation.graph.cuts
+    if len(result.reads) > 1 and observation.batch > 1:
+        _check_examples_apart(value.objective, read, at_edges, observation)
+    if read.read_on:  # only what arrives without another call in between
+        at_edges = _gradients(value.objective, read.edges, cuts)
+    weights = None if _is_dead(read, result) else read.weights(at_edges)
+    if weights is None and value.may_vanish:
+        weights = read.weights(_gradients(value.stand_in, read.edges, cuts))
+    return weights
+
+
+def _is_dead(read: Read, result: Backward) -> bool:
+    """Whether no gradient at all arrives at the calls that made what is read."""
+    arrived = [result.gradients[call] for call in read.calls if call in result.gradients]
+    return bool(arrived) and not any(g is not None and bool(g.any()) for g in arrived)
+
+
+def _check_examples_apart(
+    value: Tensor, read: Read, arrived: list[Tensor | None], observation: Observation
+) -> None:
+    """Refuses outputs whose examples read each other's tokens, as a (B, B) score matrix does."""
+    norms = read.norms(arrived)
+    if norms is None or not bool(norms.any()):
+        return
+    first = torch.arange(observation.batch, device=value.device) == 0
+    of_first = read.norms(_gradients(value * first, read.edges, observation.graph.cuts))
+    crossing = of_first is not None and bool(of_first[1:].any())
+    if crossing or bool((norms.sum(1) == 0).any()):
+        raise ReadoutError(
+            f"the explained output of an example reads tokens of {read.state.stream!r} of another "
+            "one: expected outputs that depend on their own example alone; of a (B, B) matrix of "
+            "scores explain the diagonal with objective=objectives.pairwise, or pass one example "
+            "at a time"
+        )
+
+
+def _gradients(
+    value: Tensor, edges: list[Any], cuts: Iterable[Any] = (), keep: bool = True
+) -> list[Tensor | None]:
+    if not edges or not value.requires_grad:
+        return [None] * len(edges)
+    return gradients([(value, torch.ones_like(value))], edges, cuts, keep)

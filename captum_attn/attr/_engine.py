@@ -1,0 +1,198 @@
+"""What runs the user's model and watches it: one forward pass, one backward pass a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from captum_attn.attr._backward import Backward, explained_value, run_backward
+from captum_attn.attr._inputs import Inputs, checked
+from captum_attn.attr._layers import active_calls
+from captum_attn.attr._options import SharedOptions
+from captum_attn.attr._request import Request
+from captum_attn.attr._run import Run
+from captum_attn.errors import TargetError
+from captum_attn.objectives import Objective, logit
+from captum_attn.observe import observe
+from captum_attn.observe.capture.restore import left_as_found, modules_of
+from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.streams.structure_cache import StructureCache
+
+Made = TypeVar("Made")
+# The targets, or what chooses them by the model's output.
+Targets = Iterable[Any] | Callable[[Any], Iterable[Any]]
+Objectives = Objective | Sequence[Objective | None] | None
+
+
+@dataclass
+class Engine:
+    """Runs a model, and explains one target or many of one forward pass.
+
+    Args:
+        needs_gradient (bool): whether gradients at the attention calls are wanted.
+        keeps_graph (bool): whether the method asks autograd for more later.
+        default_objective (callable, optional): explained where the user names none; None: the
+            output that the target selects.
+        tap (type): what watches the model run.
+        structure (StructureCache): what was found out about the model's structure.
+    """
+
+    needs_gradient: bool
+    keeps_graph: bool
+    default_objective: Objective | None
+    tap: type[Tap]
+    structure: StructureCache = field(default_factory=StructureCache)
+
+    @contextmanager
+    def explained(
+        self, forward_func: Callable, inputs: Inputs, request: Request, options: SharedOptions
+    ) -> Iterator[Run]:
+        """The run of one target; inside, the model is as the run needs it."""
+        roots = modules_of(forward_func)
+        with left_as_found(roots):
+            run = self._observed(forward_func, inputs, request, options, roots)
+            self._explain(run, forward_func, request)
+            with torch.no_grad():
+                yield run
+
+    def explained_each(
+        self,
+        forward_func: Callable,
+        inputs: Inputs,
+        targets: Targets,
+        request: Request,
+        options: SharedOptions,
+        objective: Objectives,
+        make: Callable[[Run], Made],
+    ) -> tuple[int, Iterator[Made]]:
+        """`make` of every target's run, from one forward pass: their number, and the results.
+
+        The first is made here, each other one when it is asked for; the model is as it was found
+        in between.
+
+        Args:
+            request (Request): what the targets have in common; its target and objective are not
+                used.
+            make (callable): run -> a result.
+        """
+        roots = modules_of(forward_func)
+
+        def made(one: Request) -> Made:
+            another = self._explain(replace(run, backward=Backward()), forward_func, one)
+            with torch.no_grad():
+                return make(another)
+
+        with left_as_found(roots):
+            forward, outputs = _remembering(forward_func)
+            run = self._observed(forward, inputs, request, options, roots)
+            requests = _requests(request, targets, objective, outputs, run.observation.output)
+            if len(requests) > 1:
+                run.share()
+            first = [made(one) for one in requests[:1]]
+
+        def results() -> Iterator[Made]:
+            yield from first
+            first.clear()
+            for one in requests[1:]:
+                with left_as_found(roots):
+                    found = made(one)
+                yield found
+
+        return len(requests), results()
+
+    def _observed(
+        self,
+        forward_func: Callable,
+        inputs: Inputs,
+        request: Request,
+        options: SharedOptions,
+        roots: list[nn.Module],
+    ) -> Run:
+        """One forward pass, of which nothing is explained yet."""
+        additional = request.additional_forward_args
+        values = checked(inputs, additional)
+        observation = observe(forward_func, values, additional, roots, self.structure, self.tap)
+        states = observation.wiring.updates
+        active = active_calls(states, request.layers, roots, request.start_layer)
+        return Run(observation, options, active)
+
+    def _explain(self, run: Run, forward_func: Callable, request: Request) -> Run:
+        """One backward pass of what the user asked for, or of the method's own objective."""
+        if request.objective is None:
+            request = replace(request, objective=self.default_objective)
+        observation, several = run.observation, run.shared is not None
+        value = explained_value(observation, request, self.needs_gradient)
+        if not several:
+            observation.output = value.objective.detach()  # a language model's is large
+        reads = [] if request.readout is None else run.cached("reads", observation.reads)
+        calls = [s.call for s in run.attention_states if run.counts(s.call) and self.needs_gradient]
+        keep = self.keeps_graph or several
+        run.backward = run_backward(observation, request, value, calls, reads, run.like, keep)
+        run.again = partial(self._again, forward_func, request, run.options)
+        return run
+
+    def _again(
+        self, forward_func: Callable, request: Request, options: SharedOptions, inputs: Inputs
+    ) -> Run:
+        """The run of the same target on other inputs, while a run is in progress."""
+        roots = modules_of(forward_func)
+        with torch.enable_grad():
+            run = self._observed(forward_func, inputs, request, options, roots)
+            return self._explain(run, forward_func, request)
+
+
+def _requests(
+    request: Request, targets: Targets, objective: Objectives, outputs: list[Any], output: Tensor
+) -> list[Request]:
+    """A request for each target; refused before the first backward pass if one does not fit."""
+    with torch.no_grad():
+        chosen = _checked(targets(outputs[-1]) if callable(targets) else targets)
+        outputs.clear()
+        for target in chosen:
+            if target is not None:
+                logit(output, target)
+    objectives = _for_each(objective, len(chosen))
+    return [
+        replace(request, target=target, objective=one)
+        for target, one in zip(chosen, objectives, strict=True)
+    ]
+
+
+def _checked(targets: Any) -> list[Any]:
+    single = targets.ndim == 0 if isinstance(targets, Tensor) else isinstance(targets, (str, int))
+    if single or not isinstance(targets, Iterable):
+        raise TargetError(
+            "targets: expected several targets, or a callable that is given the model's output "
+            f"and returns them; got {targets!r}: use `attribute` for a single one"
+        )
+    return list(targets)
+
+
+def _for_each(objective: Objectives, count: int) -> Sequence[Objective | None]:
+    if not isinstance(objective, (list, tuple)):
+        return [objective] * count  # type: ignore[list-item]
+    if len(objective) != count:
+        raise TargetError(
+            f"objective: expected one callable, or one for each of the {count} targets; got "
+            f"{len(objective)}"
+        )
+    return objective
+
+
+def _remembering(forward_func: Callable) -> tuple[Callable, list[Any]]:
+    """A forward function with the same signature, and the list that its outputs go to."""
+    outputs: list[Any] = []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        outputs.append(forward_func(*args, **kwargs))
+        return outputs[-1]
+
+    is_module = isinstance(forward_func, nn.Module)
+    forward.__wrapped__ = forward_func.forward if is_module else forward_func  # type: ignore
+    return forward, outputs

@@ -1,0 +1,120 @@
+"""What can be set about a method: typed, refused early, and shown by `help` and `inspect`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, fields
+from functools import wraps
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from captum_attn.errors import OptionError
+
+Settled = TypeVar("Settled", bound="SharedOptions")
+
+_WORDS = {int: "an int", float: "a number", str: "a str", type(None): "None"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedOptions:
+    """Options of every method; a method's own are fields of a subclass of this one.
+
+    The types of the fields are held to: bool, Literal, int, float, str, classes, None and unions of
+    them. A subclass refuses what does not go together in `__post_init__`, after `super`'s.
+
+    Args:
+        block_size (int, optional): the number of queries whose attention maps are formed at a time.
+            Default: as many as suit the cache and the free memory.
+    """
+
+    block_size: int | None = None
+
+    def __post_init__(self) -> None:
+        size = self.block_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise OptionError(f"block_size: expected an int >= 1 or None, got {size!r}")
+        for name, kind in _types(type(self)).items():
+            value = getattr(self, name)
+            if not _fits(value, kind):
+                raise OptionError(f"{name}: expected {_described(kind)}, got {value!r}")
+
+    @classmethod
+    def settle(cls: type[Settled], given: Mapping[str, Any], method: str) -> Settled:
+        """The options that a user has given, with the defaults; refuses unknown names.
+
+        Args:
+            given (Mapping): name -> value.
+            method (str): the method's name, for the error.
+        """
+        known = [field.name for field in cls.listed()]
+        for name in given:
+            if name not in known:
+                raise OptionError(f"unknown option {name!r}; {method} has: {', '.join(known)}")
+        return cls(**given)
+
+    @classmethod
+    def listed(cls) -> list[Field]:
+        """The fields, those of the method before those that all methods have."""
+        shared = {field.name for field in fields(SharedOptions)}
+        return sorted(fields(cls), key=lambda field: field.name in shared)
+
+    @classmethod
+    def choices(cls, name: str) -> tuple[Any, ...]:
+        """The values that an option with a `Literal` type may have; () for other types."""
+        kind = _types(cls)[name]
+        return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _types(options: Any) -> dict[str, Any]:
+    """The fields' types: field -> type."""
+    hints = get_type_hints(options)
+    return {field.name: hints[field.name] for field in fields(options)}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(one) and value == one for one in get_args(kind))
+    if kind in (int, float):  # True is an int to Python
+        numbers = (int, float) if kind is float else int
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def _described(kind: Any) -> str:
+    if kind is bool:
+        return "one of (True, False)"
+    if get_origin(kind) is Literal:
+        return f"one of {get_args(kind)}"
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return " or ".join(_WORDS.get(one, f"a {getattr(one, '__name__', one)}") for one in kinds)
+
+
+def showing(call: Callable, options: type[SharedOptions]) -> Callable:
+    """A public call of a method whose signature has the method's options for `**options`.
+
+    Args:
+        call (callable): with `**options`, or what this function returned for another method.
+        options (type): the method's.
+    """
+    plain = getattr(call, "with_any_options", call)
+    signature = inspect.signature(plain)
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        return call
+
+    @wraps(plain)
+    def shown(*args: Any, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs)
+
+    types, only = _types(options), inspect.Parameter.KEYWORD_ONLY
+    given = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    own = [
+        inspect.Parameter(f.name, only, default=f.default, annotation=types[f.name])
+        for f in options.listed()
+    ]
+    shown.__signature__ = signature.replace(parameters=[*given, *own])  # type: ignore[attr-defined]
+    shown.with_any_options = plain  # type: ignore[attr-defined]
+    return shown
