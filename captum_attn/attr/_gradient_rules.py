@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from captum_attn.attr._linear_form import linear_form
+from captum_attn.errors import OptionError
 from captum_attn.observe.operators.bridge import Operation, Rule, Shares, without_output
 
 # Below this |x| the quotient (f(x) - f(0)) / x has lost too many digits, where f(0) is not 0.
@@ -187,3 +188,17 @@ def with_gamma(rules: dict[str, Rule], values: Any, attention: bool) -> dict[str
         if value:
             made[kind] = partial(gamma, value=value, attention=attention)
     return made
+
+
+def check_gamma(values: Any) -> None:
+    """Refuses a `gamma` that is no pair of numbers >= 0."""
+    fits = values is None or (
+        isinstance(values, tuple)
+        and len(values) == 2
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and v >= 0 for v in values)
+    )
+    if not fits:
+        raise OptionError(
+            "gamma: expected None or two numbers >= 0, for convolutions and linear layers; got "
+            f"{values!r}"
+        )

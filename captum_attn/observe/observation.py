@@ -34,6 +34,7 @@ class Watched:
         batch (int): number of examples.
         tap (Tap): what was seen.
         names (list of str): names of the inputs, in the order of the user's container.
+        top (graph node or None): the output's.
         operators (Operators or None): the rules' gates and bridges, if any were asked for.
     """
 
@@ -41,7 +42,25 @@ class Watched:
     batch: int
     tap: Tap
     names: list[str]
+    top: Any
     operators: Operators | None
+
+    @property
+    def additive(self) -> set[str]:
+        """Inputs that are added to another one's tokens before anything mixes them.
+
+        Integers, and features (B, n, D) of a model with attention: two images or feature vectors
+        that a model adds are both its inputs.
+        """
+        if self.operators is None:
+            return set()
+        leaves = [leaf for leaf in self.tap.leaves if leaf.name in self.operators.additive]
+        attends = bool(self.tap.calls)
+        return {
+            leaf.name
+            for leaf in leaves
+            if leaf.ids is not None or (attends and leaf.tensor.ndim == 3)
+        }
 
 
 @dataclass
@@ -91,9 +110,7 @@ def wired(run: Watched, structure: StructureCache) -> Observation:
     graph = Graph(tap.calls, tap.leaves)
     wiring = Wiring(tap, graph, run.batch, TokenTracer(graph.cuts), structure)
     root = Root.of(run.output, tap)
-    return Observation(
-        run.output, run.batch, tap, run.names, run.operators, root=root, graph=graph, wiring=wiring
-    )
+    return Observation(**vars(run), root=root, graph=graph, wiring=wiring)
 
 
 def watched(
@@ -109,7 +126,7 @@ def watched(
     batch = _batch(inputs)
     if isinstance(inputs, Mapping):
         given, names = inputs, list(inputs)
-        entered: Any = {
+        entered: dict[str, Any] = {
             name: _entered(tap, name, value)
             for name, value in sorted(inputs.items(), key=_by_signature(forward_func))
         }
@@ -121,12 +138,12 @@ def watched(
         values = (*inputs, *extra)
         names = _positional_names(forward_func, len(values))
         given = dict(zip(names, values, strict=True))
-        entered = [
-            _entered(tap, n, v, given=i < len(inputs))
-            for i, (n, v) in enumerate(zip(names, values, strict=True))
-        ]
-        names = names[: len(inputs)]
-        first, rest = tuple(entered[: len(inputs)]), tuple(entered[len(inputs) :])
+        entered = {
+            name: _entered(tap, name, value, given=i < len(inputs))
+            for i, (name, value) in enumerate(given.items())
+        }
+        names, every = names[: len(inputs)], tuple(entered.values())
+        first, rest = every[: len(inputs)], every[len(inputs) :]
 
         def forward() -> Any:
             return _run_forward(
@@ -134,9 +151,11 @@ def watched(
             )
 
     operators = Operators(tap, batch, tables) if tables else None
+    if operators is not None:
+        operators.enter(entered)
     with tap.modules, operators or nullcontext(), tap, _misfits_named(given):
         output = tensor_of(forward())
-    return Watched(output, batch, tap, names, operators)
+    return Watched(output, batch, tap, names, output.grad_fn, operators)
 
 
 def tensor_of(output: Any) -> Tensor:

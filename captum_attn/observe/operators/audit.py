@@ -10,8 +10,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from captum_attn.observe.operators.bridge import Bridge, Gate, Rules, Shares
 from captum_attn.observe.operators.rewrites import StandIn
 
@@ -40,15 +38,16 @@ class Unruled:
     reader: str
 
 
-def nodes_without_rule(output: Tensor, inputs: Collection[Tensor], rules: Rules) -> list[Unruled]:
+def nodes_without_rule(start: Any, goals: Collection[Any], rules: Rules) -> list[Unruled]:
     """The nodes that a pass with `rules` goes through though they compute, nearest first.
 
     Args:
-        inputs (collection of Tensor): the inputs' leaves; what leads to none of them is constant.
+        start (graph node): the output's.
+        goals (collection of graph nodes): where relevance is wanted.
     """
-    leads = _leading_to(output, {id(leaf) for leaf in inputs})
-    queue: list[tuple[Any, str]] = [(output.grad_fn, "")]
-    seen, found = {output.grad_fn}, []
+    leads = _leading_to(start, set(goals))
+    queue: list[tuple[Any, str]] = [(start, "")] if start in leads else []
+    seen, found = {start}, []
     for node, reader in queue:
         if not _is_ours(node) and not _moves(node):
             found.append(Unruled(_name(node), reader))
@@ -59,19 +58,18 @@ def nodes_without_rule(output: Tensor, inputs: Collection[Tensor], rules: Rules)
     return found
 
 
-def custom_functions(output: Tensor) -> list[str]:
+def custom_functions(start: Any) -> list[str]:
     """Names of the model's own autograd Functions, which hide what they compute."""
-    every = _below(output.grad_fn)
+    every = _below(start)
     foreign = (n for n in every if hasattr(n, "_forward_cls") and not _is_ours(n))
     return list(dict.fromkeys(_name(node).removesuffix("Backward") for node in foreign))
 
 
-def _leading_to(output: Tensor, leaves: set[int]) -> set[Any]:
-    """The nodes from which some of the leaves are reached."""
+def _leading_to(start: Any, goals: set[Any]) -> set[Any]:
+    """The nodes from which some of the goals are reached."""
     leads: set[Any] = set()
-    for node in reversed(_below(output.grad_fn)):
-        variable = getattr(node, "variable", None)
-        if id(variable) in leaves or any(n in leads for n, _ in node.next_functions):
+    for node in reversed(_below(start)):
+        if node in goals or any(n in leads for n, _ in node.next_functions):
             leads.add(node)
     return leads
 
@@ -79,7 +77,7 @@ def _leading_to(output: Tensor, leaves: set[int]) -> set[Any]:
 def _below(start: Any) -> list[Any]:
     """All nodes behind `start`, each before those that it leads to."""
     done: dict[Any, None] = {}
-    stack = [start]
+    stack = [] if start is None else [start]
     waiting: set[Any] = set()
     while stack:
         node = stack[-1]

@@ -55,22 +55,28 @@ class Cell:
     """What the backward pass that runs now asks for, shared by all nodes of one forward pass.
 
     Args:
+        batch (int): number of examples.
         rules (mapping, optional): kind of operation -> rule; None: the ordinary gradient.
         last (bool): whether no other pass follows, so that values may go as they are used.
+        apart (bool): whether the pass is one example's alone.
     """
 
+    batch: int = 1
     rules: Rules | None = None
     last: bool = False
+    apart: bool = False
 
     @contextmanager
-    def following(self, rules: Rules | None, last: bool = False) -> Iterator[None]:
+    def following(
+        self, rules: Rules | None, last: bool = False, apart: bool = False
+    ) -> Iterator[None]:
         """`rules` in force while the block runs."""
-        before = self.rules, self.last
-        self.rules, self.last = rules, last
+        before = self.rules, self.last, self.apart
+        self.rules, self.last, self.apart = rules, last, apart
         try:
             yield
         finally:
-            self.rules, self.last = before
+            self.rules, self.last, self.apart = before
 
     def factor(self, uses: Sequence[tuple[str, int, bool]]) -> float:
         """The product of a gate's shares."""
@@ -94,7 +100,7 @@ class Operation:
         kind (str): see `kinds.KINDS`.
         operands (tuple of Tensor): the activations among its arguments, detached.
         output (Tensor): detached.
-        batch (int): number of examples.
+        cell (Cell): of its run.
         call (Call): the torch function with its arguments, the operands left out.
         slots (tuple): where each operand stands.
         at_zero: of an elementwise function: f(0), for a composite its value where the root is 0.
@@ -105,7 +111,7 @@ class Operation:
     kind: str
     operands: tuple[Tensor, ...]
     output: Tensor
-    batch: int
+    cell: Cell
     call: Call
     slots: tuple[Slot, ...]
     at_zero: Any = 0.0
@@ -116,6 +122,11 @@ class Operation:
     def name(self) -> str:
         """The torch function's: "gelu"."""
         return self.call.name
+
+    @property
+    def batch(self) -> int:
+        """The number of examples that the pass is of."""
+        return 1 if self.cell.apart else self.cell.batch
 
     def argument(self, place: int, name: str, default: Any = None) -> Any:
         """An argument of the call that is no operand, however it was passed."""
@@ -168,8 +179,8 @@ class Bridge(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, cell: Cell, operation: Operation, out: Tensor, *at: Tensor) -> Tensor:
-        ctx.cell, ctx.operation = cell, operation
+    def forward(ctx: Any, operation: Operation, out: Tensor, *at: Tensor) -> Tensor:
+        ctx.operation = operation
         ctx.set_materialize_grads(False)
         return out.detach()
 
@@ -177,18 +188,18 @@ class Bridge(Function):
     def backward(ctx: Any, *arriving: Any) -> Any:
         (gradient,), operation = arriving, ctx.operation
         nothing = [None] * len(operation.slots)
-        formula = ctx.cell.formula(operation.kind)
+        formula = operation.cell.formula(operation.kind)
         if gradient is None or formula is None:
-            return None, None, gradient, *nothing
+            return None, gradient, *nothing
         with torch.no_grad():
             shares = formula(operation, gradient)
             shares = [
                 None if share is None else fitted(share, x)
                 for share, x in zip(shares, operation.operands, strict=True)
             ]
-        if ctx.cell.last:
+        if operation.cell.last:
             operation.drop()
-        return None, None, None, *shares
+        return None, None, *shares
 
 
 def fitted(share: Tensor, operand: Tensor) -> Tensor:

@@ -103,6 +103,7 @@ def moved(notes: Sequence[Note]) -> Note:
         scores=any(note.scores for note in notes),
         makers=joined(notes),
         attended=all(note.attended for note in notes),
+        inputs=frozenset[str]().union(*(note.inputs for note in notes)),
     )
 
 

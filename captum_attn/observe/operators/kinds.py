@@ -28,6 +28,7 @@ KINDS: dict[str, str] = {
     "centre": "a tensor less its own mean",
     "reduce": "sums, means, average pooling, interpolation, sampling at fixed places",
     "accumulate": "sums into chosen places (index_add, scatter_add)",
+    "other": "whatever else computes (a triangular solve, an LSTM)",
 }  # fmt: skip
 
 _ALIASES = {

@@ -7,7 +7,8 @@ are constants.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,14 +62,19 @@ class Operators(TorchFunctionMode):
 
     Attributes:
         cell (Cell): what the backward pass that runs asks for.
-        unruled (dict): (name of an operation that is neither linear nor ruled, module) -> how
+        additive (set of str): inputs whose tokens were added to another input's, position by
+            position, before anything mixed them (`token_type_ids`).
+        ran (Counter): kind of operation -> how often one ran.
+        unruled (Counter): (name of an operation that is neither linear nor ruled, module) -> how
             often it ran.
     """
 
     def __init__(self, tap: Tap, batch: int, tables: Iterable[Rules]) -> None:
         super().__init__()
-        self.tap, self.batch, self.cell = tap, batch, Cell()
-        self.unruled: dict[tuple[str, str], int] = {}
+        self.tap, self.cell = tap, Cell(batch)
+        self.additive: set[str] = set()
+        self.ran: Counter[str] = Counter()
+        self.unruled: Counter[tuple[str, str]] = Counter()
         self.chains, self._kept = Chains(), Kept()
         rules = [(kind, rule) for table in tables for kind, rule in table.items()]
         self._gated = {kind for kind, rule in rules if isinstance(rule, Shares)}
@@ -114,6 +120,12 @@ class Operators(TorchFunctionMode):
         if id(value) not in self._inputs:
             self._inputs = {id(leaf.tensor) for leaf in self.tap.leaves if leaf.name}
         return id(value) in self._inputs
+
+    def enter(self, entered: Mapping[str, Any]) -> None:
+        """Notes which input a tensor is, before the run."""
+        for name, value in entered.items():
+            if isinstance(value, Tensor) and value.requires_grad:
+                self.chains[value] = Note(inputs=frozenset([name]))
 
     def call(self, func: Callable, *args: Any, **kwargs: Any) -> Any:
         """Runs a function as if the model had called it."""
@@ -163,6 +175,7 @@ class Operators(TorchFunctionMode):
             uses: each activation's shares; default: those of `kind`, in order.
             root: what the bridge leads to; default: what stands at the slots.
         """
+        self.ran[kind] += 1
         operands = [call.at(slot) for slot in slots]
         uses = uses or [[(kind, index, False)] for index in range(len(slots))]
         if any(use[0] in self._gated for each in uses for use in each):
@@ -178,14 +191,14 @@ class Operators(TorchFunctionMode):
             kind,
             tuple(x.detach() for x in ends),
             value if kind in self._with_output else value.new_empty(0),
-            self.batch,
+            self.cell,
             call.having(slots, [None] * len(slots)),
             tuple(slots) if root is None else ((0,),),
             at_zero,
             settings=settings,
         )
         self._kept.keep(operation)
-        return Bridge.apply(self.cell, operation, out, *ends), operation
+        return Bridge.apply(operation, out, *ends), operation
 
     # ------------------------------------------------------------------------ elementwise
     def _activation(self, call: Call) -> Tensor:
@@ -213,8 +226,9 @@ class Operators(TorchFunctionMode):
         root = self.chains.root(x)
         out, _ = self._through("activation", call, [slot], at_zero=at_zero)
         if not isinstance(chained, float):
-            return self._note(out, Note(gate=NONLINEAR))
-        return self._note(out, Note(gate=NONLINEAR, root=root, at_zero=chained))
+            return self._note(out, Note(gate=NONLINEAR, inputs=self.chains[x].inputs))
+        note = Note(gate=NONLINEAR, root=root, at_zero=chained, inputs=self.chains[x].inputs)
+        return self._note(out, note)
 
     def _power(self, call: Call) -> Tensor:
         base, exponent = call.slot(0, "input", "self"), call.slot(1, "exponent", "other")
@@ -322,12 +336,23 @@ class Operators(TorchFunctionMode):
             statistic=all(note.statistic for note in notes),
             scores=any(note.scores for note in notes),
             makers=joined(notes),
+            inputs=self._added_inputs(*(note.inputs for note in notes)),
         )
         if self._same_root(a, b) and not call.kwargs:
             value = _sum(call.name, self.chains.at_zero(a), self.chains.at_zero(b))
             note = replace(note, root=self.chains.root(a), at_zero=value)
         out, _ = self._through("add", call, slots)
         return self._note(out, note)
+
+    def _added_inputs(self, one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
+        """The inputs of a sum of tokens; those that come second in the signature are noted."""
+        if not one or not other:
+            return frozenset()
+        if not one & other:
+            order = {leaf.name: leaf.order for leaf in self.tap.leaves}
+            later = max(one, other, key=lambda names: min(order.get(n, 0) for n in names))
+            self.additive |= later
+        return one | other
 
     def _shifted(self, call: Call, slot: Slot, by: Any) -> Tensor:
         """A sum with a constant: a number, a mask or bias on scores, or a tensor like any other."""
@@ -337,7 +362,7 @@ class Operators(TorchFunctionMode):
         out, _ = self._through("scale" if number or note.scores else "add", call, [slot])
         if note.statistic:
             return self._note(out, Note(statistic=True))
-        kept = Note(scores=note.scores, makers=note.makers)
+        kept = Note(scores=note.scores, makers=note.makers, inputs=note.inputs)
         if is_number(by) and not call.kwargs:
             first = slot == call.pair()[0]
             value = _sum(call.name, start, by) if first else _sum(call.name, by, start)
@@ -382,7 +407,7 @@ class Operators(TorchFunctionMode):
         makers = () if operation is None else (operation,)
         if out.shape == x.shape and x.ndim == 4:  # talking heads
             return self._note(out, Note(gate=note.gate, scores=note.scores, makers=makers))
-        return self._note(out, Note(makers=makers))
+        return self._note(out, Note(makers=makers, inputs=note.inputs))
 
     def _is_image(self, x: Tensor) -> bool:
         """Whether a tensor is an input itself, cast or cloned, with two axes of pixels or more."""
@@ -425,8 +450,9 @@ class Operators(TorchFunctionMode):
         if len(active) != 1 or active[0] is not call.at(slot):
             return self._unknown(call)  # a scale that depends on the input
         kind = "batch_norm" if _has_kept_statistics(call) else "norm"
+        note = self.chains[active[0]]
         out, _ = self._through(kind, call, [slot])
-        return self._note(out, Note(makers=self.chains[active[0]].makers))
+        return self._note(out, Note(makers=note.makers, inputs=note.inputs))
 
     def _softmax(self, call: Call) -> Tensor:
         out, _ = self._through("softmax", call, [call.slot(0, "input", "self")])
@@ -460,6 +486,9 @@ class Operators(TorchFunctionMode):
     def _move(self, call: Call, active: Sequence[Tensor]) -> Any:
         """Moves, picks and repeats entries: what is known goes along."""
         first, still = active[0], len(active) == 1 and call.name in kinds.STILL
+        if first.grad_fn is None:  # an input's leaf
+            names = frozenset(leaf.name for leaf in self.tap.leaves if leaf.tensor is first)
+            self.chains[first] = Note(inputs=names)
         note = moved([self.chains[x] for x in active])
         kept = replace(
             self.chains[first], root=self.chains.root(first), at_zero=self.chains.at_zero(first)
@@ -484,14 +513,15 @@ class Operators(TorchFunctionMode):
                     return opened(call.func)(*call.args, **call.kwargs)
             finally:
                 self._open.discard(call.func)
-        out = call.run()
-        if any(t.requires_grad for t in tensors((out,))) and call.name not in kinds.LINEAR_AS_IS:
+        if call.name not in kinds.LINEAR_AS_IS:
             self._name_unruled(call.name)
-        return self._note(out, EMPTY)
+        slots = [(i,) for i, value in enumerate(call.args) if self.is_activation(value)]
+        if "other" in self._bridged and len(slots) == sum(map(self.is_activation, call.tensors())):
+            return self._note(self._through("other", call, slots)[0], EMPTY)
+        return self._note(call.run(), EMPTY)
 
     def _name_unruled(self, name: str) -> None:
-        key = name, self.tap.modules.name()
-        self.unruled[key] = self.unruled.get(key, 0) + 1
+        self.unruled[name, self.tap.modules.name()] += 1
 
 
 Handler = Callable[[Operators, Call], Any]
