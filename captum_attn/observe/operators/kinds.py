@@ -80,6 +80,8 @@ STILL = frozenset(
     "dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout alias identity "
     "positive view_as detach requires_grad".split()
 )
+# These take the shape or the type of their second argument, and nothing else of it.
+LIKE_ANOTHER = frozenset("expand_as view_as reshape_as type_as to".split())
 # These move, pick and repeat entries; what is known of a tensor goes along.
 MOVING = STILL | frozenset(
     "view reshape reshape_as flatten unflatten ravel permute transpose swapaxes swapdims movedim "
@@ -117,7 +119,7 @@ CONSTANT = frozenset(
 )
 # Linear in their one activation as they are, without a rule of their own.
 LINEAR_AS_IS = frozenset(
-    "neg rad2deg deg2rad diff lerp fft rfft ifft irfft fft2 ifft2 fftn ifftn rfft2 irfft2 stft "
+    "diff fft rfft ifft irfft fft2 ifft2 fftn ifftn rfft2 irfft2 stft "
     "istft fftshift ifftshift hfft ihfft triangular_solve_rhs complex cumulative_trapezoid "
     "trapezoid".split()
 )

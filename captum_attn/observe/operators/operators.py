@@ -322,6 +322,13 @@ class Operators(TorchFunctionMode):
             return self._note(out, scaled(note, root, value))
         return self._note(out, scaled(note))
 
+    def _times(self, call: Call) -> Tensor:
+        """-x and the like: a product with a number that is not written."""
+        slot = call.slot(0, "input", "self")
+        note = self.chains[call.at(slot)]
+        out, _ = self._through("scale", call, [slot])
+        return self._note(out, scaled(note))
+
     def _add(self, call: Call) -> Tensor:
         slots = call.pair()
         active = [s for s in slots if self.is_activation(call.at(s))]
@@ -485,6 +492,10 @@ class Operators(TorchFunctionMode):
 
     def _move(self, call: Call, active: Sequence[Tensor]) -> Any:
         """Moves, picks and repeats entries: what is known goes along."""
+        if call.name in kinds.LIKE_ANOTHER:
+            active = [x for x in active if x is call.args[0]]
+            if not active:
+                return call.run()
         first, still = active[0], len(active) == 1 and call.name in kinds.STILL
         if first.grad_fn is None:  # an input's leaf
             names = frozenset(leaf.name for leaf in self.tap.leaves if leaf.tensor is first)
@@ -529,6 +540,7 @@ _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(kinds.ACTIVATIONS, Operators._activation),
     **dict.fromkeys(("pow", "rpow", "float_power"), Operators._power),
     **dict.fromkeys(kinds.STATISTICS, Operators._statistic),
+    **dict.fromkeys(("neg", "rad2deg", "deg2rad"), Operators._times),
     "mul": Operators._multiply,
     **dict.fromkeys(("div", "rdiv"), Operators._divide),
     **dict.fromkeys(("add", "sub", "rsub"), Operators._add),
@@ -546,7 +558,7 @@ _KINDS_OF = {
     **dict.fromkeys(kinds.ACTIVATIONS, {"activation"}),
     **dict.fromkeys(("add", "sub"), {"add", "scale", "centre"}),
     **dict.fromkeys(kinds.ACCUMULATIONS, {"accumulate"}),
-    "dropout": {"scale"},
+    **dict.fromkeys(("dropout", "neg"), {"scale"}),
 }
 
 
