@@ -81,7 +81,12 @@ class Counting(Operators):
             return self._deeper(call)
         record = Record(name, self.tap.modules.name(), name in ABSORBING)
         out = self._deeper(self._probed(call, plain, record))
-        self._watch(call, out, record)
+        if name in kinds.PRODUCTS and isinstance(out, Tensor) and out._is_view():
+            # a fused product may end in a view; what the model writes into it passes that by
+            alias, note = Probe.apply(out, Record(name, "", True)), self.chains[out]
+            self.chains[alias], out = note, alias
+        if not any(self.chains[made].statistic for made in tensors((out,))):
+            self._watch(call, out, record)
         return out
 
     def _deeper(self, call: Call) -> Any:

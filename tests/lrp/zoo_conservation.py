@@ -1,6 +1,6 @@
 """A zoo of tiny models under the relevance rules: `python -m tests.lrp.zoo_conservation FOLDER`.
 
-FOLDER holds `zoo.py` with `cases()`. Arguments behind it: EVERY and OFFSET (every EVERY-th case from
+FOLDER holds `zoo.py` with `cases()`. Arguments behind it: EVERY and OFFSET (each EVERY-th case from
 OFFSET), and METHODS, a comma between. One line for each case and method:
 
     conserves   every operation hands on what arrives, but what constants absorb, to 1e-6 (1e-4 in
