@@ -157,7 +157,7 @@ class Gate(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cell: Cell, uses: Sequence[tuple[str, int, bool]]) -> Tensor:
-        ctx.cell, ctx.uses = cell, uses
+        ctx.cell, ctx.uses, ctx.passes_on = cell, uses, 1
         ctx.set_materialize_grads(False)
         return x.detach()
 
@@ -180,7 +180,7 @@ class Bridge(Function):
 
     @staticmethod
     def forward(ctx: Any, operation: Operation, out: Tensor, *at: Tensor) -> Tensor:
-        ctx.operation = operation
+        ctx.operation, ctx.passes_on = operation, 1
         ctx.set_materialize_grads(False)
         return out.detach()
 

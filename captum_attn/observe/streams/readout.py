@@ -24,8 +24,10 @@ from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import (
     Graph,
     Node,
+    before_node,
     depends_on_content,
     gradients,
+    is_identity,
     shape_of,
 )
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
@@ -206,9 +208,7 @@ def _places(
     seen, queue = {start.node}, [(start.node, start.output_nr)]
     for node, output_nr in queue:
         before = [
-            (n, nr)
-            for n, nr in node.next_functions
-            if n is not None and not graph.is_stop(n) and graph.reach(n) & goal
+            (n, nr) for n, nr in before_node(node) if not graph.is_stop(n) and graph.reach(n) & goal
         ]
         place = bears(node, output_nr)
         passes = len(before) == 1 and _moves(node) and (_moves(before[0][0]) or bears(*before[0]))
@@ -256,7 +256,7 @@ def _uncropped(root: Root, start: GradientEdge, call: AttentionCall, wiring: Wir
 
 
 def _moves(node: Node) -> bool:
-    return node.name().rstrip("0123456789").removesuffix("Backward") in MOVES
+    return is_identity(node) or node.name().rstrip("0123456789").removesuffix("Backward") in MOVES
 
 
 def _token_order(shape: tuple[int, ...], batch: int, n: int) -> tuple[int, ...] | None:

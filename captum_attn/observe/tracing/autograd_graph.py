@@ -52,7 +52,7 @@ class Graph:
             if node in reached:
                 stack.pop()
                 continue
-            before = [n for n, _ in node.next_functions if n is not None]
+            before = [n for n, _ in before_node(node)]
             waiting = [n for n in before if n not in reached]
             if waiting:
                 stack.extend(waiting)
@@ -91,8 +91,8 @@ class Graph:
         """The nodes on the paths from `start` back to `goal`, nearest to `start` first."""
         seen, queue = {start}, [start]
         for node in queue:
-            for before, _ in node.next_functions:
-                if before is None or before in seen or before in self._stops:
+            for before, _ in before_node(node):
+                if before in seen or before in self._stops:
                     continue
                 if self.reach(before) & goal:
                     seen.add(before)
@@ -109,6 +109,22 @@ class Graph:
         for bit in bits(members):
             closed |= self._closure.get(bit, 0)
         return closed
+
+
+def before_node(node: Node) -> list[tuple[Node, int]]:
+    """What the ordinary gradient reaches next from a node.
+
+    The identity nodes that rules put into a graph (`observe.operators`) have more edges, which it
+    does not take: `passes_on` of them say how many it takes.
+    """
+    edges = node.next_functions
+    taken = getattr(node, "passes_on", len(edges))
+    return [(n, nr) for n, nr in edges[:taken] if n is not None]
+
+
+def is_identity(node: Node) -> bool:
+    """Whether a node is one of those that rules put into a graph."""
+    return hasattr(node, "passes_on")
 
 
 def bits(members: int) -> Iterator[int]:
