@@ -48,8 +48,10 @@ def z_plus(op: Operation, relevance: Tensor) -> Shared:
     (x,), y = op.operands, op.output
     layer = linear_form(op)
     magnitude, sizes = x.abs(), layer.weight.abs()
-    z = y if layer.bias is None else y - layer.bias
-    z = (z + layer.forward(magnitude, sizes)) / 2
+    z, largest = y if layer.bias is None else y - layer.bias, layer.forward(magnitude, sizes)
+    z = (z + largest) / 2
+    # Where no product is positive, Z is 0: what rounding has left must not be divided by.
+    z = torch.where(z <= 8 * torch.finfo(z.dtype).eps * largest, 0, z)
     s = quotient(relevance, z)
     shared = x * layer.pull(s, x, layer.weight) + magnitude * layer.pull(s, x, sizes)
     return (shared / 2,)

@@ -78,7 +78,7 @@ ACCUMULATIONS = frozenset("index_add scatter_add".split())
 STILL = frozenset(
     "to type float double half bfloat16 contiguous clone type_as cuda cpu dropout dropout1d "
     "dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout alias identity "
-    "positive view_as detach requires_grad".split()
+    "positive view_as detach".split()
 )
 # These take the shape or the type of their second argument, and nothing else of it.
 LIKE_ANOTHER = frozenset("expand_as view_as reshape_as type_as to".split())
