@@ -2,10 +2,16 @@
 
 from captum_attn import errors, metrics, objectives
 from captum_attn.attr import (
+    CPLRP,
     AttentionRollout,
+    AttnLRP,
+    ConservativeLRP,
     GenericAttention,
     HeterogenousAttention,
+    PartialLRP,
     RawAttention,
+    TransformerAttribution,
+    TransformerLRP,
     VTranM,
 )
 from captum_attn.errors import AttnError
@@ -16,9 +22,15 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionRollout",
     "AttnError",
+    "AttnLRP",
+    "CPLRP",
+    "ConservativeLRP",
     "GenericAttention",
     "HeterogenousAttention",
+    "PartialLRP",
     "RawAttention",
+    "TransformerAttribution",
+    "TransformerLRP",
     "VTranM",
     "errors",
     "evaluate",

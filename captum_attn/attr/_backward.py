@@ -27,6 +27,8 @@ class Backward:
         reads (list of Read): the states that the output reads.
         weights (dict): state -> the weights of its rows, (B, n).
         gradients (dict): call -> gradient of the objective at its output, None where it is zero.
+        relevances (dict): call -> relevance at its output, None where it is zero; of methods with
+            rules.
         last_rows (dict): stream -> the last row that is read, (B, 1), where those behind it are
             left out (`Request.causal`).
     """
@@ -34,6 +36,7 @@ class Backward:
     reads: list[Read] = field(default_factory=list)
     weights: dict[State, Tensor] = field(default_factory=dict)
     gradients: dict[AttentionCall, Tensor | None] = field(default_factory=dict)
+    relevances: dict[AttentionCall, Tensor | None] = field(default_factory=dict)
     last_rows: dict[str, Tensor] = field(default_factory=dict)
 
 

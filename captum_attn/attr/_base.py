@@ -41,6 +41,7 @@ from captum_attn.objectives import Objective
 from captum_attn.observe import AttentionCall, Block
 from captum_attn.observe.capture.restore import root_of
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.streams.states import AttentionState, State
 from captum_attn.observe.streams.to_inputs import check_interpolation
 
@@ -94,7 +95,7 @@ class AttentionAttribution(GradientAttribution):
         super().__init__(root_of(forward_func))
         self.layers = layers
         self._engine = Engine(
-            self.needs_gradient, self.keeps_graph, self.default_objective(), self.tap
+            self.needs_gradient, self.keeps_graph, self.default_objective(), self.tap, self.rules
         )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -106,6 +107,10 @@ class AttentionAttribution(GradientAttribution):
     # ------------------------------------------------------------------------ a method's own
     def default_objective(self) -> Objective | None:
         """What is explained where the user names no objective; None: the logit."""
+        return None
+
+    def rules(self, options: Any) -> Rules | None:
+        """The rules of a relevance pass beside the gradient's; None: no such pass is wanted."""
         return None
 
     def weigh_heads(self, run: Run[Any], block: Block) -> Tensor:
@@ -561,7 +566,7 @@ class AttentionAttribution(GradientAttribution):
         """
         request = Request(target, additional_forward_args, objective, readout, start_layer)
         with self._run(inputs, request, options) as run:
-            return describe(run)
+            return describe(run, self.rules(run.options))
 
     @classmethod
     def settled(cls, options: Mapping[str, Any]) -> SharedOptions:

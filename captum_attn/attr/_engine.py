@@ -17,12 +17,14 @@ from captum_attn.attr._inputs import Inputs, checked
 from captum_attn.attr._layers import active_calls
 from captum_attn.attr._options import SharedOptions
 from captum_attn.attr._request import Request, check_objective
+from captum_attn.attr._ruled import check_ruled, ruled_pass
 from captum_attn.attr._run import Run
 from captum_attn.errors import AttnError, TargetError
 from captum_attn.objectives import Objective, logit
 from captum_attn.observe import observe
 from captum_attn.observe.capture.restore import left_as_found, modules_of
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.streams.structure_cache import StructureCache
 
 Made = TypeVar("Made")
@@ -41,6 +43,7 @@ class Engine:
         default_objective (callable, optional): explained where the user names none; None: the
             output that the target selects.
         tap (type): what watches the model run.
+        rules (callable): a method's options -> the rules of its relevance pass, or None.
         structure (StructureCache): what was found out about the model's structure.
     """
 
@@ -48,6 +51,7 @@ class Engine:
     keeps_graph: bool
     default_objective: Objective | None
     tap: type[Tap]
+    rules: Callable[[Any], Rules | None] = lambda options: None
     structure: StructureCache = field(default_factory=StructureCache)
 
     @contextmanager
@@ -118,10 +122,22 @@ class Engine:
         """One forward pass, of which nothing is explained yet."""
         additional = request.additional_forward_args
         values = checked(inputs, additional)
-        observation = observe(forward_func, values, additional, roots, self.structure, self.tap)
+        rules = self.rules(options)
+        observation = observe(
+            forward_func, values, additional, roots, self.structure, self.tap,
+            () if rules is None else (rules,),
+        )  # fmt: skip
         states = observation.wiring.updates
         active = active_calls(states, request.layers, roots, request.start_layer)
-        return Run(observation, options, active)
+        run = Run(observation, options, active)
+        if rules is not None:
+            self._check_rules(run, rules)
+        return run
+
+    def _check_rules(self, run: Run, rules: Rules) -> None:
+        """Relevance must have a rule wherever it passes on its way to the calls that count."""
+        outputs = [s.call.edge.node for s in run.attention_states if run.counts(s.call)]
+        check_ruled(run.observation, outputs, rules)
 
     def _explain(self, run: Run, forward_func: Callable, request: Request) -> Run:
         """One backward pass of what the user asked for, or of the method's own objective."""
@@ -133,9 +149,14 @@ class Engine:
             observation.output = value.objective.detach()  # a language model's is large
         reads = [] if request.matrices else run.cached("reads", observation.reads)
         calls = [s.call for s in run.attention_states if run.counts(s.call) and self.needs_gradient]
+        rules = self.rules(run.options)
         mixes = bool(observation.wiring.mixed_states)  # a mixing hop asks autograd again
-        keep = self.keeps_graph or several or mixes
+        keep = self.keeps_graph or several or mixes or rules is not None
         run.backward = run_backward(observation, request, value, calls, reads, run.like, keep)
+        if rules is not None:
+            edges, again = [call.edge for call in calls], self.keeps_graph or several or mixes
+            found = ruled_pass(observation, value.objective, edges, rules, again)
+            run.backward.relevances = dict(zip(calls, found, strict=True))
         run.again = partial(self._again, forward_func, request, run.options)
         return run
 

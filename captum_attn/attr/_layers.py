@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from captum_attn._checks import shown
 from captum_attn.errors import OptionError
-from captum_attn.observe.streams.states import AttentionState
+from captum_attn.observe.streams.states import AttentionState, State
+
+if TYPE_CHECKING:
+    from captum_attn.attr._run import Run
 
 Layers = nn.Module | str | Sequence[nn.Module | str]
 
@@ -63,3 +66,30 @@ def matches(module: str, layers: Layers | None, roots: Sequence[nn.Module]) -> b
         or fnmatch.fnmatchcase(module, pattern)
         for pattern in patterns
     )
+
+
+def calls_of_layer(
+    run: Run[Any], state: State, layer: int | str | nn.Module, roots: Sequence[nn.Module]
+) -> list[AttentionState]:
+    """The calls of a state's stream that `layer` chooses: by its place, a module or a pattern.
+
+    -1: the last within the stream, and the last to every other stream.
+    """
+    calls = [made for made in run.calls_into([state]) if made.stream == state.stream]
+    if not calls:
+        raise OptionError(
+            f"no attention call of {state.stream!r} is left to be shown: expected `layers` and "
+            "`start_layer` that let one in"
+        )
+    if layer == -1:
+        return run.last_calls(state)
+    if isinstance(layer, int):
+        if not -len(calls) <= layer < len(calls):
+            raise OptionError(
+                f"layer: expected an int in [-{len(calls)}, {len(calls)}), got {layer}"
+            )
+        return [calls[layer]]
+    calls = [made for made in calls if matches(made.call.module, layer, roots)]
+    if not calls:
+        raise OptionError(f"layer={layer!r} matches no attention call of {state.stream!r}")
+    return calls[-1:]

@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 from captum_attn.errors import WiringError
 from captum_attn.observe.capture.leaf import Leaf
 from captum_attn.observe.streams.states import InputMap
-from captum_attn.observe.tracing.autograd_graph import Graph, Node, gradients, shape_of
+from captum_attn.observe.tracing.autograd_graph import Graph, Node, before_node, gradients, shape_of
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
@@ -145,7 +145,7 @@ def _axes(
                 node, along = nearer, axes
                 break
         else:
-            before = [n for n, _ in node.next_functions if n is not None and graph.reach(n) & bit]
+            before = [n for n, _ in before_node(node) if graph.reach(n) & bit]
             if not before or len(shape_of(before[0])) != len(shape_of(node)):
                 break
             if graph.is_stop(before[0]):

@@ -197,12 +197,12 @@ class MixingHops:
         if known is None:
             return None
         wanted, layout, token_map = known
-        edge = next(edge for number, edge in self._places(together, operand.named) if number == wanted)
+        edge = next(
+            edge for number, edge in self._places(together, operand.named) if number == wanted
+        )
         return Tokens(edge, layout), token_map
 
-    def _places(
-        self, operands: Sequence[Tensor], goal: int
-    ) -> Iterator[tuple[int, GradientEdge]]:
+    def _places(self, operands: Sequence[Tensor], goal: int) -> Iterator[tuple[int, GradientEdge]]:
         """Places that all operands are made of, behind the projection, the nearest first."""
         projected = False
         for number, edge in enumerate(self.graph.on_every_way(operands, goal)):

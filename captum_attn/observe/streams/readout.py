@@ -26,8 +26,10 @@ from captum_attn.observe.tracing.autograd_graph import (
     Graph,
     Node,
     Root,
+    before_node,
     depends_on_content,
     gradients,
+    is_identity,
     shape_of,
 )
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
@@ -178,9 +180,7 @@ def _places(
     seen, queue = {start.node}, [(start.node, start.output_nr)]
     for node, output_nr in queue:
         before = [
-            (n, nr)
-            for n, nr in node.next_functions
-            if n is not None and not graph.is_stop(n) and graph.reach(n) & goal
+            (n, nr) for n, nr in before_node(node) if not graph.is_stop(n) and graph.reach(n) & goal
         ]
         places = bears(node, output_nr)
         passes = len(before) == 1 and _moves(node) and (_moves(before[0][0]) or bears(*before[0]))
@@ -243,7 +243,7 @@ def _uncropped(root: Root, start: GradientEdge, call: AttentionCall, wiring: Wir
 
 
 def _moves(node: Node) -> bool:
-    return node.name().rstrip("0123456789").removesuffix("Backward") in MOVES
+    return is_identity(node) or node.name().rstrip("0123456789").removesuffix("Backward") in MOVES
 
 
 def _token_orders(shape: tuple[int, ...], batch: int, n: int) -> list[tuple[int, ...]]:

@@ -57,7 +57,7 @@ class Graph:
             if node in reached:
                 stack.pop()
                 continue
-            before = [n for n, _ in node.next_functions if n is not None]
+            before = [n for n, _ in before_node(node)]
             waiting = [n for n in before if n not in reached]
             if waiting:
                 stack.extend(waiting)
@@ -96,8 +96,8 @@ class Graph:
         """The nodes on the paths from `start` back to `goal`, nearest to `start` first."""
         seen, queue = {start}, [start]
         for node in queue:
-            for before, _ in node.next_functions:
-                if before is None or before in seen or before in self._stops:
+            for before, _ in before_node(node):
+                if before in seen or before in self._stops:
                     continue
                 if self.reach(before) & goal:
                     seen.add(before)
@@ -124,8 +124,8 @@ class Graph:
             outputs = waiting.pop(node)
             if not order and len(outputs) == 1:
                 yield GradientEdge(node, *outputs)
-            for before, number in node.next_functions:
-                if before is None or not self.reach(before) & goal:
+            for before, number in before_node(node):
+                if not self.reach(before) & goal:
                     continue
                 if before in self._stops:
                     return
@@ -169,6 +169,22 @@ class Root:
         edge = get_gradient_edge(output) if output.requires_grad else None
         like = output.detach().new_empty(0)
         return Root(edge, tuple(output.shape), like, detached_from)
+
+
+def before_node(node: Node) -> list[tuple[Node, int]]:
+    """What the ordinary gradient reaches next from a node.
+
+    The identity nodes that rules put into a graph (`observe.operators`) have more edges, which it
+    does not take: `passes_on` of them say how many it takes.
+    """
+    edges = node.next_functions
+    taken = getattr(node, "passes_on", len(edges))
+    return [(n, nr) for n, nr in edges[:taken] if n is not None]
+
+
+def is_identity(node: Node) -> bool:
+    """Whether a node is one of those that rules put into a graph."""
+    return hasattr(node, "passes_on")
 
 
 def bits(members: int) -> Iterator[int]:

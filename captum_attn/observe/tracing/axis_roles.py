@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_attn.observe.capture.attention_call import BATCH, HEAD, WINDOW, AttentionCall
-from captum_attn.observe.tracing.autograd_graph import Node, shape_of
+from captum_attn.observe.tracing.autograd_graph import Node, before_node, shape_of
 from captum_attn.observe.tracing.token_map import Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
@@ -140,8 +140,7 @@ def _as_on_the_way(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool
     for i, node in enumerate(asked.path):
         if by_index[i].in_one <= _MOST:
             continue
-        before = [n for n, _ in node.next_functions if n is not None]
-        mixed = [number.get(n) for n in before]
+        mixed = [number.get(n) for n, _ in before_node(node)]
         mixed = [k for k in mixed if k is None or by_index[k].in_one <= _MOST]
         if any(k is not None and by_row[k].in_one > _MOST for k in mixed):
             return False

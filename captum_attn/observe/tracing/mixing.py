@@ -142,9 +142,7 @@ class Mixing:
         scale = weights.sum(1, keepdim=True) / torch.where(total > 0, total, 1)
         return [rows * scale for rows in found]
 
-    def _pulled(
-        self, vectors: Callable[[int], list[Tensor]], draws: Sequence[int]
-    ) -> list[Tensor]:
+    def _pulled(self, vectors: Callable[[int], list[Tensor]], draws: Sequence[int]) -> list[Tensor]:
         """‖∂<t, vectors>/∂u_j‖² for each member, (B, n_member), summed over draws."""
 
         def pull(given: list[Tensor], several: bool) -> list[Tensor | None]:
@@ -288,9 +286,7 @@ class Mixing:
             return gradients(outputs, self._edges, self._cuts, several=several)
 
         found = self._squares(range(n * draws), of, pull)
-        return [
-            torch.stack(squares, 1).unflatten(1, (n, draws)).mean(2) for squares in found
-        ]
+        return [torch.stack(squares, 1).unflatten(1, (n, draws)).mean(2) for squares in found]
 
     # ------------------------------------------------------------------------ random numbers
     def _noise(self, down: Downstream, draw: int, part: int) -> Tensor:
@@ -329,4 +325,6 @@ def _power(number: int) -> int:
 
 def _size(upstream: Upstream) -> int:
     edge = upstream.edge
-    return edge.numel() if isinstance(edge, Tensor) else math.prod(shape_of(edge.node, edge.output_nr))
+    return (
+        edge.numel() if isinstance(edge, Tensor) else math.prod(shape_of(edge.node, edge.output_nr))
+    )

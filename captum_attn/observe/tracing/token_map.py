@@ -43,7 +43,11 @@ class Upstream:
     @staticmethod
     def rows_of(leaf: Leaf, batch: int) -> Upstream:
         """The rows of an embedding or of a float input, (B, n, D)."""
-        return Upstream.tokens(leaf, batch) if leaf.ids is not None else Upstream(leaf.tensor, lambda g: g)
+        return (
+            Upstream.tokens(leaf, batch)
+            if leaf.ids is not None
+            else Upstream(leaf.tensor, lambda g: g)
+        )
 
     @staticmethod
     def elements(leaf: Any, batched: bool = True) -> Upstream:
