@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_attn._checks import FAILURES, finite, flag, listed, number, one_of, scalar, shown, whole
 from captum_attn.errors import InputError, OptionError, TargetError
 from captum_attn.observe.capture.attention_call import working_dtype
 from captum_attn.observe.capture.restore import modules_of
 
 ACTIVATIONS = ("auto", "softmax", "sigmoid")
+MAX_SIDE = 2**16  # of an image, in pixels
 Size = tuple[int, int]  # height, width
 
 
@@ -31,15 +33,17 @@ def logits_and_boxes(output: Any, batch: int) -> tuple[Tensor, Tensor]:
             "queries, 4), as `.logits` and `.pred_boxes`, a dict with these names or a tuple in "
             f"this order; got {type(output).__name__} with {shapes[0]} and {shapes[1]}"
         )
-    if not all(bool(torch.isfinite(t).all()) for t in (logits.detach().softmax(-1), boxes)):
-        raise InputError("the detector's output has NaN: expected finite weights and inputs")
+    for name, values in {"logits": logits.detach().softmax(-1), "boxes": boxes.detach()}.items():
+        finite(f"the detector's {name}", values, "look at its weights and inputs")
     return logits, boxes.detach()
 
 
 def _fit(logits: Any, boxes: Any, batch: int) -> bool:
     if not isinstance(logits, Tensor) or not isinstance(boxes, Tensor) or logits.ndim != 3:
         return False
-    return logits.shape[0] == batch and boxes.shape == (batch, logits.shape[1], 4)
+    numbers = all(t.is_floating_point() and t.layout == torch.strided for t in (logits, boxes))
+    some = logits.shape[0] == batch and logits.numel() > 0
+    return numbers and some and boxes.shape == (batch, logits.shape[1], 4)
 
 
 def config_of(forward_func: Any) -> Any:
@@ -87,7 +91,7 @@ def ordered(scores: Tensor, threshold: float, queries: Any) -> tuple[list[Tensor
     order = list(scores.argsort(dim=1, descending=True, stable=True))
     if queries is None:
         return order, (scores > threshold).sum(1).tolist()
-    rows = queries.tolist() if isinstance(queries, Tensor) else list(queries)
+    rows = checked_queries(queries)
     if not any(isinstance(row, (Sequence, Tensor)) for row in rows):
         rows = [rows] * batch
     if len(rows) != batch or not all(isinstance(row, (Sequence, Tensor)) for row in rows):
@@ -95,10 +99,16 @@ def ordered(scores: Tensor, threshold: float, queries: Any) -> tuple[list[Tensor
             f"queries: expected numbers of queries, or a sequence of them for each of the {batch} "
             f"images; got {queries!r}"
         )
-    given = [torch.as_tensor(row, device=scores.device) for row in rows]
+    try:
+        given = [torch.as_tensor(row, device=scores.device) for row in rows]
+    except FAILURES as problem:
+        raise TargetError(
+            f"queries: expected numbers in [0, {count}), got {shown(queries)}"
+        ) from problem
     for row in given:
-        whole = not row.numel() or not (row.is_floating_point() or row.dtype == torch.bool)
-        if row.ndim != 1 or not whole or bool(((row < 0) | (row >= count)).any()):
+        other = row.is_floating_point() or row.is_complex() or row.dtype == torch.bool
+        beyond = bool(((row < 0) | (row >= count)).any()) if not row.is_complex() else True
+        if row.ndim != 1 or (row.numel() and other) or beyond:
             raise TargetError(f"queries: expected numbers in [0, {count}), got {row.tolist()}")
     pairs = zip(given, order, strict=True)
     return [torch.cat([row.long(), rest]) for row, rest in pairs], [len(row) for row in given]
@@ -135,15 +145,15 @@ def real_sizes(inputs: Any, pixels: Tensor) -> list[Size]:
     height, width = pixels.shape[-2:]
     if mask is None:
         return [(height, width)] * len(pixels)
+    whole_mask = isinstance(mask, Tensor) and mask.layout == torch.strided and not mask.is_meta
+    if not whole_mask or mask.shape != (len(pixels), height, width):
+        raise InputError(
+            f"pixel_mask: expected ({len(pixels)}, {height}, {width}), got {shown(mask)}"
+        )
     sizes = []
     for real in mask.bool():
         h, w = int(real.any(-1).sum()), int(real.any(0).sum())
-        if (
-            real.shape != (height, width)
-            or not h
-            or int(real.sum()) != h * w
-            or not real[h - 1, w - 1]
-        ):
+        if not h or int(real.sum()) != h * w or not real[h - 1, w - 1]:
             raise InputError(
                 f"pixel_mask: expected ({len(pixels)}, {height}, {width}) with 1 on the upper left "
                 f"rectangle of each image and 0 on its padding, got {tuple(mask.shape)} otherwise"
@@ -154,24 +164,45 @@ def real_sizes(inputs: Any, pixels: Tensor) -> list[Size]:
 
 def checked_sizes(target_sizes: Any, batch: int) -> list[Size]:
     """`target_sizes` as pairs (height, width)."""
-    given = target_sizes.tolist() if isinstance(target_sizes, Tensor) else list(target_sizes)
-    sizes = [tuple(int(side) for side in size) for size in given]
-    if len(sizes) != batch or any(len(size) != 2 or min(size) < 1 for size in sizes):
+    expected = f"(height, width) for each of the {batch} images"
+    try:
+        given = target_sizes.tolist() if isinstance(target_sizes, Tensor) else target_sizes
+        rows = [listed("target_sizes", row) for row in listed("target_sizes", given, expected)]
+    except FAILURES as problem:
         raise InputError(
-            f"target_sizes: expected (height, width) for each of the {batch} images, got {given}"
-        )
-    return sizes  # type: ignore[return-value]
+            f"target_sizes: expected {expected}, got {shown(target_sizes)}"
+        ) from problem
+    if len(rows) != batch or any(len(row) != 2 for row in rows):
+        raise InputError(f"target_sizes: expected {expected}, got {shown(target_sizes)}")
+    return [(_side(height), _side(width)) for height, width in rows]
 
 
-def check_settings(threshold: Any, activation: Any, max_detections: Any) -> None:
-    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
-    if not number or not 0 <= threshold <= 1:
-        raise InputError(f"threshold: expected a probability in [0, 1], got {threshold!r}")
-    if activation not in ACTIVATIONS:
-        raise OptionError(f"activation: expected one of {ACTIVATIONS}, got {activation!r}")
-    if max_detections is not None and (
-        isinstance(max_detections, bool)
-        or not isinstance(max_detections, int)
-        or max_detections < 1
-    ):
-        raise InputError(f"max_detections: expected an int >= 1 or None, got {max_detections!r}")
+def _side(value: Any) -> int:
+    """A side in pixels; processors give whole numbers, as floats or tensors, too."""
+    value = scalar(value)
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
+    return whole("target_sizes", value, 1, MAX_SIDE, InputError)
+
+
+def checked_queries(queries: Any) -> list[Any]:
+    """The queries that are asked about, or those of each image."""
+    try:
+        given = queries.tolist() if isinstance(queries, Tensor) else queries
+        return listed("queries", given, "numbers of queries")
+    except FAILURES as problem:
+        raise TargetError(
+            f"queries: expected numbers of queries, got {shown(queries)}"
+        ) from problem
+
+
+def check_settings(
+    threshold: Any, activation: Any, max_detections: Any, id2label: Any, show_progress: Any
+) -> None:
+    """Refuses what no detector can be asked."""
+    number("threshold", threshold, 0, 1, error=InputError)
+    one_of("activation", activation, ACTIVATIONS)
+    if max_detections is not None:
+        whole("max_detections", max_detections, error=InputError)
+    if id2label is not None and not isinstance(id2label, Mapping):
+        raise InputError(f"id2label: expected a Mapping of class to name, got {shown(id2label)}")
+    flag("show_progress", show_progress)

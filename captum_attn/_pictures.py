@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from captum_attn._checks import is_file
 from captum_attn.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,13 +43,13 @@ def read_picture(path: str | Path) -> Picture:
     from PIL import Image, ImageOps
 
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"no picture at '{path}'; give the path of an image file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:
-                return _in_colour(ImageOps.exif_transpose(file))
+                return in_colour(ImageOps.exif_transpose(file))
     # A file cut short is an OSError, a broken PNG a SyntaxError, DecompressionBombError a plain
     # Exception: whatever Pillow raises, the file cannot be read.
     except Exception as problem:
@@ -57,7 +58,8 @@ def read_picture(path: str | Path) -> Picture:
         ) from problem
 
 
-def _in_colour(picture: Picture) -> Picture:
+def in_colour(picture: Picture) -> Picture:
+    """A picture of any mode in RGB; transparency lies over white."""
     from PIL import Image
 
     if picture.mode[0] in "IF":  # 16 and 32 bits: convert("RGB") would clip instead of scale

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attn.errors import InputError
+from captum_attn._checks import FAILURES, shown, shown_error, whole
+from captum_attn.errors import AttnError, InputError
 from captum_attn.observe.capture.restore import modules_of
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Prompt:
@@ -41,7 +44,7 @@ class Prompt:
                 self.values[self.name] = self._start()
         else:
             self.name = "input_ids" if isinstance(inputs, Mapping) else next(iter(self.values))
-        self.ids = _checked_ids(self.name, self.values.get(self.name))
+        self.ids = _checked_ids(self.name, self.values.get(self.name), 1)
         self._check_padding()
 
     def setting(self, name: str) -> Any:
@@ -51,17 +54,28 @@ class Prompt:
 
     def generate(self, max_new_tokens: Any, settings: dict[str, Any]) -> Tensor:
         """What the model generates, greedily unless `settings` say otherwise."""
-        whole = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
-        if not whole or max_new_tokens < 1:
-            raise InputError(f"max_new_tokens: expected an int >= 1, got {max_new_tokens!r}")
+        max_new_tokens = whole("max_new_tokens", max_new_tokens, error=InputError)
         if not hasattr(self.model, "generate"):
             raise InputError(
                 f"max_new_tokens: expected a model with `generate`, got {type(self.model).__name__}"
                 "; generate by other means and pass the ids as `generated`"
             )
         greedy = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens}
-        with torch.no_grad():
-            found = self.model.generate(**self.values, **greedy | settings)
+        given = {**self.values, **greedy, **settings}
+        try:
+            with torch.no_grad():
+                found = self.model.generate(**given)
+        except AttnError:
+            raise
+        except FAILURES as problem:  # of the model, whose code is not ours
+            longest, ids = self.setting("max_position_embeddings"), self.ids
+            raise InputError(
+                f"the model cannot generate {max_new_tokens} tokens ({shown_error(problem)}): "
+                f"{self.name!r} has {ids.shape[1]} tokens, ids {int(ids.min())} to "
+                f"{int(ids.max())}; the model's config has a vocabulary of "
+                f"{self.setting('vocab_size')} and {longest} positions; generate_kwargs are "
+                f"{shown(settings)}"
+            ) from problem
         return found if isinstance(found, Tensor) else found.sequences
 
     def continued(self, generated: Any, with_prompt: bool) -> Tensor:
@@ -138,10 +152,10 @@ class Prompt:
 
     def _check_padding(self) -> None:
         mask = self.values.get(f"{self._prefix}attention_mask")
-        if mask is not None and mask.shape != self.ids.shape:
+        if mask is not None and getattr(mask, "shape", None) != self.ids.shape:
             raise InputError(
                 f"{self._prefix}attention_mask: expected the shape of {self.name!r}, "
-                f"{tuple(self.ids.shape)}; got {tuple(mask.shape)}"
+                f"{tuple(self.ids.shape)}; got {shown(mask)}"
             )
         if mask is not None and not bool(mask[:, -1].bool().all()):
             raise InputError(
@@ -193,11 +207,12 @@ def _by_name(inputs: Any, parameters: list[str]) -> dict[str, Any]:
     return values
 
 
-def _checked_ids(name: str, ids: Any) -> Tensor:
-    whole = isinstance(ids, Tensor) and not (ids.is_floating_point() or ids.dtype == torch.bool)
-    if not whole or ids.ndim != 2 or not ids.shape[0]:
-        got = f"{tuple(ids.shape)} of {ids.dtype}" if isinstance(ids, Tensor) else repr(ids)
-        raise InputError(f"{name!r}: expected token ids (B, n), got {got}")
+def _checked_ids(name: str, ids: Any, least: int = 0) -> Tensor:
+    real = isinstance(ids, Tensor) and ids.layout == torch.strided and not ids.is_meta
+    if not real or ids.dtype not in INTEGERS or ids.ndim != 2 or not ids.shape[0]:
+        raise InputError(f"{name!r}: expected token ids (B, n), got {shown(ids)}")
+    if ids.shape[1] < least:
+        raise InputError(f"{name!r}: expected at least one token, got {tuple(ids.shape)}")
     if bool((ids < 0).any()):
         raise InputError(f"{name!r}: expected token ids >= 0, got {int(ids.min())}")
     return ids

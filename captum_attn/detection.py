@@ -6,6 +6,7 @@ For detectors of the DETR family, and every other model that gives logits and a 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,9 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_attn import _detector as detector
+from captum_attn._checks import names_of, shown
 from captum_attn.attr import AttentionAttribution, Result
+from captum_attn.errors import OptionError
 from captum_attn.observe.streams.states import InputMap
 from captum_attn.observe.streams.to_inputs import check_interpolation
 
@@ -113,7 +116,16 @@ def explain_detections(
         >>> found = explain_detections(GenericAttention(detr), inputs, target_sizes=sizes)
         >>> found[0].names, found[0].boxes, found[0].maps    # (n,), (n, 4), (n, H, W)
     """
-    detector.check_settings(threshold, activation, max_detections)
+    if not isinstance(method, Attribution):
+        raise OptionError(
+            "method: expected a method on the detector, such as GenericAttention(detector); got "
+            f"{shown(method)}"
+        )
+    detector.check_settings(threshold, activation, max_detections, id2label, show_progress)
+    if queries is not None:
+        detector.checked_queries(queries)
+    if not isinstance(method, AttentionAttribution):
+        _check_options(method, options)
     _, pixels = detector.images_of(inputs)
     real = detector.real_sizes(inputs, pixels)
     sizes = real if target_sizes is None else detector.checked_sizes(target_sizes, len(pixels))
@@ -160,6 +172,15 @@ def explain_detections(
                 streams = {name: rows[b] for name, rows in tokens.items()}
                 made[b].append((laid, streams, None if grid is None else grid[b]))
     return [_with(own, explained) for own, explained in zip(found, made, strict=True)]
+
+
+def _check_options(method: Attribution, options: Mapping[str, Any]) -> None:
+    """Refuses what a method of Captum would meet with a TypeError, a pass later."""
+    parameters = inspect.signature(method.attribute).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        given = {"inputs", "target", "additional_forward_args", "self"}
+        names_of(f"{method.get_name()}'s options", options, [*(set(parameters) - given)],
+                 OptionError)  # fmt: skip
 
 
 def _with(own: Detections, made: list[Explanation]) -> Detections:

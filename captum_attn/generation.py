@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_attn._checks import callable_of, flag, listed, scalar, shown, whole
 from captum_attn._prompt import Prompt
 from captum_attn.attr import AttentionAttribution, Result
 from captum_attn.errors import InputError, OptionError
@@ -108,6 +110,9 @@ def explain_generation(
             "method: expected a method of this library on the model, GenericAttention(model); got "
             f"{type(method).__name__}"
         )
+    _check_settings(generate_kwargs, objective, start_layer)
+    with_prompt, ends = flag("with_prompt", with_prompt), _ends(eos_token_id)
+    flag("show_progress", show_progress)
     prompt = Prompt(method.forward_func, inputs)
     if (generated is None) == (max_new_tokens is None):
         raise InputError("expected either `generated` or `max_new_tokens`, got both or neither")
@@ -116,7 +121,7 @@ def explain_generation(
     if generated is None:
         generated = prompt.generate(max_new_tokens, dict(generate_kwargs or {}))
     new = prompt.continued(generated, with_prompt)
-    valid = _valid(new, prompt.setting("eos_token_id") if eos_token_id is None else eos_token_id)
+    valid = _valid(new, _ends(prompt.setting("eos_token_id")) if ends is None else ends)
     batch, length = new.shape
     fed = prompt.with_tokens(new[:, :-1], valid[:, :-1])
     columns = fed[prompt.name]
@@ -162,12 +167,31 @@ def explain_generation(
     return Generation(relevance, stream, new, valid, columns, real)
 
 
-def _valid(new: Tensor, eos: Any) -> Tensor:
+def _check_settings(generate_kwargs: Any, objective: Any, start_layer: Any) -> None:
+    if generate_kwargs is not None and not isinstance(generate_kwargs, Mapping):
+        raise OptionError(
+            f"generate_kwargs: expected a Mapping of generate's options, got "
+            f"{shown(generate_kwargs)}"
+        )
+    if objective is not None:
+        callable_of("objective", objective, "a callable (logits, target) -> (B,)")
+    whole("start_layer", start_layer, 0)
+
+
+def _ends(eos: Any) -> list[int] | None:
+    """The ids that end a sequence; None where nothing is said of them."""
+    if eos is None:
+        return None
+    given = list(eos) if isinstance(eos, (set, frozenset)) else scalar(eos)
+    ids = [given] if isinstance(given, Integral) else listed("eos_token_id", given, "ids")
+    return [whole("eos_token_id", one, 0) for one in ids]
+
+
+def _valid(new: Tensor, eos: list[int] | None) -> Tensor:
     """(B, T): True up to the first token that ends the sequence."""
     if eos is None:
         return torch.ones_like(new, dtype=torch.bool)
-    ids = eos if isinstance(eos, Tensor) else [eos] if isinstance(eos, int) else list(eos)
-    ends = torch.isin(new, torch.as_tensor(ids, dtype=torch.long, device=new.device))
+    ends = torch.isin(new, torch.as_tensor(eos, dtype=torch.long, device=new.device))
     return ends.cumsum(1) - ends.long() == 0
 
 

@@ -15,21 +15,22 @@ MAX_FUNCTION_LINES = 60
 # Part -> the parts of the package that it may import, itself aside.
 MAY_IMPORT = {
     "errors": set(),
-    "objectives": {"errors"},
-    "observe": {"errors"},
-    "attr": {"observe", "errors", "objectives"},
-    "_detector": {"observe", "errors"},
-    "detection": {"_detector", "attr", "observe"},
-    "_prompt": {"observe", "errors"},
-    "generation": {"_prompt", "attr", "observe", "errors", "objectives"},
-    "metrics": {"errors"},
-    "visualization": {"errors"},
-    "_pictures": {"errors"},
-    "evaluation": {"metrics", "_pictures", "errors"},
-    "insights": {"attr", "observe", "metrics", "visualization", "_pictures", "errors"},
-    "explain": {"evaluation", "metrics", "visualization", "errors"},
-    "toy": {"errors"},
-    "cli": {"demo", "evaluation", "insights", "explain", "errors"},
+    "_checks": {"errors"},
+    "objectives": {"_checks", "errors"},
+    "observe": {"_checks", "errors"},
+    "attr": {"observe", "_checks", "errors", "objectives"},
+    "_detector": {"observe", "_checks", "errors"},
+    "detection": {"_detector", "attr", "observe", "_checks", "errors"},
+    "_prompt": {"observe", "_checks", "errors"},
+    "generation": {"_prompt", "attr", "observe", "_checks", "errors", "objectives"},
+    "metrics": {"_checks", "errors"},
+    "visualization": {"_checks", "_pictures", "errors"},
+    "_pictures": {"_checks", "errors"},
+    "evaluation": {"metrics", "objectives", "_pictures", "_checks", "errors"},
+    "insights": {"attr", "observe", "metrics", "visualization", "_pictures", "_checks", "errors"},
+    "explain": {"evaluation", "metrics", "visualization", "_checks", "errors"},
+    "toy": {"_checks", "errors"},
+    "cli": {"demo", "evaluation", "insights", "explain", "_checks", "errors"},
 }
 MODEL_LIBRARIES = {"transformers", "timm"}
 HELPERS = ("_detector", "detection", "_prompt", "generation")
@@ -102,6 +103,19 @@ def test_methods_do_not_import_each_other():
         names = names_imported_by(PACKAGE / module)
         others = {name.split(".")[2] for name in names if name.startswith("captum_attn.attr.")}
         assert not others & (stems - {Path(module).stem}), module
+
+
+# of `observe`, in order
+ROOMS = ("capture", "operators", "tracing", "streams", "observation", "vectors")
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.count("/") and part(m) == "observe"])
+def test_the_rooms_of_observe_import_one_way(module):
+    room = module.split("/")[1].removesuffix(".py")
+    before = set(ROOMS[: ROOMS.index(room) + 1]) if room in ROOMS else set(ROOMS)
+    names = names_imported_by(PACKAGE / module)
+    inside = [name for name in names if name.startswith("captum_attn.observe.")]
+    assert {name.split(".")[2] for name in inside} <= before
 
 
 def foreign_secrets(path: Path) -> set[str]:

@@ -15,13 +15,15 @@ import captum_attn
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+EXAMPLES = (ROOT / "tutorials" / "examples.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "tutorials" / "results.md").read_text(encoding="utf-8")
 
 
 def code_blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", document, re.M | re.S)
 
 
-PYTHON = code_blocks(README, "python")
+PYTHON = code_blocks(README, "python") + code_blocks(EXAMPLES, "python")
 
 
 def load_digit_detr_in_colour() -> torch.nn.Module:
@@ -119,17 +121,22 @@ def test_readme_examples_run(small_models, capsys, tmp_path, monkeypatch):
 
 def run_block(block: str, names: dict) -> dict:
     names = dict(names)
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, "example", "exec", dont_inherit=True), names)
     return names
 
 
-def test_readme_has_its_eleven_examples_of_about_ten_lines():
+def test_there_are_eleven_examples_of_about_ten_lines():
     assert len(PYTHON) == 11
     for block in PYTHON:
         lines = [
             line for line in block.splitlines() if line and not line.startswith(("from", "imp"))
         ]
         assert len(lines) <= 10
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 165
+    assert "tutorials/examples.md" in README and "tutorials/results.md" in README
 
 
 def test_the_two_commands_come_first():
@@ -147,11 +154,45 @@ def test_ci_runs_the_command_of_the_readme():
     assert "pytest -m slow" in other and "tests/insights/test_captum_insights.py" in other
 
 
-def test_pictures_and_links_of_the_documents_exist():
-    for document in (README, CONTRIBUTING):
-        for target in re.findall(r"\]\(([^)#]+)\)", document):
-            if not target.startswith("https://"):
-                assert (ROOT / target).is_file(), target
+def test_the_habits_are_those_of_contributing():
+    """The workflow calls CI's own script; a commit is held to the commands that are documented."""
+    yaml = pytest.importorskip("yaml")
+
+    def read(path):
+        return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+    (job,) = read(".github/workflows/ci.yml")["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    hooks = [hook["entry"] for repo in read(".pre-commit-config.yaml")["repos"]
+             for hook in repo["hooks"]]  # fmt: skip
+    assert hooks == ["ruff check", "ruff format --check", "mypy"]
+    citation = read("CITATION.cff")
+    assert citation["version"] == captum_attn.__version__
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+
+
+def test_the_map_of_the_house_names_files_that_exist():
+    """Six steps, the same in CONTRIBUTING and in `observe`; at most 15 words."""
+    import captum_attn.observe
+
+    told = captum_attn.observe.__doc__
+    steps = re.findall(r"^(\d \w[\w ]*?)  ", CONTRIBUTING, re.M)
+    assert steps == re.findall(r"^ +(\d \w[\w ]*?)  ", told, re.M)
+    assert [step[0] for step in steps] == list("123456")
+    assert 10 <= len(re.findall(r"^- [\w -]+: ", told, re.M)) <= 15
+    for place in re.findall(r"\b(?:attr|observe)/[\w/]*(?:\.py|/)", CONTRIBUTING):
+        assert (ROOT / "captum_attn" / place).exists(), place
+    for place in re.findall(r"\b(?:capture|tracing|streams|vectors)/(?:\w+\.py)?", told):
+        assert (ROOT / "captum_attn" / "observe" / place).exists(), place
+
+
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "tutorials/README.md",
+                                  "tutorials/examples.md", "tutorials/results.md"])  # fmt: skip
+def test_pictures_and_links_of_the_documents_exist(path):
+    document = (ROOT / path).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", document):
+        if not target.startswith("https://"):
+            assert (ROOT / path).parent.joinpath(target).resolve().is_file(), target
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"^\| `(\w+)`", README, re.M))))
@@ -163,7 +204,7 @@ def test_every_method_of_the_table_is_public(name):
 
 
 def test_options_of_the_commands_exist():
-    commands = re.findall(r"python -m (tests\.benchmarks\.\w+)(.*)", README)
+    commands = re.findall(r"python -m (tests\.benchmarks\.\w+)(.*)", RESULTS)
     assert {module for module, _ in commands} == {
         "tests.benchmarks.benchmark",
         "tests.benchmarks.digit_share",
@@ -190,7 +231,7 @@ def test_the_method_of_contributing_runs():
     block = marked[1]
     assert len(block.splitlines()) <= 20
     names: dict = {"__name__": "contributing"}
-    exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    exec(compile(block, "CONTRIBUTING.md", "exec", dont_inherit=True), names)
     timm = pytest.importorskip("timm")
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     model = timm.models.vision_transformer.VisionTransformer(num_classes=5, **options).eval()
@@ -204,7 +245,7 @@ def test_the_documents_name_no_missing_extra():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     extras = set(setup["options.extras_require"])
-    for document in (README, CONTRIBUTING):
+    for document in (README, CONTRIBUTING, EXAMPLES):
         assert set(re.findall(r"pip install [^\n]*\.\[(\w+)\]", document)) <= extras
 
 

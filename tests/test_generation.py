@@ -482,7 +482,7 @@ def test_generated_must_begin_with_the_prompt() -> None:
     ("generated", "message"),
     [
         (text(6, batch=3), "one sequence for each of the 2 prompts, got 3"),
-        (text(6).float(), r"'generated': expected token ids \(B, n\), got .* of torch.float32"),
+        (text(6).float(), r"'generated': expected token ids \(B, n\), got .* torch.float32"),
         (text(6)[0], "'generated': expected token ids"),
         ([[1, 2]], "'generated': expected token ids"),
     ],
@@ -496,8 +496,8 @@ def test_prompts() -> None:
     refused("either `generated` or `max_new_tokens`", ids)
     refused("either `generated` or `max_new_tokens`", ids, ids, max_new_tokens=2)
     refused("generate_kwargs: expected none", ids, ids, generate_kwargs={"min_length": 3})
-    refused("max_new_tokens: expected an int >= 1, got 0", ids, max_new_tokens=0)
-    refused("max_new_tokens: expected an int", ids, max_new_tokens=True)
+    refused("max_new_tokens: expected a whole number of at least 1, got 0", ids, max_new_tokens=0)
+    refused("max_new_tokens: expected a whole number", ids, max_new_tokens=True)
     refused("expected a prompt", [1, 2], text(6))
     refused("'input_ids': expected token ids", {"inputs_embeds": torch.zeros(2, 3, 16)}, text(6))
     refused("'input_ids': expected token ids", {"input_ids": ids.float()}, text(6))

@@ -14,12 +14,13 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_attn._checks import flag
 from captum_attn.attr._batches import in_batches
 from captum_attn.attr._blocks import UNCHANGED, LinearRule
 from captum_attn.attr._describe import Description, describe
 from captum_attn.attr._engine import Engine, Objectives, Targets
 from captum_attn.attr._inputs import Inputs
-from captum_attn.attr._layers import Layers
+from captum_attn.attr._layers import Layers, check_layers
 from captum_attn.attr._options import SharedOptions, showing
 from captum_attn.attr._propagate import (
     BlockRow,
@@ -85,10 +86,16 @@ class AttentionAttribution(GradientAttribution):
     tap: ClassVar[type[Tap]] = Tap
 
     def __init__(self, forward_func: Callable, layers: Layers | None = None) -> None:
+        if isinstance(forward_func, type):
+            raise OptionError(
+                f"expected a model or a callable that runs one, got the class "
+                f"{forward_func.__name__}: pass an object of it"
+            )
         if not callable(forward_func):
             raise OptionError(
                 f"expected a model or a callable that runs one, got {type(forward_func).__name__}"
             )
+        check_layers(layers)
         super().__init__(root_of(forward_func))
         self.layers = layers
         self._engine = Engine(
@@ -480,6 +487,7 @@ class AttentionAttribution(GradientAttribution):
         request = Request(
             None, additional_forward_args, None, readout, start_layer, self.layers, causal
         )
+        flag("show_progress", show_progress)
         count, results = self._engine.explained_each(
             self.forward_func, inputs, targets, request, self.settled(options), objective,
             lambda run: make(self.explain(run)),
@@ -506,7 +514,9 @@ class AttentionAttribution(GradientAttribution):
         Returns:
             dict: (row stream, source stream) -> (B, n_row, n_source).
         """
-        request = Request(target, additional_forward_args, objective, None, start_layer)
+        request = Request(
+            target, additional_forward_args, objective, start_layer=start_layer, matrices=True
+        )
         with self._run(inputs, request, options) as run:
             last = run.final_states()
             return matrices_by_name(run, last, self.matrices(run, last.values()))
@@ -530,7 +540,9 @@ class AttentionAttribution(GradientAttribution):
             list of (AttentionCall, Tensor): (B, H, q, k) each, (B F, H, q, k) where F sequences
             (windows, channels) are folded beside each other; `call.module` names the module.
         """
-        request = Request(target, additional_forward_args, objective, None, start_layer)
+        request = Request(
+            target, additional_forward_args, objective, start_layer=start_layer, matrices=True
+        )
         with self._run(inputs, request, options) as run:
             return [
                 (state.call, self.weigh_heads(run, Block(state.call)).flatten(0, 1))

@@ -9,6 +9,7 @@ from functools import wraps
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from captum_attn._checks import shown
 from captum_attn.errors import OptionError
 
 Settled = TypeVar("Settled", bound="SharedOptions")
@@ -32,12 +33,13 @@ class SharedOptions:
 
     def __post_init__(self) -> None:
         size = self.block_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise OptionError(f"block_size: expected an int >= 1 or None, got {size!r}")
+        whole = isinstance(size, int) and not isinstance(size, bool)
+        if size is not None and (not whole or not 1 <= size < 2**31):
+            raise OptionError(f"block_size: expected an int >= 1 or None, got {shown(size)}")
         for name, kind in _types(type(self)).items():
             value = getattr(self, name)
             if not _fits(value, kind):
-                raise OptionError(f"{name}: expected {_described(kind)}, got {value!r}")
+                raise OptionError(f"{name}: expected {_described(kind)}, got {shown(value)}")
 
     @classmethod
     def settle(cls: type[Settled], given: Mapping[str, Any], method: str) -> Settled:

@@ -1,9 +1,10 @@
 """Rules of relevance propagation: kinds of operations, the published tables, and what rules see.
 
 `rules=` of `AttnLRP`, `CPLRP`, `ConservativeLRP` and `TransformerLRP` takes the name of a table, or
-a mapping from kinds to rules, laid over the method's own. A rule is `Shares`, factors of the gradient
-into each operand; or a callable (operation, what arrives at its output) -> what each operand gets:
-a gradient for the first three, whose relevance is value x gradient, and relevance for the fourth.
+a mapping from kinds to rules, laid over the method's own. A rule is `Shares`, factors of the
+gradient into each operand; or a callable (operation, what arrives at its output) -> what each
+operand gets: a gradient for the first three, whose relevance is value x gradient, and relevance for
+the fourth.
 
 Examples::
 

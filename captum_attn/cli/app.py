@@ -5,11 +5,13 @@ What the user got wrong is one line that says what to do, and exit code 2.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import cast
 
 import typer
 
+from captum_attn._checks import shown_error
 from captum_attn.demo.command import demo_command
 from captum_attn.errors import AttnError
 from captum_attn.evaluation.command import evaluate_command
@@ -19,6 +21,8 @@ from captum_attn.insights.command import dashboard_command
 # The base of every error in the command line itself; typer carries its own copy of click since
 # 0.26, so that importing click would give another class.
 _CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
+
+TRACEBACK = "CAPTUM_ATTN_TRACEBACK"  # in the environment: shows where an error came up
 
 app = typer.Typer(
     add_completion=False,
@@ -57,6 +61,18 @@ def run(arguments: list[str] | None = None) -> int:
     except (AttnError, _CommandLineError) as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         hint = "" if isinstance(error, AttnError) else "; see captum-attn --help"
-        print(f"captum-attn: {' '.join(message.split()).rstrip('.')}{hint}", file=sys.stderr)
-        return 2
+        return _said(f"{message.rstrip('.')}{hint}")
+    except Exception as error:
+        # Files, disks and other packages fail in ways that nobody foresees; a traceback helps
+        # those who look for it.
+        if os.environ.get(TRACEBACK):
+            raise
+        return _said(f"{shown_error(error)} ({TRACEBACK}=1 shows where it came up)")
     return code if isinstance(code, int) else 0
+
+
+def _said(message: str) -> int:
+    """Prints a mistake on one line; the exit code."""
+    words = " ".join(message.split()).encode(errors="backslashreplace").decode()
+    print(f"captum-attn: {words}", file=sys.stderr)
+    return 2

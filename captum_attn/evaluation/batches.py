@@ -18,10 +18,13 @@ from torch.utils.data import (
     default_collate,
 )
 
+from captum_attn._checks import FAILURES, callable_of, shown, shown_error, whole
 from captum_attn.errors import AttnError, InputError, OptionError
+from captum_attn.evaluation.fingerprint import digest
 
 __all__ = ["Batch", "Source", "batch_of"]
 
+MOST = 2**63 - 1
 LABELS = ("labels", "label")
 TRUTH = ("masks", "rationales", "rationale_mask")
 OPTIONS = ("removable", "feature_mask")
@@ -64,6 +67,10 @@ class Batch:
         if not sizes:
             raise InputError(f"a batch has no tensors as inputs: {FORMS}")
         return sizes[0]
+
+    def fingerprint(self) -> str:
+        """Equal for equal examples, labels, marks, options and groups in the same order."""
+        return digest([vars(self)[name] for name in sorted(vars(self))])
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on a device."""
@@ -165,17 +172,23 @@ class Source:
             self.workers, drop_last = loader.num_workers, loader.drop_last
             self.indices = _order(loader)
         for name, value in {"batch_size": batch_size, "limit": limit}.items():
-            if value is not None and (isinstance(value, bool) or value < 1):
-                raise OptionError(f"{name}: expected a whole number of at least 1, got {value!r}")
+            if value is not None:
+                whole(name, value, 1, MOST)
+        if collate_fn is not None:
+            callable_of("collate_fn", collate_fn, "a callable: list of examples -> batch")
         self.dataset = dataset
         own = getattr(dataset, "collate_fn", None)
         self.collate_fn: Callable = collate_fn or own or default_collate
         self.batch_size, self.limit = batch_size or 8, limit
         self.streamed = isinstance(dataset, IterableDataset)
-        if not self.streamed and not hasattr(dataset, "__getitem__"):
+        known = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+        known = known and not isinstance(dataset, (str, bytes, Mapping, type))
+        if isinstance(dataset, Tensor):  # of examples, on its first axis
+            known = dataset.ndim > 0 and not dataset.is_meta
+        if not self.streamed and not known:
             raise InputError(
                 "dataset: expected a torch Dataset, a DataLoader or a sequence of examples, got "
-                f"{type(dataset).__name__}"
+                f"{shown(dataset)}"
             )
         self.examples = None if self.streamed else self._size(drop_last)
 
@@ -215,13 +228,14 @@ class Source:
                 raw = next(found)
             except StopIteration:
                 return
-            except (RuntimeError, TypeError, ValueError, LookupError, OSError) as error:
+            except (*FAILURES, OSError) as error:
                 if isinstance(error, AttnError):
                     raise
                 last = start + self.batch_size - 1
                 last = last if self.examples is None else min(last, self.examples - 1)
                 raise InputError(
-                    f"examples {start} to {last} cannot be read, or do not make a batch: {error}"
+                    f"examples {start} to {last} cannot be read, or do not make a batch: "
+                    f"{shown_error(error)}"
                 ) from error
             if wanted(number):
                 yield number, start, batch_of(raw)
@@ -234,8 +248,8 @@ class Source:
             return batch_of(self.collate_fn([self.dataset[self.indices[0]]]))
         except AttnError:
             raise
-        except (RuntimeError, TypeError, ValueError, LookupError, OSError) as error:
-            raise InputError(f"example 0 cannot be read: {error}") from error
+        except (*FAILURES, OSError) as error:
+            raise InputError(f"example 0 cannot be read: {shown_error(error)}") from error
 
 
 class _First(IterableDataset):

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from captum_attn._checks import is_file, is_folder, shown, shown_error, suggested, whole
 from captum_attn.errors import InputError, OptionError
+from captum_attn.evaluation.batches import MOST
 from captum_attn.evaluation.embedded import EMBEDDED
 
 if TYPE_CHECKING:
@@ -104,6 +107,9 @@ def evaluate_command(
     Under torchrun or accelerate launch every process takes its share. A run that was killed goes
     on with --resume.
     """
+    whole("--seed", seed, 0, 2**63 - 1), whole("--batch-size", batch_size, 1, MOST)
+    if limit is not None:
+        whole("--limit", limit, 1, MOST)
     asked = listed("methods", methods)
     chosen = None if metrics is None else listed("metrics", metrics)
     shared = options_of("perturbation", perturbation)
@@ -113,7 +119,7 @@ def evaluate_command(
     from captum_attn.evaluation.models import load
     from captum_attn.evaluation.run import evaluate
 
-    labels = (read_lines(data).names or []) if data is not None and data.is_file() else None
+    labels = (read_lines(data).names or []) if data is not None and is_file(data) else None
     loaded = load(model, labels)
     text = loaded.tokenizer is not None
     loaded.model.to(device_of(device))
@@ -127,7 +133,7 @@ def evaluate_command(
         loaded.model,
         dataset,
         {name: method_of(kind, given, loaded) for name, (kind, given) in asked.items()},
-        {name: _metric(kind, given) for name, (kind, given) in chosen.items()},
+        chosen,
         target=_target(target, labelled),
         perturbation={"fill": "remove" if text else "zero", "perturbations_per_eval": 11} | shared,
         batch_size=batch_size,
@@ -151,10 +157,12 @@ def _default_metrics(loaded: Loaded, marked: bool) -> str:
 def listed(option: str, text: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """``"a, b(c=1)"`` -> {"a": ("a", {}), "b(c=1)": ("b", {"c": 1})}."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for node in _parsed(option, f"[{text}]").elts:
+    for node in _parsed(option, text, f"[{text}\n]").elts:
         call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
         if not isinstance(call.func, ast.Name) or call.args:
-            raise OptionError(f"--{option}: expected names or name(option=value), got {text!r}")
+            raise OptionError(
+                f"--{option}: expected names or name(option=value), got {shown(text)}"
+            )
         name = ast.unparse(node)
         if name in found:
             raise OptionError(f"--{option}: {name} is there twice")
@@ -164,28 +172,39 @@ def listed(option: str, text: str) -> dict[str, tuple[str, dict[str, Any]]]:
 
 def options_of(option: str, text: str) -> dict[str, Any]:
     """``"a=1, b='c'"`` -> {"a": 1, "b": "c"}."""
-    (call,) = _parsed(option, f"[f({text})]").elts
-    if not isinstance(call, ast.Call) or call.args:
-        raise OptionError(f"--{option}: expected option=value, ..., got {text!r}")
+    calls = _parsed(option, text, f"[f({text}\n)]").elts
+    call = calls[0] if len(calls) == 1 else None
+    plain = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args
+    if not isinstance(call, ast.Call) or not plain:
+        raise OptionError(f"--{option}: expected option=value, ..., got {shown(text)}")
     return _keywords(option, call)
 
 
-def _parsed(option: str, source: str) -> ast.List:
+def _parsed(option: str, text: str, source: str) -> ast.List:
     try:
         found = ast.parse(source, mode="eval").body
     except SyntaxError as problem:
-        raise OptionError(f"--{option}: cannot read {source[1:-1]!r}: {problem.msg}") from problem
-    assert isinstance(found, ast.List)
+        raise OptionError(f"--{option}: cannot read {shown(text)}: {problem.msg}") from problem
+    except (
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ) as problem:  # null bytes, thousands of brackets
+        raise OptionError(f"--{option}: cannot read {shown(text)}") from problem
+    if not isinstance(found, ast.List):  # brackets that close ours
+        raise OptionError(f"--{option}: cannot read {shown(text)}: its brackets do not match")
     return found
 
 
 def _keywords(option: str, call: ast.Call) -> dict[str, Any]:
     try:
+        if any(k.arg is None for k in call.keywords):
+            raise ValueError("**")
         return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except ValueError as problem:
+    except (ValueError, TypeError, RecursionError, MemoryError) as problem:
         raise OptionError(
             f"--{option}: expected plain values, such as steps=10 or fill='mean', got "
-            f"{ast.unparse(call)}"
+            f"{shown(ast.unparse(call))}"
         ) from problem
 
 
@@ -194,9 +213,9 @@ def _check_data(model: str, data: Path | None, masks: Path | None) -> None:
         raise OptionError(
             f"--data: only {', '.join(EMBEDDED)} bring data of their own; give a folder or a file"
         )
-    if data is not None and not data.exists():
+    if data is not None and not (is_file(data) or is_folder(data)):
         raise InputError(f"no folder or file at '{data}'; see --data")
-    if masks is not None and (data is None or data.is_file()):
+    if masks is not None and (data is None or is_file(data)):
         raise OptionError("--masks are for a folder of images; give it with --data")
 
 
@@ -207,9 +226,11 @@ def device_of(device: str | None) -> str:
         number = os.environ.get("LOCAL_RANK", "0")
         return f"cuda:{number}" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as problem:
-        raise OptionError(f"--device: {device!r} cannot be used: {problem}") from problem
+        torch.zeros(1, device=device).item()  # "meta" has no numbers
+    except Exception as problem:  # every backend has errors of its own
+        raise OptionError(
+            f"--device: {device!r} cannot be used: {shown_error(problem)}; give cpu or cuda"
+        ) from problem
     return device
 
 
@@ -223,7 +244,7 @@ def _dataset(
         return loaded.examples(limit, seed)
     if loaded.next_token:
         raise OptionError(f"'{name}' is a language model: see captum-attn explain-text")
-    if data.is_file():
+    if is_file(data):
         if loaded.tokenizer is None:
             raise OptionError(f"'{name}' is for images: give --data a folder")
         return TextFile(data, loaded.tokenizer, loaded.classes, loaded.max_length)
@@ -241,6 +262,7 @@ def method_of(
     import captum.attr
 
     import captum_attn
+    from captum_attn.evaluation.methods import check_options, made
     from captum_attn.evaluation.models import EmbeddingGradients
     from captum_attn.metrics import RandomAttribution
 
@@ -249,18 +271,42 @@ def method_of(
     found = getattr(captum_attn, kind, None) or getattr(captum.attr, kind, None)
     found = RandomAttribution if kind == "RandomAttribution" else found
     if not isinstance(found, type) or not issubclass(found, captum.attr.Attribution):
-        raise OptionError(f"--{option}: neither captum_attn nor captum.attr has {kind!r}")
+        known = [n for room in (captum_attn, captum.attr) for n in room.__all__ if _is_method(n)]
+        raise OptionError(
+            f"--{option}: neither captum_attn nor captum.attr has {kind!r}"
+            f"{suggested(kind, known) or f'; they have {known}'}"
+        )
     made_with = {k: v for k, v in options.items() if k in inspect.signature(found).parameters}
     rest = {k: v for k, v in options.items() if k not in made_with}
-    make: Callable = found
-    return make(loaded.model, **made_with), rest
+    if given := sorted({"target", "inputs", "additional_forward_args", "objective"} & set(rest)):
+        raise OptionError(f"--{option}: {given[0]} is no option of a method here; see --target")
+    with _saying(option):
+        method = made(found, loaded.model, made_with)
+        check_options(method, rest, kind)
+    return method, rest
 
 
-def _metric(kind: str, options: dict[str, Any]) -> Any:
-    return kind, options
+def _is_method(name: str) -> bool:
+    import captum.attr
+
+    import captum_attn
+
+    found = getattr(captum_attn, name, None) or getattr(captum.attr, name, None)
+    return isinstance(found, type) and issubclass(found, captum.attr.Attribution)
+
+
+@contextmanager
+def _saying(option: str) -> Iterator[None]:
+    """Errors about methods name the option of the command line."""
+    try:
+        yield
+    except OptionError as error:
+        raise OptionError(str(error).replace("methods:", f"--{option}:", 1)) from error
 
 
 def _target(given: str, labelled: bool) -> Any:
     if not given:
         return "label" if labelled else "predicted"
-    return int(given) if given.lstrip("-").isdecimal() else given
+    if not given.lstrip("-").isdecimal():
+        return given
+    return whole("--target", int(given[:20]), -(2**31), 2**31)

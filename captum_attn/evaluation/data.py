@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from captum_attn._checks import FAILURES, finite, is_folder, shown, shown_error
+from captum_attn._pictures import FORMATS
 from captum_attn.errors import AttnError, InputError
 from captum_attn.evaluation.batches import Batch
 
@@ -50,6 +53,11 @@ class ImageFolder(Dataset):
         read_mask: Callable[[Path], Tensor] | None = None,
         classes: Mapping[str, int] | None = None,
     ) -> None:
+        if not isinstance(root, (str, PathLike)) or not str(root) or not callable(read):
+            raise InputError(
+                "expected ImageFolder(root, read): a folder, and a callable path -> tensor; got "
+                f"{shown(root)}, {shown(read)}"
+            )
         self.root, self.read = Path(root), read
         self.read_mask = read_mask or mask_as_it_is
         self.paths = _pictures(self.root)
@@ -72,7 +80,7 @@ class ImageFolder(Dataset):
         image = _read(self.read, path)
         mask = None
         if self.masks is not None:
-            mask = _read(self.read_mask, self.masks[index])
+            mask = as_bool(_read(self.read_mask, self.masks[index]))
             if mask.shape != image.shape[-2:]:
                 raise InputError(
                     f"the mask '{self.masks[index]}' is {tuple(mask.shape)}, but '{path}' is "
@@ -90,7 +98,7 @@ class ImageFolder(Dataset):
 
 
 def _pictures(root: Path) -> list[Path]:
-    if not root.is_dir():
+    if not is_folder(root):
         raise InputError(f"no folder at '{root}'; give a folder of pictures")
     found = [p for p in root.rglob("*") if p.suffix.lower() in IMAGES and p.is_file()]
     if not found:
@@ -114,7 +122,7 @@ def _numbers(names: Sequence[str], classes: Mapping[str, int]) -> list[int]:
 
 
 def _masks(pictures: Sequence[Path], root: Path, masks: Path) -> list[Path]:
-    if not masks.is_dir():
+    if not is_folder(masks):
         raise InputError(f"no folder at '{masks}'; give a folder with a mask for every picture")
     at = {
         os.path.splitext(p.relative_to(masks))[0]: p
@@ -136,8 +144,13 @@ def _read(read: Callable[[Path], Tensor], path: Path) -> Tensor:
         return read(path)
     except AttnError:
         raise
-    except (OSError, ValueError, SyntaxError) as problem:  # SyntaxError: a broken PNG
-        raise InputError(f"cannot read '{path}' as a picture ({problem})") from problem
+    except (*FAILURES, OSError, SyntaxError) as problem:  # SyntaxError: a broken PNG
+        raise InputError(f"cannot read '{path}' as a picture ({shown_error(problem)})") from problem
+
+
+def as_bool(mask: Tensor) -> Tensor:
+    """A mask of 0 and 1, or of 0 and 255, as bool; 0 is background, everything else the object."""
+    return finite("a mask", mask, "0 is background, everything else the object") != 0
 
 
 def mask_as_it_is(path: Path) -> Tensor:
@@ -145,7 +158,7 @@ def mask_as_it_is(path: Path) -> Tensor:
     import numpy as np
     from PIL import Image
 
-    with Image.open(path) as file:
+    with Image.open(path, formats=FORMATS) as file:
         pixels = np.asarray(file)
     return torch.from_numpy((pixels if pixels.ndim == 2 else pixels[..., :3].any(-1)) != 0)
 
@@ -246,8 +259,8 @@ def read_lines(path: str | Path) -> Lines:
     """The texts of a file, the names of their labels and what is marked, if it has any."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as problem:
-        raise InputError(f"cannot read '{path}' as text ({problem})") from problem
+    except (OSError, TypeError, ValueError) as problem:
+        raise InputError(f"cannot read {shown(path)} as text ({shown_error(problem)})") from problem
     numbered = [(i, line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise InputError(f"'{path}' is empty: expected one text per line")

@@ -1,169 +1,32 @@
-"""Metrics as an evaluation takes them: what is kept of every example, and what it amounts to.
-
-A mean over the data set is one thing that it may amount to. Others, such as the mean IoU of the
-classes, are functions of several means: of intersections and unions, whose ratio is taken at the
-end. So what is kept of an example never depends on its batch, and nothing is averaged early.
-"""
+"""The metrics that `evaluate` knows by name, and how a caller's own are told apart from them."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from captum_attn import metrics
-from captum_attn.errors import InputError, OptionError
-from captum_attn.evaluation.batches import Batch
-from captum_attn.evaluation.methods import Method
+from captum_attn._checks import shown
+from captum_attn.errors import OptionError
+from captum_attn.evaluation.metric import (
+    HIGHER,
+    LOWER,
+    TURNING,
+    Alone,
+    Column,
+    Means,
+    Metric,
+    Randomization,
+    Situation,
+    Spans,
+)
+from captum_attn.metrics.shared import OPTIONS, known_options
 
 __all__ = ["METRICS", "Column", "Metric", "Situation", "metrics_of"]
-
-Means = Mapping[str, np.ndarray]  # name -> (R, ...), the means over a data set, R data sets
-HIGHER, LOWER = "higher", "lower"
-
-
-class Situation(NamedTuple):
-    """What a metric may look at.
-
-    Attributes:
-        model (callable): the model.
-        batch (Batch): the examples.
-        target (any): what is explained, and followed by the metrics that perturb.
-        method (Method): what explained them.
-        attributions (any): the explanation.
-        perturbation (Mapping): options that all metrics share that perturb.
-    """
-
-    model: Callable
-    batch: Batch
-    target: Any
-    method: Method
-    attributions: Any
-    perturbation: Mapping[str, Any]
-
-
-class Column(NamedTuple):
-    """One number of a data set.
-
-    Attributes:
-        of (str or callable): the name of what was kept, whose mean it is; or a function of the
-            means of all that was kept: {name: (R, ...)} -> (R,).
-        better ("higher", "lower" or None): which way is better.
-    """
-
-    of: str | Callable[[Means], np.ndarray]
-    better: str | None = None
-
-    def value(self, means: Means) -> np.ndarray:
-        """The number for each of R data sets, (R,)."""
-        found = means[self.of] if isinstance(self.of, str) else self.of(means)
-        return np.asarray(found, dtype=np.float64).reshape(len(found))
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A measure of attributions.
-
-    Args:
-        function (callable): in Captum's style, (forward_func, inputs, attributions, target,
-            additional_forward_args, **options), or with `truth` (attributions, truth, **options);
-            it returns a tensor (B, ...), or several by name (a Mapping or a dataclass).
-        columns (Mapping): name -> Column. Default: the mean of the one tensor.
-        truth (str, optional): what it compares with: an entry of `Batch.truth`.
-        options (Mapping): of the function.
-        perturbs (bool): whether it takes the options of `perturbation_curve`.
-        entry (str or int, optional): which of several attributions `truth` is for.
-
-    Examples::
-
-        >>> Metric(energy_inside, {"value": Column("value", "higher")}, truth="masks")
-    """
-
-    function: Callable[..., Any]
-    columns: Mapping[str, Column] = field(default_factory=lambda: {"value": Column("value")})
-    truth: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    perturbs: bool = False
-    entry: str | int | None = None
-
-    def better(self, column: str) -> str | None:
-        """Which way is better; the least relevant first, or inserting, turns it round."""
-        way = self.columns[column].better
-        turned = (self.options.get("order") == "least") != bool(self.options.get("insert"))
-        if not self.perturbs or not turned or way is None:
-            return way
-        return LOWER if way == HIGHER else HIGHER
-
-    def found(self, situation: Situation) -> Any:
-        """What the function returns."""
-        if self.truth is not None:
-            return self._against_truth(situation)
-        batch, shared = situation.batch, {}
-        if self.perturbs:
-            shared = {**situation.perturbation, **batch.options}
-        return self.function(
-            situation.model, batch.inputs, situation.attributions, situation.target,
-            batch.additional_forward_args, **{**shared, **self.options},
-        )  # fmt: skip
-
-    def _against_truth(self, situation: Situation) -> Any:
-        batch, attributions = situation.batch, situation.attributions
-        truth = batch.truth.get(self.truth or "")
-        if truth is None:
-            raise InputError(
-                f"the data set has no {self.truth!r}: its examples are (inputs, label, "
-                f"{self.truth}), or Mappings with an entry {self.truth!r}"
-            )
-        if self.entry is not None:
-            attributions = attributions[self.entry]
-        if self.truth != "rationales":
-            return self.function(attributions, truth, **self.options)
-        counted = batch.truth.get("rationale_mask")
-        if counted is None and isinstance(batch.inputs, Mapping):
-            counted = batch.inputs.get("attention_mask")
-        return self.function(attributions, truth, counted, **self.options)
-
-    def kept(self, situation: Situation) -> dict[str, np.ndarray]:
-        """What is kept of every example, {name: (B, ...)}; refuses what is not finite."""
-        found = self.found(situation)
-        if isinstance(found, Tensor):
-            found = {"value": found}
-        elif not isinstance(found, Mapping):
-            found = getattr(found, "__dict__", {})
-        kept = {k: v.detach().cpu().numpy() for k, v in found.items() if isinstance(v, Tensor)}
-        size = len(situation.batch)
-        for name, values in kept.items():
-            if not values.ndim or len(values) != size:
-                raise InputError(
-                    f"expected {name!r} for each of {size} examples, got the shape {values.shape}"
-                )
-            bad = np.flatnonzero(~np.isfinite(values.reshape(size, -1)).all(1))
-            if bad.size:
-                raise InputError(f"example {bad[0]} got NaN or infinity as its {name!r}")
-        needed = {column.of for column in self.columns.values() if isinstance(column.of, str)}
-        if not kept or needed - set(kept):
-            raise InputError(
-                f"expected a tensor with one value per example, or a Mapping of them with "
-                f"{sorted(needed)}, got {list(found) or type(found).__name__}"
-            )
-        return kept
-
-
-class _Randomization(Metric):
-    """Likeness of the attributions to those of a model without what it learned."""
-
-    def found(self, situation: Situation) -> Tensor:
-        batch, method = situation.batch, situation.method
-        if not hasattr(method.source, "attribute"):
-            raise OptionError("parameter_randomization needs a method with an `attribute`")
-        return self.function(
-            method.source, batch.inputs, situation.target, batch.additional_forward_args,
-            attributions=situation.attributions, model=situation.model,
-            **{**method.options, **self.options},
-        ).similarity.mean(1)  # fmt: skip
 
 
 def _one(better: str) -> dict[str, Column]:
@@ -178,6 +41,12 @@ def _mean_iou(means: Means) -> np.ndarray:
     inside, union = means["intersection"], means["union"]  # (R, classes)
     # As in `Segmentation`: a class that is nowhere was predicted without a fault.
     return np.divide(inside, union, out=np.ones_like(union), where=union > 0).mean(-1)
+
+
+def _f1_of_means(means: Means) -> np.ndarray:
+    precision, recall = means["precision"], means["recall"]
+    both = precision + recall
+    return np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
 
 
 _SEGMENTATION = {
@@ -200,25 +69,43 @@ METRICS: dict[str, Metric] = {
     "saco": _perturbing(metrics.saco, HIGHER),
     "comprehensiveness": _perturbing(metrics.comprehensiveness, HIGHER),
     "sufficiency": _perturbing(metrics.sufficiency, LOWER),
+    "sensitivity_n": _perturbing(metrics.sensitivity_n, HIGHER),
     "segmentation": Metric(metrics.segmentation, _SEGMENTATION, truth="masks"),
     "pointing_game": Metric(metrics.pointing_game, _one(HIGHER), truth="masks"),
     "energy_inside": Metric(metrics.energy_inside, _one(HIGHER), truth="masks"),
+    "top_k_intersection": Metric(metrics.top_k_intersection, _one(HIGHER), truth="masks"),
+    "relevance_rank": Metric(metrics.relevance_rank, _one(HIGHER), truth="masks"),
+    "sparseness": Alone(metrics.sparseness, _one(HIGHER)),
     "rationale_f1": Metric(metrics.rationale_f1, _one(HIGHER), truth="rationales"),
-    "rationale_iou_f1": Metric(metrics.rationale_iou_f1, _one(HIGHER), truth="rationales"),
+    "rationale_iou_f1": Spans(
+        metrics.rationale_iou_f1, {"value": Column(_f1_of_means, HIGHER)}, truth="rationales"
+    ),
     "rationale_auprc": Metric(metrics.rationale_auprc, _one(HIGHER), truth="rationales"),
-    "parameter_randomization": _Randomization(metrics.parameter_randomization, _one(LOWER)),
+    "parameter_randomization": Randomization(metrics.parameter_randomization, _one(LOWER)),
 }
 
 
-def metrics_of(given: Any) -> dict[str, Metric]:
+CURVES = (metrics.aopc, metrics.deletion, metrics.insertion, metrics.log_odds,
+          metrics.perturbation_auc, metrics.token_removal_auc)  # fmt: skip
+
+
+def metrics_of(given: Any, perturbation: Mapping[str, Any] | None = None) -> dict[str, Metric]:
     """The metrics by the names that the table gives them.
 
     Args:
         given (str, callable, Metric, a pair of one and its options; a sequence or a Mapping of
             them): strings are names of `METRICS`.
+        perturbation (Mapping, optional): options of all of them that perturb.
     """
-    if isinstance(given, (str, Metric)) or callable(given):
+    shared = {} if perturbation is None else perturbation
+    if not isinstance(shared, Mapping) or not all(isinstance(name, str) for name in shared):
+        raise OptionError(
+            f"perturbation: expected options by their names, got {shown(perturbation)}"
+        )
+    if isinstance(given, (str, Metric)) or callable(given) or _is_pair(given):
         given = [given]
+    if not isinstance(given, (Mapping, list, tuple, set)):
+        raise OptionError(f"metrics: expected some of {list(METRICS)}, got {type(given).__name__}")
     named: dict[str, Metric] = {}
     items = given.items() if isinstance(given, Mapping) else [(None, spec) for spec in given]
     for name, spec in items:
@@ -229,10 +116,25 @@ def metrics_of(given: Any) -> dict[str, Metric]:
             raise OptionError(
                 f"metrics: there are two named {name!r}; give them names: {{'name': metric, ...}}"
             )
-        named[name] = found
+        named[name] = replace(found, shared=shared) if found.perturbs else found
     if not named:
         raise OptionError(f"metrics: expected at least one of {list(METRICS)}")
+    _check_shared(shared, named)
     return named
+
+
+def _check_shared(shared: Mapping[str, Any], named: Mapping[str, Metric]) -> None:
+    """Refuses a shared option that no metric that perturbs has, also where there is none."""
+    known = {*OPTIONS, *TURNING, "steps"}
+    for metric in named.values():
+        if metric.perturbs:
+            own = inspect.signature(metric.function).parameters.values()
+            known |= {p.name for p in own if p.kind is p.KEYWORD_ONLY}
+    known_options(shared, known, "perturbation")
+
+
+def _is_pair(given: Any) -> bool:
+    return isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)
 
 
 def _metric(spec: Any) -> Metric:
@@ -240,6 +142,7 @@ def _metric(spec: Any) -> Metric:
         if len(spec) != 2 or not isinstance(spec[1], Mapping):
             raise OptionError(f"metrics: expected (metric, options), got {spec!r}")
         plain = _metric(spec[0])
+        _check_options(plain, spec[1])
         return replace(plain, options={**plain.options, **spec[1]})
     if isinstance(spec, Metric):
         return spec
@@ -253,3 +156,16 @@ def _metric(spec: Any) -> Metric:
         )
     known = (m for m in METRICS.values() if m.function is spec and not m.options)
     return next(known, Metric(spec))
+
+
+def _check_options(metric: Metric, options: Mapping[str, Any]) -> None:
+    """Refuses options that a metric of the package does not have, before the work."""
+    if metric.function not in {known.function for known in METRICS.values()}:
+        return
+    own = inspect.signature(metric.function).parameters.values()
+    known = {p.name for p in own if p.kind is p.KEYWORD_ONLY}
+    if any(p.kind is p.VAR_KEYWORD for p in own):
+        known |= set(OPTIONS)
+        if metric.function in CURVES:
+            known |= {*TURNING, "steps"}
+    known_options(options, known, metric.function.__name__)

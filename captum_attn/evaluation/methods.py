@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_attn.errors import InputError, OptionError
+from captum_attn._checks import FAILURES, listed, names_of, shown, shown_error, text
+from captum_attn.errors import AttnError, InputError, OptionError
 from captum_attn.evaluation.batches import Batch
 
-__all__ = ["Method", "methods_of", "own_randomness"]
+EXPECTED = (
+    "Captum Attribution classes, objects with `attribute`, functions or pairs of one and its "
+    "options"
+)
+
+__all__ = ["Method", "check_options", "made", "methods_of", "own_randomness"]
 
 
 @dataclass(frozen=True)
@@ -87,21 +94,21 @@ def methods_of(given: Any, model: Callable) -> list[Method]:
             or a Mapping of them): classes are made with the model.
         model (callable): what is explained.
     """
-    if callable(given) or hasattr(given, "attribute"):
+    if callable(given) or hasattr(given, "attribute") or _is_pair(given):
         given = [given]
+    given = given if isinstance(given, Mapping) else listed("methods", given, EXPECTED)
     items = given.items() if isinstance(given, Mapping) else [(None, spec) for spec in given]
     found: list[Method] = []
     for name, spec in items:
         source, options = spec if isinstance(spec, tuple) and len(spec) == 2 else (spec, {})
-        source = source(model) if isinstance(source, type) else source
+        name = None if name is None else text("methods: a name", name)
+        source = made(source, model) if isinstance(source, type) else source
         if not isinstance(options, Mapping) or not (
             hasattr(source, "attribute") or callable(source)
         ):
-            raise OptionError(
-                "methods: expected Captum Attribution classes, objects with `attribute`, functions "
-                f"or pairs of one and its options, got {spec!r}"
-            )
+            raise OptionError(f"methods: expected {EXPECTED}, got {shown(spec)}")
         name = name or _name(source)
+        check_options(source, options, name)
         if any(m.name == name for m in found):
             raise OptionError(
                 f"methods: there are two named {name!r}; give them names: {{'name': method, ...}}"
@@ -110,6 +117,52 @@ def methods_of(given: Any, model: Callable) -> list[Method]:
     if not found:
         raise OptionError("methods: expected at least one")
     return found
+
+
+def _is_pair(given: Any) -> bool:
+    return isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)
+
+
+def made(kind: type, model: Any, options: Mapping[str, Any] | None = None) -> Any:
+    """A method on the model.
+
+    Raises:
+        OptionError: where it wants more than the model, such as a layer or another method.
+    """
+    try:
+        return kind(model, **(options or {}))
+    except AttnError:
+        raise
+    except FAILURES as problem:
+        raise OptionError(
+            f"methods: {kind.__name__} cannot be made of the model"
+            f"{f' and {dict(options)}' if options else ' alone'} ({shown_error(problem)}): make it "
+            "yourself, and pass the object to captum_attn.evaluate"
+        ) from problem
+
+
+def check_options(source: Any, options: Mapping[str, Any], name: str) -> None:
+    """Refuses options that a method does not have, and the lack of what it needs."""
+    own = hasattr(source, "attribute")
+    try:
+        found = inspect.signature(source.attribute if own else source).parameters.values()
+    except (TypeError, ValueError):  # of C, or it has none
+        return
+    in_order = [p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    taken = {*in_order[:1], "target", "additional_forward_args"} if own else set(in_order[:3])
+    named = [p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    known = [p.name for p in named if p.name not in taken]
+    if not any(p.kind is p.VAR_KEYWORD for p in found):
+        names_of(f"methods: options of {name}", options, known, OptionError)
+    needed = [p.name for p in named if p.default is p.empty and p.name in known]
+    if missing := [one for one in needed if one not in options]:
+        raise OptionError(
+            f"methods: {name} needs {', '.join(missing)}: pass ({name}, {{{missing[0]!r}: ...}})"
+        )
+    typed = getattr(source, "Options", None)  # those of this package's methods are typed
+    if own and typed is not None:
+        names = {field.name for field in typed.listed()}
+        source.settled({option: value for option, value in options.items() if option in names})
 
 
 def _name(source: Any) -> str:

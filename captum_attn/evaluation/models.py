@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_attn._checks import is_file, shown, suggested
 from captum_attn._pictures import read_picture
 from captum_attn.errors import InputError, OptionError
 from captum_attn.evaluation.embedded import EMBEDDED, mask_picture
 from captum_attn.evaluation.loaded import Loaded
+from captum_attn.evaluation.trust import loading, read_settings, read_weights
 
 __all__ = ["EmbeddingGradients", "load"]
 
@@ -34,45 +36,66 @@ def load(name: str, labels: Sequence[str] | None = None) -> Loaded:
         InputError: where there is no such model.
         OptionError: where it is of a kind that is not read here.
     """
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(f"model: expected a name or a folder, got {shown(name)}")
     if name in EMBEDDED:
         return EMBEDDED[name](labels)
     if name.startswith("timm/"):
         return _timm(name.removeprefix("timm/"))
-    saved = Path(name) / "config.json"
-    if saved.is_file() and "architecture" in (config := json.loads(saved.read_text("utf-8"))):
-        return _timm_folder(saved.parent, config)
-    return _transformers(name)
+    if is_file(saved := Path(name) / "config.json"):
+        config = read_settings(saved)
+        return (_timm_folder if "architecture" in config else _transformers)(saved.parent, config)
+    return _transformers(name, {})
 
 
 # ---------------------------------------------------------------------------------- timm
 def _timm(name: str) -> Loaded:
     import timm
 
-    try:
+    _check_timm(name)
+    with loading(f"timm has no pretrained model '{name}'"):
         model = timm.create_model(name, pretrained=True).eval()
-    except (RuntimeError, ValueError, OSError, TypeError) as problem:
-        raise InputError(f"timm has no pretrained model '{name}': {problem}") from problem
     return _of_timm(model, {})
+
+
+def _check_timm(name: Any) -> None:
+    """Refuses what is no architecture of timm's own, such as another folder or a hub's code."""
+    import timm
+
+    if not isinstance(name, str) or ":" in name or not timm.is_model(name):
+        known = suggested(name, timm.list_models())
+        raise InputError(
+            f"timm has no architecture {shown(name)}{known}; a folder of timm's is given by its "
+            "path, without timm/"
+        )
 
 
 def _timm_folder(folder: Path, config: Mapping[str, Any]) -> Loaded:
     """What `timm.models.save_for_hf` and the hub's folders hold."""
     import timm
 
-    weights = next((p for p in map(folder.joinpath, TIMM_WEIGHTS) if p.is_file()), None)
+    weights = next((p for p in map(folder.joinpath, TIMM_WEIGHTS) if is_file(p)), None)
     if weights is None:
         raise InputError(f"'{folder}' has no weights: expected {' or '.join(TIMM_WEIGHTS)}")
-    try:
+    _check_timm(config["architecture"])
+    saved = config.get("pretrained_cfg") or {}
+    given = config.get("model_args") or {}
+    if not isinstance(saved, Mapping) or not isinstance(given, Mapping):
+        raise InputError(f"'{folder}/config.json': expected Mappings pretrained_cfg and model_args")
+    # Those of the builder itself would name other files.
+    builder = set(inspect.signature(timm.create_model).parameters) - {"kwargs"}
+    if asked := sorted(builder & set(given)):
+        raise InputError(f"'{folder}/config.json': model_args has {asked}, which no model takes")
+    with loading(f"timm cannot read the model in '{folder}'"):
         model = timm.create_model(
             config["architecture"],
-            pretrained_cfg=config.get("pretrained_cfg"),
-            num_classes=config.get("num_classes", config["pretrained_cfg"]["num_classes"]),
-            checkpoint_path=str(weights),
-            **(config.get("model_args") or {}),
-        ).eval()
-    except (RuntimeError, ValueError, OSError, TypeError, KeyError) as problem:
-        raise InputError(f"timm cannot read the model in '{folder}': {problem}") from problem
-    return _of_timm(model, config)
+            pretrained=False,
+            pretrained_cfg=dict(saved),
+            num_classes=config.get("num_classes", saved.get("num_classes")),
+            **given,
+        )
+        model.load_state_dict(read_weights(weights))
+    return _of_timm(model.eval(), config)
 
 
 TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -108,56 +131,70 @@ def _timm_labels(model: Any, config: Mapping[str, Any]) -> dict[int, str]:
 
 
 # ---------------------------------------------------------------------------------- transformers
-def _transformers(name: str) -> Loaded:
+SAFE: dict[str, Any] = {"trust_remote_code": False}  # and does not ask whether it should
+
+
+def _transformers(name: str | Path, saved: Mapping[str, Any]) -> Loaded:
     import transformers
 
-    try:
-        config = transformers.AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as problem:
+    with loading(
+        f"'{name}' is neither one of the package's models ({', '.join(EMBEDDED)}), nor timm/..., "
+        "nor a folder or hub id of transformers"
+    ):
+        config = transformers.AutoConfig.from_pretrained(name, **SAFE)
+    attention = str(getattr(config, "_attn_implementation", None) or "")
+    if "/" in attention:
         raise InputError(
-            f"'{name}' is neither one of the package's models ({', '.join(EMBEDDED)}), nor "
-            f"timm/..., nor a folder or hub id of transformers: {_line(problem)}"
-        ) from problem
-    made = (config.architectures or [""])[0]
+            f"'{name}': its config asks for the attention {shown(attention)}, code of the hub's, "
+            "which is not loaded; take the entry out of config.json"
+        )
+    made = config.architectures
+    made = str(made[0]) if isinstance(made, (list, tuple)) and made else ""
     for ending, read in READ.items():
         if made.endswith(ending):
-            try:
+            with loading(f"'{name}' cannot be loaded"):
                 return read(name, config)
-            except (OSError, ValueError, ImportError) as problem:
-                raise InputError(f"'{name}' cannot be loaded: {_line(problem)}") from problem
     raise OptionError(
         f"'{name}' is a {made or 'model without a head'}: expected one for image or sequence "
         "classification, or a causal language model; others go through captum_attn.evaluate"
     )
 
 
-def _line(problem: Exception) -> str:
-    return " ".join(str(problem).split())
+def _pretrained(kind: Any, name: str | Path) -> Any:
+    """A model in eval mode; one without some of its weights would have random ones."""
+    model, told = kind.from_pretrained(name, output_loading_info=True, **SAFE)
+    missing = [*told.get("missing_keys", ()), *told.get("mismatched_keys", ())]
+    if missing:
+        raise InputError(
+            f"'{name}' lacks weights of its model: {', '.join(map(str, missing[:5]))} "
+            f"({len(missing)} in all); give a folder that has them all"
+        )
+    return model.eval()
 
 
-def _text_classifier(name: str, config: Any) -> Loaded:
+def _text_classifier(name: str | Path, config: Any) -> Loaded:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForSequenceClassification.from_pretrained(name).eval()
+    tokenizer = AutoTokenizer.from_pretrained(name, **SAFE)
+    model = _pretrained(AutoModelForSequenceClassification, name)
     return Loaded(
         model, tokenizer=tokenizer, labels=_labels(config), independent=_independent(config)
     )
 
 
-def _language_model(name: str, config: Any) -> Loaded:
+def _language_model(name: str | Path, config: Any) -> Loaded:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForCausalLM.from_pretrained(name).eval()
+    tokenizer = AutoTokenizer.from_pretrained(name, **SAFE)
+    model = _pretrained(AutoModelForCausalLM, name)
     return Loaded(model, tokenizer=tokenizer, next_token=True)
 
 
-def _image_classifier(name: str, config: Any) -> Loaded:
+def _image_classifier(name: str | Path, config: Any) -> Loaded:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    model = AutoModelForImageClassification.from_pretrained(name).eval()
-    processor = AutoImageProcessor.from_pretrained(name)
+    model = _pretrained(AutoModelForImageClassification, name)
+    processor = AutoImageProcessor.from_pretrained(name, **SAFE)
 
     def read(path: Path) -> Tensor:
         return processor(images=read_picture(path), return_tensors="pt")["pixel_values"][0]
@@ -179,7 +216,7 @@ def _image_classifier(name: str, config: Any) -> Loaded:
 
 
 # How the name of a model's class ends -> how it is read.
-READ: dict[str, Callable[[str, Any], Loaded]] = {
+READ: dict[str, Callable[[str | Path, Any], Loaded]] = {
     "ForSequenceClassification": _text_classifier,
     "ForImageClassification": _image_classifier,
     "ForCausalLM": _language_model,

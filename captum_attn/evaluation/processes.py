@@ -23,7 +23,7 @@ __all__ = ["Processes", "processes"]
 PATIENCE = timedelta(days=7)
 
 # The launcher's store outlives a group: without a name of its own, the next group would find
-# the addresses of the one before, where nobody listens any more.
+# the addresses of the one before, where no process listens any more.
 _MEETINGS = count()
 
 

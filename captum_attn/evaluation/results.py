@@ -13,23 +13,29 @@ from typing import Any
 import numpy as np
 
 from captum_attn.errors import InputError, OptionError
+from captum_attn.evaluation.chance import groups_needed
 from captum_attn.evaluation.measures import Metric
 from captum_attn.evaluation.settings import versions
 from captum_attn.evaluation.statistics import (
     Difference,
+    Numbers,
     Resamples,
     Value,
     differences_of,
-    value_of,
+    values_of,
 )
 
 __all__ = ["Results", "gathered"]
 
 Kept = Mapping[tuple[str, str], Mapping[str, np.ndarray]]  # (method, metric) -> name -> (n, ...)
-LEGEND = (
-    "± standard error over {examples} examples{groups}. * best of its column, ~ not really "
-    "different from it (paired bootstrap of {resamples} resamples, Holm over all pairs, "
-    "{confidence:g} %)."
+LEGEND = "± standard error over {examples} examples{groups}. "
+SIGNS = (
+    "* best of its column, ~ not really different from it (swaps and bootstrap-t, Holm over all "
+    "pairs, {confidence:g} %)."
+)
+TOO_FEW = (
+    "No * and no ~: with {groups} {kind} no difference of {methods} methods can be told from "
+    "chance ({confidence:g} %); it takes {needed}."
 )
 
 
@@ -44,8 +50,8 @@ class Results:
         groups (list): n names of what belongs together.
         settings (Mapping): what it was made with.
         confidence (float): of the intervals, and of what is called real.
-        resamples (int): of the bootstrap.
-        seed (int): of the bootstrap.
+        resamples (int): of the bootstrap and of the tests, which draw more for many methods.
+        seed (int): of the draws.
 
     Examples::
 
@@ -84,22 +90,23 @@ class Results:
         flat = {(*of, name): v for of, kept in self.kept.items() for name, v in kept.items()}
         return Resamples(flat, self.groups, self.resamples, self.seed)
 
-    def _numbers(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """A column over the data set (M,) and over the resamples (M, R)."""
+    def _numbers(self, column: str) -> Numbers:
+        """A column of all methods: over the data set, the resamples, and all groups but one."""
         if column not in self._columns:
             raise OptionError(f"expected one of the columns {self.columns}, got {column!r}")
         metric, name = self._columns[column]
         of = self.metrics[metric].columns[name]
 
         def numbers(means: Mapping[Any, np.ndarray]) -> np.ndarray:
-            return np.stack(
-                [
-                    of.value({k: means[method, metric, k] for k in self.kept[method, metric]})
-                    for method in self.methods
-                ]
-            )
+            values = [
+                of.value({k: means[method, metric, k] for k in self.kept[method, metric]})
+                for method in self.methods
+            ]
+            return np.stack(values, 1)
 
-        return numbers(self._resampled.means)[:, 0], numbers(self._resampled.drawn)
+        every = self._resampled
+        means, drawn, without = map(numbers, (every.means, every.drawn, every.without))
+        return Numbers.of(means[0], drawn, without, every.sizes)
 
     def examples(self, method: str, metric: str) -> Mapping[str, np.ndarray]:
         """What was kept of every example, name -> (n, ...), in the data set's order."""
@@ -109,21 +116,10 @@ class Results:
 
     def values(self, column: str) -> list[Value]:
         """A column's number of every method."""
-        points, drawn = self._numbers(column)
+        found = self._numbers(column)
         metric, name = self._columns[column]
         better = self.metrics[metric].better(name)
-        return [
-            value_of(
-                (method, column),
-                float(points[i]),
-                drawn[i],
-                self._error(column, drawn[i], i),
-                better,
-                len(self),
-                self.confidence,
-            )  # fmt: skip
-            for i, method in enumerate(self.methods)
-        ]
+        return values_of(column, self.methods, found, better, len(self), self.confidence)
 
     def value(self, method: str, column: str) -> Value:
         """One number of the table."""
@@ -134,24 +130,15 @@ class Results:
 
     def differences(self, column: str) -> list[Difference]:
         """All pairs of methods in a column, on the same examples."""
-        points, drawn = self._numbers(column)
-        count = range(len(self.methods))
-        errors = {
-            (i, j): self._error(column, drawn[i] - drawn[j], i, j)
-            for i in count
-            for j in count
-            if i < j
-        }
-        return differences_of(column, self.methods, points, drawn, errors, self.confidence)
+        return differences_of(
+            column, self.methods, self._numbers(column), self.confidence, self.resamples, self.seed
+        )  # fmt: skip
 
-    def _error(self, column: str, drawn: np.ndarray, *of: int) -> float | None:
-        """Of a mean or a difference of two means in closed form, else by the bootstrap."""
-        metric, name = self._columns[column]
-        kind = self.metrics[metric].columns[name].of
-        if not isinstance(kind, str):
-            return float(drawn.std()) if len(set(self.groups)) > 1 else None
-        each = [self.kept[self.methods[i], metric][kind].astype(np.float64) for i in of]
-        return self._resampled.standard_error_of_mean(each[0] - each[1] if each[1:] else each[0])
+    @property
+    def groups_needed(self) -> int:
+        """From how many groups on a difference can be called real, and cells get their signs."""
+        count = len(self.methods)
+        return groups_needed(max(1, count * (count - 1) // 2), self.confidence)
 
     def __str__(self) -> str:
         """The table, which is Markdown as well, and what its signs mean."""
@@ -166,14 +153,21 @@ class Results:
             for row in rows
         ]
         lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+        return "\n".join([*lines, "", self._legend()])
+
+    def _legend(self) -> str:
         groups = len(set(self.groups))
+        alone = groups == len(self)
         legend = LEGEND.format(
-            examples=len(self),
-            groups="" if groups == len(self) else f" in {groups} groups",
-            resamples=self.resamples,
-            confidence=100 * self.confidence,
-        )
-        return "\n".join([*lines, "", legend])
+            examples=len(self), groups="" if alone else f" in {groups} groups"
+        )  # fmt: skip
+        confidence = 100 * self.confidence
+        if groups >= self.groups_needed or len(self.methods) < 2:
+            return legend + SIGNS.format(confidence=confidence)
+        return legend + TOO_FEW.format(
+            groups=groups, kind="examples" if alone else "groups", methods=len(self.methods),
+            confidence=confidence, needed=self.groups_needed,
+        )  # fmt: skip
 
     def _heading(self, column: str) -> str:
         metric, name = self._columns[column]
@@ -182,7 +176,7 @@ class Results:
 
     def _cells(self, column: str) -> list[str]:
         values = self.values(column)
-        best = _best(values)
+        best = _best(values) if len(set(self.groups)) >= self.groups_needed else None
         real = {frozenset((d.method, d.other)): d.real for d in self.differences(column)}
         cells = []
         for value in values:
@@ -201,6 +195,7 @@ class Results:
             "versions": versions(),
             "examples": len(self),
             "groups": len(set(self.groups)),
+            "groups_needed": self.groups_needed,
             "confidence": self.confidence,
             "resamples": self.resamples,
             "values": [v._asdict() for c in self.columns for v in self.values(c)],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,18 @@ import torch
 from captum._utils.progress import NullProgress, progress
 from torch import Tensor, nn
 
+from captum_attn._checks import FAILURES, callable_of, flag, number, shown, shown_error, whole
 from captum_attn.errors import AttnError, InputError, OptionError, TargetError
 from captum_attn.evaluation.batches import Batch, Source
-from captum_attn.evaluation.log import Log, finished_batches
+from captum_attn.evaluation.fingerprint import Describer
+from captum_attn.evaluation.log import Log, finished_batches, only_writer
 from captum_attn.evaluation.measures import Metric, Situation, metrics_of
 from captum_attn.evaluation.methods import Method, methods_of, own_randomness
 from captum_attn.evaluation.processes import Processes, processes
 from captum_attn.evaluation.results import Results, gathered
-from captum_attn.evaluation.settings import described, digest, versions
-from captum_attn.metrics.shared import Model, predicted
+from captum_attn.evaluation.settings import versions
+from captum_attn.metrics.shared import Model, checked_target, predicted
+from captum_attn.objectives import logit
 
 __all__ = ["evaluate"]
 
@@ -94,19 +99,28 @@ def evaluate(
         ... )
         >>> print(results)
     """
+    callable_of("model", model, "a model or a callable that runs one")
     if isinstance(model, nn.Module) and model.training:
         raise OptionError("the model is in train mode, so its outputs are random: call .eval()")
+    flag("resume", resume), flag("show_progress", show_progress)
     if resume and out is None:
         raise OptionError("resume: there is nothing to go on with unless out= names a directory")
-    if not 0 < confidence < 1:
-        raise OptionError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
+    if isinstance(target, str) and target not in ("label", "predicted"):
+        raise OptionError(
+            f"target: expected 'label', 'predicted' or a Captum target, got {shown(target)}"
+        )
+    seed, resamples = whole("seed", seed, 0, 2**63 - 1), whole("resamples", resamples)
+    number("confidence", confidence, 0, 1, open_ends="()")
+    folder = None if out is None else _folder(out)
     source = Source(dataset, batch_size, collate_fn, limit)
     explained = methods_of(methods, model)
-    measured = metrics_of(metrics)
+    measured = metrics_of(metrics, perturbation)
     work = _Work(model, explained, measured, target, perturbation or {}, seed)
-    settings = _settings(work, source)
-    with processes() as own:
-        records = _records(work, source, settings, own, out, resume, show_progress and not own.rank)
+    settings = _settings(work, source, warn=folder is not None)
+    with processes() as own, ExitStack() as held:
+        done = _finished(own, settings, folder, resume, source.count, held)
+        visible = show_progress and not own.rank
+        records = _records(work, source, settings, own, folder, done, visible)
         if not records:
             raise InputError("the data set is empty: expected at least one example")
         names = [method.name for method in explained]
@@ -114,8 +128,8 @@ def evaluate(
         results = Results(
             names, measured, kept, groups, settings, confidence, resamples, seed
         )  # fmt: skip
-        if out is not None and own.rank == 0:
-            results.write(out)
+        if folder is not None and own.rank == 0:
+            results.write(folder)
     return results
 
 
@@ -132,18 +146,17 @@ class _Work:
 
     def record(self, number: int, first: int, batch: Batch) -> dict[str, Any]:
         """Everything that is kept of a batch, as JSON takes it."""
-        if isinstance(self.model, nn.Module):
-            place = next(self.model.parameters(), torch.zeros(0))
-            batch = batch.to(place.device)
         where = f"batch {number}, whose example 0 is example {first} of the data set"
-        target = _target(self.model, batch, self.target, first)
+        with _naming(where):
+            if isinstance(self.model, nn.Module):
+                place = next(self.model.parameters(), torch.zeros(0))
+                batch = batch.to(place.device)
+            target = _target(self.model, batch, self.target, first)
         kept: dict[str, dict[str, Any]] = {}
         for method in self.methods:
             with _naming(f"{method.name}, {where}"), own_randomness(self.seed, number, method.name):
                 attributions = method.explain(batch, target, first)
-            situation = Situation(
-                self.model, batch, target, method, attributions, self.perturbation
-            )
+            situation = Situation(self.model, batch, target, method, attributions)
             kept[method.name] = {}
             for name, metric in self.metrics.items():
                 of = f"{method.name}, {name}, {where}"
@@ -151,16 +164,21 @@ class _Work:
                     found = metric.kept(situation)
                 kept[method.name][name] = {k: v.tolist() for k, v in found.items()}
         groups = None if batch.groups is None else [str(g) for g in batch.groups]
-        return {"batch": number, "first": first, "size": len(batch), "groups": groups, "kept": kept}
+        return {"batch": number, "first": first, "size": len(batch), "groups": groups,
+                "data": batch.fingerprint(), "kept": kept}  # fmt: skip
 
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Says in an error where it came up."""
+    """Says in an error where it came up; what others raise becomes an error of ours."""
     try:
         yield
     except AttnError as error:
         raise type(error)(f"{where}: {error}") from error
+    except FAILURES as error:  # of a method, a metric or a model that is not of this package
+        raise InputError(
+            f"{where}: {shown_error(error)}; look at its options and at what it is given"
+        ) from error
 
 
 def _target(model: Callable, batch: Batch, target: Any, first: int) -> Any:
@@ -172,10 +190,6 @@ def _target(model: Callable, batch: Batch, target: Any, first: int) -> Any:
         bad = (~output.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         raise InputError(f"the model's output of example {first + bad[0]} has NaN or infinity")
     if isinstance(target, str):
-        if target not in ("label", "predicted"):
-            raise OptionError(
-                f"target: expected 'label', 'predicted' or a Captum target, got {target!r}"
-            )
         if target == "predicted":
             return predicted(output)
         target = batch.target
@@ -186,6 +200,9 @@ def _target(model: Callable, batch: Batch, target: Any, first: int) -> Any:
             )
     if isinstance(target, Tensor) and target.ndim == 1 and output.ndim == 2:
         _check_classes(target, output.shape[1], first)
+    checked_target(target, len(batch))
+    if target is not None and not isinstance(target, Tensor):
+        logit(output, target)  # refused before the first method
     return target
 
 
@@ -199,26 +216,39 @@ def _check_classes(labels: Tensor, classes: int, first: int) -> None:
         )
 
 
-def _settings(work: _Work, source: Source) -> dict[str, Any]:
-    """What has to be the same for a run to be gone on with."""
-    first = source.first()
+def _settings(work: _Work, source: Source, warn: bool) -> dict[str, Any]:
+    """What has to be the same for a run to be gone on with; warns of what cannot be compared."""
+    describe, first = Describer(), source.first()
     settings = {
-        "model": described(work.model),
+        "model": describe(work.model, "model"),
         "dataset": {
             "class": type(source.dataset).__name__,
             "examples": source.examples,
-            "first": None if first is None else digest([first.inputs, dict(first.truth)]),
+            "first": None if first is None else first.fingerprint(),
         },
-        "methods": {m.name: described([m.source, m.options]) for m in work.methods},
-        "metrics": {n: described([m.function, m.options]) for n, m in work.metrics.items()},
-        "target": described(work.target),
-        "perturbation": described(work.perturbation),
+        "methods": {m.name: describe([m.source, m.options], m.name) for m in work.methods},
+        "metrics": {n: describe(vars(m), n) for n, m in work.metrics.items()},
+        "target": describe(work.target, "target"),
+        "perturbation": describe(work.perturbation, "perturbation"),
         "batch_size": source.batch_size,
         "limit": source.limit,
         "seed": work.seed,
         "versions": versions(),
     }
+    if warn and describe.unknown:
+        named = ", ".join(f"{where} ({kind})" for where, kind in describe.unknown.items())
+        warnings.warn(
+            f"resume cannot tell whether these are the same in another run: {named}; see to it "
+            "yourself, or make them of numbers, tensors and functions",
+            stacklevel=3,
+        )
     return json.loads(json.dumps(settings))
+
+
+def _folder(out: Any) -> Path:
+    if not isinstance(out, (str, PathLike)) or not str(out) or "\0" in str(out):
+        raise OptionError(f"out: expected a directory as str or Path, got {shown(out)}")
+    return Path(out)
 
 
 def _records(
@@ -226,25 +256,30 @@ def _records(
     source: Source,
     settings: Mapping[str, Any],
     own: Processes,
-    out: str | Path | None,
-    resume: bool,
+    folder: Path | None,
+    done: dict[int, dict[str, Any]],
     show_progress: bool,
 ) -> dict[int, dict[str, Any]]:
     """Batch number -> record, of all processes; what was finished before is not done again."""
-    done = _finished(own, settings, out, resume)
-    log = None if out is None else Log(Path(out), own.rank, settings)
+    log = None if folder is None else Log(folder, own.rank, settings)
     left = None if source.count is None else [b for b in range(source.count) if b not in done]
     mine = None if left is None else set(left[own.rank :: own.size])
 
     def wanted(number: int) -> bool:
-        share = number % own.size == own.rank if mine is None else number in mine
-        return share and number not in done
+        return number % own.size == own.rank if mine is None else number in mine
 
+    if mine is not None:  # before anything is added to them
+        share = sorted(done)[own.rank :: own.size]
+        for number, first, batch in source.batches(share.__contains__):
+            _compare(done[number], batch, first)
     total = None if mine is None else len(mine)
     bar = progress(desc="Evaluation", total=total) if show_progress else NullProgress()
     found = {}
     with bar:
         for number, first, batch in source.batches(wanted):
+            if number in done:
+                _compare(done[number], batch, first)
+                continue
             found[number] = work.record(number, first, batch)
             if log is not None:
                 log.append(found[number])
@@ -252,14 +287,35 @@ def _records(
     return done | {k: v for part in own.gather(found) for k, v in part.items()}
 
 
+def _compare(record: Mapping[str, Any], batch: Batch, first: int) -> None:
+    """Refuses a finished batch of other examples, labels or another order."""
+    if record["data"] != batch.fingerprint():
+        raise OptionError(
+            f"batch {record['batch']} (from example {first} on) was made of other data: its "
+            "examples, labels, masks or groups have changed, or their order, or they are drawn at "
+            "random; take the data set that it was made of, or give another directory"
+        )
+
+
 def _finished(
-    own: Processes, settings: Mapping[str, Any], out: str | Path | None, resume: bool
+    own: Processes,
+    settings: Mapping[str, Any],
+    folder: Path | None,
+    resume: bool,
+    batches: int | None,
+    held: ExitStack,
 ) -> dict[int, dict[str, Any]]:
-    """What earlier runs finished; where one process cannot go on, none does."""
+    """What earlier runs finished; where one process cannot go on, none does.
+
+    The first process holds the folder until `held` is closed.
+    """
     found: dict[int, dict[str, Any]] = {}
     problem: AttnError | None = None
     try:
-        found = {} if out is None else finished_batches(Path(out), settings, resume)
+        if folder is not None and own.rank == 0:
+            held.enter_context(only_writer(folder))
+        if folder is not None:
+            found = finished_batches(folder, settings, resume, batches)
     except AttnError as error:
         problem = error
     everywhere = own.gather((found, problem))

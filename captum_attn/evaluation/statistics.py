@@ -1,7 +1,8 @@
 """How sure is a number, and which differences are real?
 
-All methods saw the same examples, so they are compared on the same resamples of them (the paired
-bootstrap; Efron & Tibshirani 1993): what makes an example hard for all of them drops out.
+All methods saw the same examples, so they are compared on the same ones: what makes an example hard
+for all of them drops out. Errors are the textbook's, intervals those of the bootstrap (Efron &
+Tibshirani 1993), and `chance` says which differences are real.
 """
 
 from __future__ import annotations
@@ -12,11 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captum_attn.errors import OptionError
+from captum_attn.evaluation.chance import (
+    NOISE,
+    errors_of,
+    groups_needed,
+    holm,
+    p_values,
+    resamples_of,
+)
 
-__all__ = ["Difference", "Resamples", "Value", "differences_of", "value_of"]
+__all__ = ["Difference", "Numbers", "Resamples", "Value", "differences_of", "values_of"]
 
 Array = np.ndarray
-AT_ONCE = 4_000_000  # random numbers drawn at a time
 
 
 class Value(NamedTuple):
@@ -26,7 +34,7 @@ class Value(NamedTuple):
         method, metric (str): whose, and of what.
         value (float): over the whole data set.
         standard_error (float or None): None for a single example.
-        low, high (float): the bootstrap interval.
+        low, high (float): the percentile interval of the bootstrap; too narrow for few groups.
         better ("higher", "lower" or None): which way is better.
         examples (int): how many.
     """
@@ -48,10 +56,11 @@ class Difference(NamedTuple):
         metric, method, other (str): `method` less `other`.
         difference (float): over the whole data set.
         standard_error (float or None): of the difference.
-        low, high (float): its bootstrap interval.
-        p (float): two-sided, of no difference, by the bootstrap.
+        low, high (float): the percentile interval of the bootstrap; too narrow for few groups.
+        p (float): two-sided, of no difference, see `captum_attn.evaluation.chance`.
         adjusted_p (float): by Holm over all pairs of the metric.
-        real (bool): whether `adjusted_p` is below 1 - confidence.
+        real (bool): whether `adjusted_p` is below 1 - confidence, of at least `groups_needed`
+            groups.
     """
 
     metric: str
@@ -67,7 +76,7 @@ class Difference(NamedTuple):
 
 
 class Resamples:
-    """Means over the data set, and over data sets drawn from it with replacement.
+    """Means over the data set, over data sets drawn from it, and over all groups but one.
 
     Args:
         kept (Mapping): name -> (n, ...), what was kept of every example; anything hashable names.
@@ -76,7 +85,8 @@ class Resamples:
         seed (int): of the draws.
 
     Attributes:
-        means, drawn (dict): name -> (1, ...) and (R, ...).
+        means, drawn, without (dict): name -> (1, ...), (R, ...) and (G, ...).
+        sizes (Array): (G,), how many examples each group has.
     """
 
     def __init__(
@@ -88,12 +98,19 @@ class Resamples:
         self.shapes = {name: v.shape[1:] for name, v in values.items()}
         flat = np.concatenate([v.reshape(len(v), -1) for v in values.values()], 1)
         of_group: dict[Any, int] = {}
-        self.group = np.array([of_group.setdefault(g, len(of_group)) for g in groups])
+        group = np.array([of_group.setdefault(g, len(of_group)) for g in groups])
         total = np.zeros((len(of_group), flat.shape[1]))
-        np.add.at(total, self.group, flat)
-        sizes = np.bincount(self.group).astype(np.float64)
+        np.add.at(total, group, flat)
+        self.sizes = np.bincount(group).astype(np.float64)
+        times = resamples_of(len(total), count, seed)
         self.means = self._named(flat.mean(0, keepdims=True))
-        self.drawn = self._named(_drawn(total, sizes, count, seed))
+        self.drawn = self._named(
+            np.concatenate([t @ total / (t @ self.sizes)[:, None] for t in times])
+        )
+        rest = self.sizes.sum() - self.sizes
+        alone = len(rest) < 2  # then there is nothing to leave out
+        mean = flat.mean(0, keepdims=True)
+        self.without = self._named(mean if alone else (total.sum(0) - total) / rest[:, None])
 
     def _named(self, flat: Array) -> dict[Any, Array]:
         ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes.values()])
@@ -103,96 +120,92 @@ class Resamples:
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
-    def standard_error_of_mean(self, values: Array) -> float | None:
-        """Of the mean of (n,): s / sqrt(n), or its form for groups."""
-        count = int(self.group.max()) + 1
-        if count < 2:
-            return None
-        off = np.bincount(self.group, values - values.mean())
-        return float(np.sqrt(count / (count - 1) * (off**2).sum()) / len(values))
 
+class Numbers(NamedTuple):
+    """A column of M methods.
 
-def _drawn(total: Array, sizes: Array, count: int, seed: int) -> Array:
-    """Means (count, F) over drawn groups, whose sums are (G, F) and sizes (G,)."""
-    rng, groups = np.random.default_rng(seed), len(total)
-    at_once = max(1, AT_ONCE // groups)
-    found = []
-    for start in range(0, count, at_once):
-        rows = min(at_once, count - start)
-        picks = rng.integers(groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
-        times = np.bincount(picks.ravel(), minlength=rows * groups).reshape(rows, groups)
-        times = times.astype(np.float64)
-        found.append(times @ total / (times @ sizes)[:, None])
-    return np.concatenate(found)
+    Attributes:
+        points (Array): (M,), over the data set.
+        drawn (Array): (R, M), over the resamples.
+        totals (Array): (G, M), what each group adds: their sum over that of the sizes is the
+            number. Of a mean it is the group's sum, of a ratio of means what it is to first order
+            (the jackknife's pseudo-values; Efron & Tibshirani 1993, chapter 11).
+        sizes (Array): (G,), examples of each group.
+    """
 
+    points: Array
+    drawn: Array
+    totals: Array
+    sizes: Array
 
-def interval(drawn: Array, confidence: float) -> tuple[float, float]:
-    """The percentile interval of resampled numbers (R,)."""
-    if not 0 < confidence < 1:
-        raise OptionError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    @classmethod
+    def of(cls, points: Array, drawn: Array, without: Array, sizes: Array) -> Numbers:
+        """From the numbers over all groups but one, (G, M)."""
+        rest = (sizes.sum() - sizes)[:, None]
+        return cls(points, drawn, points * sizes[:, None] + (points - without) * rest, sizes)
 
-
-def value_of(
-    name: tuple[str, str], point: float, drawn: Array, error: float | None, better: str | None,
-    examples: int, confidence: float,
-) -> Value:  # fmt: skip
-    """A number with its interval."""
-    low, high = interval(drawn, confidence)
-    return Value(*name, point, error, low, high, better, examples)
-
-
-def differences_of(
-    metric: str,
-    methods: Sequence[str],
-    points: Array,
-    drawn: Array,
-    errors: Mapping[tuple[int, int], float | None],
-    confidence: float,
-) -> list[Difference]:
-    """All pairs of methods, from their numbers (M,) and the resampled ones (M, R)."""
-    pairs = [(i, j) for i in range(len(methods)) for j in range(i + 1, len(methods))]
-    between = [_less(drawn[i], drawn[j]) for i, j in pairs]
-    p = np.array([_two_sided(difference) for difference in between])
-    found = []
-    for (i, j), difference, own, all_in_all in zip(pairs, between, p, holm(p), strict=True):
-        low, high = interval(difference, confidence)
-        real = errors[i, j] is not None and bool(all_in_all < 1 - confidence)
-        found.append(
-            Difference(
-                metric,
-                methods[i],
-                methods[j],
-                float(points[i] - points[j]),
-                errors[i, j],
-                low,
-                high,
-                float(own),
-                float(all_in_all),
-                real,
-            )  # fmt: skip
+    def less(self, one: Sequence[int], other: Sequence[int]) -> Numbers:
+        """Differences of methods, without what rounding leaves of equal numbers."""
+        points, drawn, totals = (
+            _less(values[..., one], values[..., other])
+            for values in (self.points, self.drawn, self.totals)
         )
-    return found
+        return Numbers(points, drawn, totals, self.sizes)
+
+    @property
+    def errors(self) -> list[float | None]:
+        """Standard errors; None where there is one group only."""
+        if len(self.sizes) < 2:
+            return [None] * len(self.points)
+        return errors_of(self.totals, self.sizes).tolist()
 
 
 def _less(one: Array, other: Array) -> Array:
-    """The difference, without what rounding leaves of equal numbers."""
     difference = one - other
-    noise = 1e-12 * max(np.abs(one).max(), np.abs(other).max())
+    noise = NOISE * np.maximum(np.abs(one), np.abs(other)).max(initial=0.0)
     return np.where(np.abs(difference) <= noise, 0.0, difference)
 
 
-def _two_sided(drawn: Array) -> float:
-    """Twice the share of resamples beyond 0, counting the sample itself, 1 at most."""
-    beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return min(1.0, 2 * (int(beyond) + 1) / (len(drawn) + 1))
+def intervals(drawn: Array, confidence: float) -> list[tuple[float, float]]:
+    """The percentile intervals of resampled numbers (R, M)."""
+    if not 0 < confidence < 1:
+        raise OptionError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
+    ends = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return [(float(low), float(high)) for low, high in ends.T]
 
 
-def holm(p: Array) -> Array:
-    """Holm's adjustment (1979): the k-th smallest of m times m + 1 - k, never falling."""
-    order = np.argsort(p, kind="stable")
-    raised = p[order] * (len(p) - np.arange(len(p)))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(raised)) if len(p) else raised
-    return adjusted
+def values_of(
+    column: str, methods: Sequence[str], found: Numbers, better: str | None, examples: int,
+    confidence: float,
+) -> list[Value]:  # fmt: skip
+    """Every method's number with its error and its interval."""
+    rows = zip(
+        methods, found.points, found.errors, intervals(found.drawn, confidence), strict=True
+    )  # fmt: skip
+    return [
+        Value(method, column, float(point), error, low, high, better, examples)
+        for method, point, error, (low, high) in rows
+    ]
+
+
+def differences_of(
+    column: str, methods: Sequence[str], found: Numbers, confidence: float, count: int, seed: int
+) -> list[Difference]:
+    """All pairs of methods."""
+    pairs = [(i, j) for i in range(len(methods)) for j in range(i + 1, len(methods))]
+    if not pairs:
+        return []
+    between = found.less([i for i, _ in pairs], [j for _, j in pairs])
+    p = p_values(between.totals, between.sizes, confidence, count, seed)
+    enough = len(found.sizes) >= groups_needed(len(pairs), confidence)
+    rows = zip(
+        pairs, between.points, between.errors, intervals(between.drawn, confidence), p, holm(p),
+        strict=True,
+    )  # fmt: skip
+    return [
+        Difference(
+            column, methods[i], methods[j], float(point), error, low, high, float(own),
+            float(all_in_all), enough and bool(all_in_all < 1 - confidence),
+        )
+        for (i, j), point, error, (low, high), own, all_in_all in rows
+    ]  # fmt: skip

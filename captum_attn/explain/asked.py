@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_attn._checks import finite
 from captum_attn.errors import TargetError
 from captum_attn.evaluation.loaded import Loaded
 from captum_attn.metrics.shared import tensor_of
@@ -70,6 +71,7 @@ def ask(loaded: Loaded, inputs: Tensor | Mapping[str, Any], given: str = "predic
     with torch.no_grad():
         output = loaded.model(**inputs) if isinstance(inputs, Mapping) else loaded.model(inputs)
     logits = tensor_of(output)
+    logits = finite("the model's output", logits, "look at its weights and at the input")
     logits = logits[0, -1] if loaded.next_token else logits[0]
     likely = logits.double().sigmoid() if loaded.independent else logits.double().softmax(-1)
     best = likely.topk(min(SHOWN, len(likely))).indices.tolist()
@@ -98,7 +100,7 @@ def _number(loaded: Loaded, given: str, count: int) -> int:
     if found is not None:
         return found
     if given.isdecimal():
-        if int(given) < count:
+        if len(given) < 20 and int(given) < count:
             return int(given)
         raise TargetError(f"--target: the model has {count} outputs, 0 to {count - 1}; got {given}")
     if loaded.next_token:

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captum_attn.errors import InputError, OptionError
+from captum_attn._checks import FAILURES, is_file, is_folder, shown_error
+from captum_attn.errors import AttnError, InputError, OptionError
 from captum_attn.evaluation.command import device_of, listed, method_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from captum_attn.evaluation.loaded import Loaded
     from captum_attn.explain.asked import Asked
 
@@ -139,7 +138,7 @@ def explain_image_command(
     from captum_attn.explain.asked import ask
     from captum_attn.visualization import visualize_image
 
-    if not image.is_file():
+    if not is_file(image):
         raise InputError(f"no picture at '{image}'; give the path of an image file")
     loaded = load(model)
     if loaded.read is None:
@@ -167,9 +166,9 @@ def _check_out(out: Path | None) -> None:
         return
     if out.suffix.lower() not in SUFFIXES:
         raise OptionError(f"--out: expected a file ending in {' or '.join(SUFFIXES)}, got '{out}'")
-    if not out.parent.is_dir():
+    if not is_folder(out.parent):
         raise InputError(f"no folder at '{out.parent}'; give --out a file in a folder of yours")
-    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+    if is_folder(out) or not os.access(out if is_file(out) else out.parent, os.W_OK):
         raise InputError(f"cannot write to '{out}'; give --out a file of yours")
 
 
@@ -183,10 +182,13 @@ def _attributions(
     found: dict[str, Any] = {}
     for name, (kind, given) in methods.items():
         attribution, options = method_of(kind, given, loaded, "method")
-        relevance: Tensor | Mapping[str, Tensor] = attribution.attribute(
-            inputs, target=asked.target, **options
-        )
-        found[name] = relevance
+        try:
+            found[name] = attribution.attribute(inputs, target=asked.target, **options)
+        except FAILURES as problem:  # of Captum's methods, which ids or options do not suit
+            said = str(problem) if isinstance(problem, AttnError) else shown_error(problem)
+            raise OptionError(
+                f"--method: {name} cannot explain this input by this model: {said}"
+            ) from problem
     return found
 
 

@@ -10,10 +10,22 @@ import torch
 
 from captum_attn.insights.examples import Example
 from captum_attn.insights.features import FeatureOutput
-from captum_attn.insights.session import Explanation, Prediction, Session
+from captum_attn.insights.methods import MAX_STEPS
+from captum_attn.insights.session import STEPS, Explanation, Prediction, Session
+from captum_attn.insights.uploads import MAX_BYTES, MAX_PIXELS
 from captum_attn.metrics import Curve
 
-__all__ = ["CSS", "HEADER", "caption", "curves", "hint", "message", "panel", "predictions"]
+__all__ = [
+    "CSS",
+    "HEADER",
+    "caption",
+    "curves",
+    "hint",
+    "limits",
+    "message",
+    "panel",
+    "predictions",
+]
 
 HEADER = (
     '<div class="ca-header"><b>captum_attn</b> '
@@ -50,6 +62,16 @@ MAX_CAPTION = 80
 def hint() -> str:
     """What the page says before anything was asked."""
     return '<p class="ca-note">Choose an example, or bring your own, and press Explain.</p>'
+
+
+def limits(waiting: int, letters: int) -> str:
+    """What a question may cost, for all who ask."""
+    return (
+        '<p class="ca-note ca-limits">Limits: pictures of at most '
+        f"{MAX_BYTES >> 20} MiB and {MAX_PIXELS / 1e6:.0f} megapixels, resized to the model's "
+        f"input; texts of at most {letters:,} letters; n_steps up to {MAX_STEPS}; a deletion curve "
+        f"of {STEPS} steps; one question at a time, {waiting} waiting.</p>"
+    )
 
 
 def message(text: str) -> str:

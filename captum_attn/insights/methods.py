@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from captum.attr import Attribution, IntegratedGradients, Saliency
 
+from captum_attn._checks import number, one_of, shown, text
 from captum_attn.attr import (
     AttentionAttribution,
     AttentionRollout,
@@ -18,9 +19,11 @@ from captum_attn.attr import (
 from captum_attn.errors import OptionError
 from captum_attn.observe.streams.to_inputs import INTERPOLATIONS
 
-__all__ = ["CAPTUM_METHODS", "METHODS", "Option", "options_of", "values_of"]
+__all__ = ["CAPTUM_METHODS", "MAX_STEPS", "METHODS", "Option", "options_of", "values_of"]
 
 Method = type[Attribution]
+MAX_STEPS = 200  # of Integrated Gradients: passes of the model for one question
+LARGEST = 10**6  # of any other number
 
 METHODS: tuple[type[AttentionAttribution], ...] = (
     GenericAttention,
@@ -40,20 +43,21 @@ class Option(NamedTuple):
         name (str): the keyword argument of `attribute`.
         default (bool, int, float or str): what it is where nothing is set.
         choices (tuple of str): the values of a str.
-        lowest (int, optional): the least value of a number.
+        lowest, highest (int, optional): the least and the largest value of a number.
     """
 
     name: str
     default: Any
     choices: tuple[str, ...] = ()
     lowest: int | None = None
+    highest: int | None = None
 
     def read(self, value: Any) -> Any:
         """The value that a form's field stands for; a field that was cleared is the default.
 
         Reading twice changes nothing, because Captum Insights reads once per example.
         """
-        if value is None or value == "":
+        if value is None or (isinstance(value, str) and not value):
             return self.default
         if isinstance(self.default, bool):
             known = {"true": True, "false": False}.get(str(value).lower())
@@ -61,18 +65,27 @@ class Option(NamedTuple):
                 raise OptionError(f"{self.name}: expected True or False, got {value!r}")
             return known
         if isinstance(self.default, (int, float)):
-            try:
-                return type(self.default)(value)
-            except (TypeError, ValueError) as problem:
-                raise OptionError(f"{self.name}: expected a number, got {value!r}") from problem
-        return value
+            return self._number(value)
+        if self.choices:
+            return one_of(self.name, value, self.choices)
+        return text(self.name, value)
+
+    def _number(self, value: Any) -> int | float:
+        try:
+            found = type(self.default)(value)
+        except (TypeError, ValueError, OverflowError) as problem:
+            raise OptionError(f"{self.name}: expected a number, got {shown(value)}") from problem
+        least = -LARGEST if self.lowest is None else self.lowest
+        most = LARGEST if self.highest is None else self.highest
+        number(self.name, found, least, most)
+        return found
 
 
 _EVERYWHERE = (
-    Option("start_layer", 0, lowest=0),
+    Option("start_layer", 0, lowest=0, highest=10_000),
     Option("interpolation", "bilinear", tuple(INTERPOLATIONS)),
 )
-_OF_CAPTUM = {IntegratedGradients: (Option("n_steps", 25, lowest=2),)}
+_OF_CAPTUM = {IntegratedGradients: (Option("n_steps", 25, lowest=2, highest=MAX_STEPS),)}
 
 
 def options_of(method: Method) -> tuple[Option, ...]:

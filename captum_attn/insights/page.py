@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from captum_attn._checks import shown_error, whole
 from captum_attn.attr import AttentionRollout
-from captum_attn.errors import AttnError
+from captum_attn.errors import AttnError, InputError
 from captum_attn.insights import drawing
 from captum_attn.insights.examples import Example
 from captum_attn.insights.methods import Option, options_of
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 NOTHING = "nothing"  # in place of a second method
 PREDICTED = "the predicted class"
 TITLE = "captum_attn"
+MAX_WAITING = 20  # questions in the queue
+MAX_LETTERS = 5000  # of a text
 PICTURES = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"]
 CSS = drawing.CSS
 
@@ -62,6 +65,8 @@ def build_page(sessions: Mapping[str, Session]) -> gr.Blocks:
             for name, session in sessions.items():
                 with gr.Tab(name):
                     _dashboard(session)
+        gr.HTML(drawing.limits(MAX_WAITING, MAX_LETTERS))
+    page.queue(max_size=MAX_WAITING, api_open=False)
     return page
 
 
@@ -125,7 +130,8 @@ def _what(session: Session) -> list[Any]:
             elem_classes="ca-upload", visible=session.takes_picture,
         ),
         gr.Textbox(
-            label="or a text of yours", max_lines=4, max_length=5000, visible=session.takes_text
+            label="or a text of yours", max_lines=4, max_length=MAX_LETTERS,
+            visible=session.takes_text,
         ),
         gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1),
         gr.Dropdown(
@@ -170,8 +176,9 @@ def _field(option: Option) -> Any:
     if isinstance(option.default, (int, float)):
         precision = 0 if isinstance(option.default, int) else None
         return gr.Number(
-            option.default, label=option.name, precision=precision, minimum=option.lowest
-        )
+            option.default, label=option.name, precision=precision, minimum=option.lowest,
+            maximum=option.highest,
+        )  # fmt: skip
     return gr.Textbox(option.default, label=option.name)
 
 
@@ -204,6 +211,11 @@ class Asked(NamedTuple):
 def _predicted(
     session: Session, index: int, picture: str | None, text: str | None, model: str, target: int
 ) -> tuple[Asked, str]:
+    index = whole("example", index, 0, len(session.examples) - 1)
+    if target is not None and session.classes:
+        target = whole("target", target, -1, len(session.classes) - 1)
+    if text and len(text) > MAX_LETTERS:
+        raise InputError(f"the text has {len(text)} letters: expected at most {MAX_LETTERS}")
     example = session.own(session.examples[index], picture, text)
     predicted = session.predict(model, example)
     chosen = predicted[0].target if target is None or target < 0 else target
@@ -233,7 +245,8 @@ def _or_message(call: Callable[..., tuple[Any, str]], *arguments: Any) -> tuple[
         return call(*arguments)
     except AttnError as error:
         return None, drawing.message(str(error))
-    # A model or a method of the user's may raise anything; the page says what, and goes on.
-    except Exception as error:
+    # A model or a method of the user's may raise anything, also what ends a program: in a thread
+    # of the server nobody would catch that, and the page would wait for ever.
+    except BaseException as error:
         log.exception("the dashboard could not explain this")
-        return None, drawing.message(f"{type(error).__name__}: {error}")
+        return None, drawing.message(shown_error(error))

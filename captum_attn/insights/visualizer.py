@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from captum_attn._checks import flag, whole
 from captum_attn.errors import AttnError, MissingExtraError
+from captum_attn.insights.hosts import KnownHosts, checked_hosts
 from captum_attn.insights.session import Session
 from captum_attn.insights.uploads import MAX_BYTES
 
 __all__ = ["AttributionVisualizer", "serve"]
 
+VISITORS = 50  # whose fields Gradio remembers; the page sends all of them with every question
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 
 
@@ -55,6 +58,7 @@ class AttributionVisualizer(Session):
         debug: bool = False,
         port: int | None = None,
         bind_all: bool = False,
+        hosts: Sequence[str] = (),
     ) -> int:
         """Serves the page until the program ends, or `close` is called.
 
@@ -64,6 +68,8 @@ class AttributionVisualizer(Session):
             port (int, optional): Default: a free one.
             bind_all (bool): listen to other computers, too. There is no password: whoever reaches
                 the port can use the models. Default: False, this computer only.
+            hosts (sequence of str): further names by which browsers may ask for the page, such as
+                that of a proxy in front of it. Default: this computer's own.
 
         Returns:
             int: the port.
@@ -77,7 +83,7 @@ class AttributionVisualizer(Session):
             >>> port = visualizer.serve()
         """
         self.close()
-        self._page, port = serve({"": self}, blocking, debug, port, bind_all)
+        self._page, port = serve({"": self}, blocking, debug, port, bind_all, hosts=hosts)
         return port
 
     def render(self, debug: bool = False) -> int:
@@ -111,12 +117,16 @@ def serve(
     port: int | None = None,
     bind_all: bool = False,
     inline: bool = False,
+    hosts: Sequence[str] = (),
 ) -> tuple[Any, int]:
     """Serves a page with a tab for each session; see `AttributionVisualizer.serve`.
 
     Returns:
         tuple: the page, whose `close()` stops the server, and the port.
     """
+    for name, value in {"blocking": blocking, "debug": debug, "bind_all": bind_all}.items():
+        flag(name, value)
+    known = {"hosts": checked_hosts(hosts), "everywhere": bind_all}
     pages = _pages()
     host = EVERYWHERE if bind_all else LOOPBACK
     port = checked_port(port, bind_all)
@@ -125,7 +135,8 @@ def serve(
         server_name=host, server_port=port, share=False, inline=inline, prevent_thread_lock=True,
         quiet=not debug, debug=False, show_error=True, max_file_size=MAX_BYTES, ssr_mode=False,
         mcp_server=False, enable_monitoring=False, footer_links=[], theme=pages.theme(),
-        css=pages.CSS,
+        css=pages.CSS, state_session_capacity=VISITORS,
+        app_kwargs={"middleware": [(KnownHosts, (), known)]},
     )  # fmt: skip
     if not inline:
         print(f"Open http://{'localhost' if bind_all else host}:{port}/", flush=True)
@@ -139,9 +150,10 @@ def checked_port(port: int | None, bind_all: bool = False) -> int:
 
     Raises:
         AttnError: where the port cannot be used.
-        MissingExtraError: without the extra ``insights``, which nobody should learn later.
+        MissingExtraError: without the extra ``insights``; raised here, before anything is shown.
     """
     _pages()
+    port = None if port is None else whole("port", port, 0, 65535)
     host = EVERYWHERE if bind_all else LOOPBACK
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # As servers do, so that a port whose last connections are still closing counts as free.

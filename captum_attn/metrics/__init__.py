@@ -8,6 +8,7 @@ example, or counts (`segmentation`, `coco_results`) that add up exactly over bat
 
 from captum_attn.metrics.bridge import quantus_explain_func
 from captum_attn.metrics.coco import coco_average_precision, coco_bootstrap, coco_results
+from captum_attn.metrics.concentration import relevance_rank, sparseness, top_k_intersection
 from captum_attn.metrics.detection import (
     Detections,
     detections,
@@ -18,9 +19,7 @@ from captum_attn.metrics.fills import Blur, Constant, Fill, Mean, NoisyLinear, R
 from captum_attn.metrics.insertion import deletion, insertion
 from captum_attn.metrics.localization import (
     Segmentation,
-    binary_map,
     energy_inside,
-    otsu_threshold,
     pointing_game,
     segmentation,
 )
@@ -34,20 +33,22 @@ from captum_attn.metrics.perturbation import (
     perturbation_auc,
     perturbation_curve,
 )
+from captum_attn.metrics.rationales import (
+    Spans,
+    rationale_auprc,
+    rationale_f1,
+    rationale_iou_f1,
+    rationale_spans,
+)
 from captum_attn.metrics.saco import saco
 from captum_attn.metrics.sanity import (
     ParameterRandomization,
     RandomAttribution,
     parameter_randomization,
 )
-from captum_attn.metrics.text import (
-    comprehensiveness,
-    rationale_auprc,
-    rationale_f1,
-    rationale_iou_f1,
-    sufficiency,
-    token_removal_auc,
-)
+from captum_attn.metrics.sensitivity import sensitivity_n
+from captum_attn.metrics.text import comprehensiveness, sufficiency, token_removal_auc
+from captum_attn.metrics.thresholds import binary_map, otsu_threshold
 
 __all__ = [
     "TO_90",
@@ -63,6 +64,7 @@ __all__ = [
     "RandomAttribution",
     "Remove",
     "Segmentation",
+    "Spans",
     "abpc",
     "aopc",
     "binary_map",
@@ -85,9 +87,14 @@ __all__ = [
     "rationale_auprc",
     "rationale_f1",
     "rationale_iou_f1",
+    "rationale_spans",
+    "relevance_rank",
     "saco",
     "segment_detections",
     "segmentation",
+    "sensitivity_n",
+    "sparseness",
     "sufficiency",
     "token_removal_auc",
+    "top_k_intersection",
 ]

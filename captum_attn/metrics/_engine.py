@@ -7,6 +7,7 @@ intervals alike and runs no copy twice.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,15 @@ from captum._utils.progress import progress
 from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
+from captum_attn.metrics._attention import Unattended, mask_of, real_elements, unattended
+from captum_attn.metrics._checks import (
+    a_callable,
+    a_tensor,
+    choice,
+    flag,
+    known_options,
+    positive_int,
+)
 from captum_attn.metrics._inputs import (
     MEASURES,
     Attributions,
@@ -23,18 +33,17 @@ from captum_attn.metrics._inputs import (
     Key,
     Measure,
     Model,
+    checked_target,
     measure_of,
     measured,
     named,
-    positive_int,
     predicted,
     target_rows,
 )
 from captum_attn.metrics._units import Units, ranks, removable_units, units_of
-from captum_attn.metrics.fills import Filler, Remove, fill_of
+from captum_attn.metrics.fills import Filler, Mean, Remove, fill_of
 
 Normalize = Callable[[Tensor], Tensor]
-ATTENTION_MASK = "attention_mask"
 
 
 @dataclass(frozen=True)
@@ -50,19 +59,6 @@ class Filled:
     units: Units
     fill: Filler
     after: Normalize | None
-
-
-@dataclass(frozen=True)
-class Unattended:
-    """A perturbed input whose removed tokens are taken out of the attention.
-
-    Args:
-        units (Units): of the input.
-        mask (str or int): the attention mask.
-    """
-
-    units: Units
-    mask: Key
 
 
 @dataclass(frozen=True)
@@ -92,9 +88,16 @@ class Perturbation:
         """(B,), how many units of every example may be removed."""
         return self.removable.sum(1)
 
-    def counts(self, fractions: Tensor) -> Tensor:
-        """(B, L), the units that make up these fractions (L,), rounded to the nearest."""
-        return (fractions.to(self.sizes.device) * self.sizes[:, None]).round().long()
+    def counts(self, fractions: Tensor, keep_whole: bool = False) -> Tensor:
+        """(B, L), the units that make up these fractions (L,), rounded to the nearest.
+
+        Half a unit goes to the even number. With `keep_whole`, what is kept is rounded down, in
+        GAE's own arithmetic.
+        """
+        fractions, sizes = fractions.to(self.sizes.device), self.sizes[:, None]
+        if keep_whole:
+            return sizes - ((1 - fractions) * sizes).long()
+        return (fractions * sizes).round().long()
 
     def run(self, start: Tensor, stop: Tensor, order: str = "most") -> Tensor:
         """The measure (B, L) without the units whose rank is in [start, stop), both (B, L)."""
@@ -130,38 +133,12 @@ class Perturbation:
                 filled = part.fill(rows, part.units.spread(gone, rows))
                 entries[part.units.key] = filled if part.after is None else part.after(filled)
                 continue
-            held = mask_of(self.model, part.mask, part.units)[rows].masked_fill(gone, 0)
+            changed = part.changed(self.model, entries, rows, gone)
             if isinstance(part.mask, int):
-                arguments[part.mask] = held
+                arguments[part.mask] = changed[part.mask]
             else:
-                entries[part.mask] = held
+                entries |= changed
         return entries, arguments
-
-
-def mask_of(model: Model, name: Key, units: Units) -> Tensor:
-    """The attention mask (B, n) of that name; all ones where a Mapping does not hold it."""
-    batch, count = model.batch, units.count
-    if isinstance(name, int):
-        if not 0 <= name < len(model.additional):
-            raise OptionError(
-                f"Remove(mask={name}): there are {len(model.additional)} additional_forward_args"
-            )
-        mask = model.additional[name]
-    else:
-        if not model.by_name:
-            raise OptionError(
-                f"fill: to take tokens out of the attention, {name!r} has to be an entry of a "
-                "Mapping; otherwise name its position: Remove(mask=0) is the first of the "
-                "additional_forward_args"
-            )
-        default = torch.ones(batch, count, dtype=torch.long, device=units.index.device)
-        mask = model.values.get(name, default)
-    if not isinstance(mask, Tensor) or mask.shape != (batch, count):
-        got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise InputError(
-            f"attention mask {name!r}: expected one per token {batch, count}, got {got}"
-        )
-    return mask
 
 
 def per_input(option: Any, keys: list[Key], default: Any = None) -> dict[Key, Any]:
@@ -180,6 +157,21 @@ def prepare(
     attributions: Attributions,
     target: Any = None,
     additional_forward_args: Any = None,
+    **options: Any,
+) -> Perturbation:
+    """A batch ready to be perturbed; the arguments are those of `perturbation_curve`."""
+    known_options(options, OPTIONS, "the measure")
+    return _prepared(
+        forward_func, inputs, attributions, target, additional_forward_args, **options
+    )  # fmt: skip
+
+
+def _prepared(
+    forward_func: Callable,
+    inputs: Inputs,
+    attributions: Attributions,
+    target: Any,
+    additional_forward_args: Any,
     *,
     measure: str | Measure = "probability",
     unit: Any = "auto",
@@ -190,19 +182,18 @@ def prepare(
     fill_after: bool = False,
     perturb: Any = None,
     removable: Any = None,
-    reduce: str = "sum",
+    reduce: str = "mean",
     perturbations_per_eval: int = 1,
     show_progress: bool = False,
 ) -> Perturbation:
-    """A batch ready to be perturbed; the arguments are those of `perturbation_curve`."""
     model = Model.of(forward_func, inputs, additional_forward_args)
     maps = named(attributions)
     if isinstance(attributions, Tensor) and isinstance(perturb, Key):
         maps = {perturb: attributions}
     keys = _perturbed(model, maps, perturb)
-    if reduce not in ("sum", "mean"):
-        raise OptionError(f"reduce: expected 'sum' or 'mean', got {reduce!r}")
-    if fill_after and normalize is None:
+    choice("reduce", reduce, ("mean", "sum"))
+    flag("show_progress", show_progress)
+    if flag("fill_after", fill_after) and normalize is None:
         raise OptionError(
             "fill_after: there is no normalisation that the fill could come after; pass it as "
             "normalize=, or leave fill_after out where the inputs are normalised already"
@@ -214,21 +205,27 @@ def prepare(
     for key in keys:
         value = model.values[key]
         units = units_of(key, value, named_units[key], patches[key], masks[key])
-        part = _part(model, units, fills[key], norms[key], fill_after)
-        padding = _padding(model, part)
+        real = real_elements(model, key)
+        part = _part(model, units, fills[key], norms[key], fill_after, real)
         parts.append(part)
-        scores.append(units.scores(maps[key].to(value.device), value, reduce))
-        may_go.append(removable_units(units, allowed[key], padding))
+        own = a_tensor(f"attributions {key!r}", maps[key]).to(value.device)
+        scores.append(units.scores(own, value, reduce))
+        may_go.append(removable_units(units, allowed[key], _attended(model, part, real)))
     together = torch.cat(may_go, 1)
     empty = (~together.any(1)).nonzero().flatten().tolist()
     if empty:
         raise InputError(f"example {empty[0]} has nothing that may be removed: see removable=")
     measure = measure_of(measure)
+    if measure in MEASURES.values():
+        target = checked_target(target, model.batch)
     ready = Perturbation(
         model, parts, torch.cat(scores, 1), together, measure, target,
         positive_int("perturbations_per_eval", perturbations_per_eval), show_progress,
     )  # fmt: skip
     return ready if target is not None else _with_predicted(ready)
+
+
+OPTIONS = tuple(inspect.signature(_prepared).parameters)[5:]
 
 
 def _with_predicted(ready: Perturbation) -> Perturbation:
@@ -248,7 +245,7 @@ def _perturbed(model: Model, maps: Mapping[Key, Any], perturb: Any) -> list[Key]
     if perturb is None:
         keys = [key for key, attributions in maps.items() if attributions is not None]
     else:
-        keys = [perturb] if isinstance(perturb, Key) else list(perturb)
+        keys = [perturb] if isinstance(perturb, Key) else _keys(perturb)
     for key in keys:
         if not isinstance(model.values.get(key), Tensor) or not isinstance(maps.get(key), Tensor):
             raise InputError(
@@ -260,14 +257,26 @@ def _perturbed(model: Model, maps: Mapping[Key, Any], perturb: Any) -> list[Key]
     return keys
 
 
+def _keys(perturb: Any) -> list[Key]:
+    keys = list(perturb) if isinstance(perturb, (tuple, list, set)) else []
+    if not keys or not all(isinstance(key, Key) for key in keys) or len(set(keys)) < len(keys):
+        raise OptionError(
+            f"perturb: expected the name (or position) of an input, or several, got {perturb!r}"
+        )
+    return keys
+
+
 def _part(
-    model: Model, units: Units, spec: Any, norm: Normalize | None, after: bool
+    model: Model, units: Units, spec: Any, norm: Any, after: bool, real: Tensor | None
 ) -> Filled | Unattended:
     value = model.values[units.key]
     fill = fill_of(spec, value)
+    if norm is not None:
+        a_callable("normalize", norm)
     if isinstance(fill, Remove):
-        mask_of(model, fill.mask, units)
-        return Unattended(units, fill.mask)
+        return unattended(model, units, fill)
+    if isinstance(fill, Mean) and fill.over is None:
+        fill = Mean(real)
     if not value.is_floating_point():
         norm = None  # ids are not normalised
     if norm is not None and after:
@@ -275,10 +284,8 @@ def _part(
     return Filled(units, fill.prepare(value.detach()), norm)
 
 
-def _padding(model: Model, part: Filled | Unattended) -> Tensor | None:
-    """The mask of an input's tokens, so that padding is not removed; None if there is none."""
+def _attended(model: Model, part: Filled | Unattended, real: Tensor | None) -> Tensor | None:
+    """Which units (B, n) are more than padding; None if all are."""
     if isinstance(part, Unattended):
         return mask_of(model, part.mask, part.units)
-    value, mask = model.values[part.units.key], model.values.get(ATTENTION_MASK)
-    ids = not value.is_floating_point() and part.units.plain
-    return mask if ids and isinstance(mask, Tensor) and mask.shape == value.shape else None
+    return None if real is None else part.units.touching(real)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from captum._utils.common import _select_targets
 from torch import Tensor
 
+from captum_attn._checks import shown
 from captum_attn.errors import InputError, OptionError, TargetError
+from captum_attn.metrics._checks import a_callable, a_tensor
 
 Key = int | str
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Any]
@@ -54,21 +56,49 @@ def rows_of(value: Any, rows: Tensor, batch: int) -> Any:
     return value
 
 
+MULTI_HOT = (
+    "a row of 0 and 1 per example names several classes, of which a measure follows one: repeat "
+    "the example for each of its classes, or pass a function of the output as measure="
+)
+
+
+def checked_target(target: Any, batch: int) -> Any:
+    """A Captum target: a whole number, a tuple of them, or one of either per example.
+
+    Raises:
+        TargetError: for anything else, a multi-hot row (B, K) per example among it.
+    """
+    if isinstance(target, Tensor):
+        found = a_tensor("target", target)
+        if found.is_floating_point() or found.dtype == torch.bool:
+            hot = found.ndim == 2 and found.shape[1] > 1
+            more = MULTI_HOT if hot else "pass target.long() if they are classes"
+            raise TargetError(f"target: expected whole numbers, got {found.dtype}; {more}")
+        if found.numel() == 1:
+            return int(found)
+        if found.ndim != 1 or len(found) != batch:
+            more = f"; {MULTI_HOT}" if found.ndim == 2 and len(found) == batch else ""
+            raise TargetError(
+                f"target: expected one per example ({batch}), got {tuple(found.shape)}{more}"
+            )
+        return found
+    if isinstance(target, list) and len(target) != batch:
+        raise TargetError(f"target: expected one per example ({batch}), got {len(target)}")
+    for one in target if isinstance(target, list) else [target]:
+        parts = one if isinstance(one, tuple) else (one,)
+        if one is not None and not (parts and all(type(part) is int for part in parts)):
+            raise TargetError(
+                "target: expected a whole number, a tuple of them, or a list or tensor with one "
+                f"per example, got {shown(target)}; {MULTI_HOT if isinstance(one, list) else ''}"
+            )
+    return target
+
+
 def target_rows(target: Any, rows: Tensor, batch: int) -> Any:
     """A Captum target for the copies `rows` of a batch."""
     if isinstance(target, Tensor):
-        if target.numel() == 1:
-            return int(target)
-        if len(target) != batch:
-            raise TargetError(
-                f"target: expected one per example ({batch}), got {tuple(target.shape)}"
-            )
         return target[rows.to(target.device)]
-    if isinstance(target, list):
-        if len(target) != batch:
-            raise TargetError(f"target: expected one per example ({batch}), got {len(target)}")
-        return [target[i] for i in rows.tolist()]
-    return target
+    return [target[i] for i in rows.tolist()] if isinstance(target, list) else target
 
 
 @dataclass(frozen=True)
@@ -91,11 +121,13 @@ class Model:
 
     @classmethod
     def of(cls, forward_func: Callable, inputs: Inputs, additional: Any = None) -> Model:
-        if not callable(forward_func):
-            raise OptionError(
-                f"expected a model or a callable that runs one, got {type(forward_func).__name__}"
-            )
+        a_callable("forward_func", forward_func)
         values, by_name = named(inputs), isinstance(inputs, Mapping)
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                a_tensor(f"input {key!r}", value)
+            elif not by_name:
+                raise InputError(f"input {key!r}: expected a tensor, got {type(value).__name__}")
         sizes = {k: len(v) for k, v in values.items() if isinstance(v, Tensor) and v.ndim}
         if not sizes:
             raise InputError(f"expected tensors with a batch axis, got {type(inputs).__name__}")
@@ -110,6 +142,9 @@ class Model:
         if not batch:
             raise InputError("the batch is empty: expected at least one example")
         extra = additional if isinstance(additional, tuple) else (additional,)
+        for number, value in enumerate(extra):
+            if isinstance(value, Tensor):
+                a_tensor(f"additional_forward_args, {number}", value)
         return cls(forward_func, values, () if additional is None else extra, batch, by_name)
 
     def __call__(self, rows: Tensor, changed: Mapping[Key, Any], additional: Mapping) -> Tensor:
@@ -149,13 +184,14 @@ def select(output: Tensor, target: Any) -> Tensor:
         selected = _select_targets(output, target)
     except (AssertionError, IndexError, RuntimeError, TypeError) as error:
         raise TargetError(
-            f"target {target!r} does not fit the output of shape {tuple(output.shape)}: {error}; "
-            "expected a Captum target: an int, a tuple of ints, or one of them per example"
+            f"target {shown(target)} does not fit the output of shape {tuple(output.shape)}: "
+            f"{error}; expected a Captum target: an int, a tuple of ints, or one of either per "
+            "example"
         ) from error
     if selected.numel() != len(output):
         raise TargetError(
             f"expected one number per example; the output of shape {tuple(output.shape)} with "
-            f"target {target!r} gives {tuple(selected.shape)}: pass `target=`"
+            f"target {shown(target)} gives {tuple(selected.shape)}: pass `target=`"
         )
     return selected.reshape(len(output))
 
@@ -173,7 +209,21 @@ def _over_classes(function: Callable[[Tensor], Tensor]) -> Measure:
 
 
 def _hit(output: Tensor) -> Tensor:
-    return F.one_hot(output.argmax(-1), output.shape[-1]).double()
+    """1 where the output is highest, at the first of equal ones; NaN is refused."""
+    return F.one_hot(_finite(output).argmax(-1), output.shape[-1]).double()
+
+
+def _over_a_half(output: Tensor, target: Any) -> Tensor:
+    return (_finite(select(output.double(), target)) > 0).double()
+
+
+def _finite(output: Tensor) -> Tensor:
+    if not output.isfinite().all():
+        raise InputError(
+            "the model's output has NaN or infinity where it is measured: check the model, and "
+            "whether the fill is an input that it can take"
+        )
+    return output
 
 
 # In float64: differences of probabilities near 1 and logarithms of small ones keep their digits.
@@ -183,7 +233,7 @@ MEASURES: dict[str, Measure] = {
     "accuracy": _over_classes(_hit),
     "sigmoid": lambda output, target: select(output.double().sigmoid(), target),
     "log_sigmoid": lambda output, target: select(F.logsigmoid(output.double()), target),
-    "sigmoid_accuracy": lambda output, target: (select(output.double(), target) > 0).double(),
+    "sigmoid_accuracy": _over_a_half,
     "logit": lambda output, target: select(output.double(), target),
 }
 
@@ -191,8 +241,8 @@ MEASURES: dict[str, Measure] = {
 def measure_of(measure: str | Measure) -> Measure:
     """The measure of that name, or the caller's own."""
     if callable(measure):
-        return measure
-    if measure not in MEASURES:
+        return a_callable("measure", measure)
+    if not isinstance(measure, str) or measure not in MEASURES:
         raise OptionError(
             f"measure: expected one of {list(MEASURES)} or a callable, got {measure!r}"
         )
@@ -205,13 +255,7 @@ def measured(measure: Measure, output: Tensor, target: Any) -> Tensor:
     if not isinstance(found, Tensor) or found.numel() != len(output):
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise OptionError(f"measure: expected one number per example ({len(output)},), got {got}")
-    found = found.reshape(len(output)).double()
-    if not found.isfinite().all():
-        raise InputError(
-            "the model's output has NaN or infinity where it is measured: check the model, and "
-            "whether the fill is an input that it can take"
-        )
-    return found
+    return _finite(a_tensor("measure", found).reshape(len(output)).double())
 
 
 def predicted(output: Tensor) -> Tensor:
@@ -221,12 +265,15 @@ def predicted(output: Tensor) -> Tensor:
             f"no target was given, and an output of shape {tuple(output.shape)} has no one "
             "predicted class: pass `target=`"
         )
-    return output.argmax(1)
+    return _finite(output).argmax(1)
 
 
 def finite_attributions(attributions: Tensor, name: Any = "") -> Tensor:
     """The attributions as float64; refuses NaN and infinity, naming the example."""
-    bad = ~attributions.isfinite().flatten(1).all(1)
+    attributions = a_tensor(f"attributions {name}".strip(), attributions)
+    if not attributions.ndim:
+        raise InputError("attributions: expected a batch axis, got a single number")
+    bad = ~attributions.isfinite().reshape(len(attributions), -1).all(1)
     if bad.any():
         where = bad.nonzero().flatten().tolist()
         raise InputError(
@@ -246,26 +293,4 @@ def one_map(attributions: Attributions) -> Tensor:
             "meant, such as attributions['pixel_values']"
         )
     (only,) = entries.values()
-    if not isinstance(only, Tensor):
-        raise InputError(f"attributions: expected a tensor, got {type(only).__name__}")
-    return only
-
-
-def positive_int(name: str, value: Any, least: int = 1) -> int:
-    """An option that is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise OptionError(f"{name}: expected a whole number of at least {least}, got {value!r}")
-    return value
-
-
-def fractions_of(steps: int | Sequence[float]) -> Tensor:
-    """The fractions removed, float64 (L,): `steps` equal steps from 0 to 1, or as they are."""
-    if isinstance(steps, int):
-        return torch.arange(positive_int("steps", steps) + 1, dtype=torch.float64) / steps
-    levels = torch.as_tensor(steps, dtype=torch.float64)
-    rising = levels.ndim == 1 and len(levels) and bool((levels[1:] > levels[:-1]).all())
-    if not rising or levels[0] < 0 or levels[-1] > 1:
-        raise OptionError(
-            f"steps: expected a number of steps or rising fractions from 0 to 1, got {steps!r}"
-        )
-    return levels
+    return a_tensor("attributions", only)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
-from captum_attn.metrics._inputs import Key, finite_attributions, positive_int
+from captum_attn.metrics._checks import choice, marks, positive_int
+from captum_attn.metrics._inputs import Key, finite_attributions
 
 UNITS = ("auto", "pixel", "patch", "token", "region", "element")
 
@@ -40,6 +41,14 @@ class Units:
             return removed[:, self.index.flatten()].view(-1, *self.index.shape[1:])
         index = self.index[rows]
         return removed.gather(1, index.flatten(1)).view(index.shape)
+
+    def touching(self, elements: Tensor) -> Tensor:
+        """The units (B, count) that have one of these elements, bool, broadcasting to the input."""
+        shape = torch.broadcast_shapes(elements.shape, self.index.shape)
+        index = self.index.expand(shape).flatten(1)
+        found = torch.zeros(len(index), self.count, device=index.device)
+        values = elements.expand(shape).flatten(1).to(found)
+        return found.scatter_reduce(1, index, values, "amax") > 0
 
     def scores(self, attributions: Tensor, inputs: Tensor, reduce: str) -> Tensor:
         """The relevance (B, count) of every unit: over its elements, the sum or the mean."""
@@ -85,8 +94,7 @@ def units_of(
         patch_size (int, optional): side of a patch; those at the border may be smaller.
         feature_mask (Tensor, optional): ids of regions, broadcasting to the input, as in Captum.
     """
-    if unit not in UNITS:
-        raise OptionError(f"unit: expected one of {UNITS}, got {unit!r}")
+    choice("unit", unit, UNITS)
     if inputs.ndim < 2:
         raise InputError(
             f"input {key!r} has nothing to remove part of: expected (B, n, ...), got the shape "
@@ -138,7 +146,14 @@ def _kind(inputs: Tensor, patch_size: int | None, feature_mask: Tensor | None) -
     return "token" if inputs.ndim == 3 or not inputs.is_floating_point() else "element"
 
 
-def _regions(key: Key, inputs: Tensor, feature_mask: Tensor) -> Units:
+def _regions(key: Key, inputs: Tensor, feature_mask: Any) -> Units:
+    if not isinstance(feature_mask, Tensor):
+        raise OptionError(f"feature_mask: expected a tensor, got {type(feature_mask).__name__}")
+    if feature_mask.ndim > inputs.ndim:
+        raise OptionError(
+            f"feature_mask: the shape {tuple(feature_mask.shape)} does not broadcast to the input "
+            f"of shape {tuple(inputs.shape)}"
+        )
     if feature_mask.is_floating_point() or feature_mask.is_complex():
         raise OptionError(f"feature_mask: expected whole numbers, got {feature_mask.dtype}")
     mask = feature_mask.to(inputs.device)
@@ -162,8 +177,7 @@ def ranks(scores: Tensor, removable: Tensor, order: str) -> Tensor:
 
     Equal scores keep the order of their index.
     """
-    if order not in ("most", "least"):
-        raise OptionError(f"order: expected 'most' or 'least' relevant first, got {order!r}")
+    choice("order", order, ("most", "least"), " relevant first")
     scores = scores if order == "least" else -scores
     scores = scores.masked_fill(~removable, torch.inf)
     # Infinity only ever stands for what is not removable: attributions are finite.
@@ -177,7 +191,13 @@ def removable_units(units: Units, given: Any, mask: Tensor | None) -> Tensor:
     for value in (given, mask):
         if value is None:
             continue
-        value = torch.as_tensor(value, device=allowed.device)
+        try:
+            value = torch.as_tensor(value, device=allowed.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise OptionError(
+                f"removable: expected one bool per unit, got {type(value).__name__}"
+            ) from error
+        marks("removable", value)
         if value.shape not in (allowed.shape, allowed.shape[1:]):
             raise OptionError(
                 f"removable: expected one bool per unit, {tuple(allowed.shape)} for the input "

@@ -11,6 +11,8 @@ from captum.attr import Attribution
 from torch import nn
 
 from captum_attn.errors import OptionError
+from captum_attn.metrics._checks import explaining, flag
+from captum_attn.metrics._inputs import finite_attributions, one_map
 
 __all__ = ["quantus_explain_func"]
 
@@ -54,11 +56,23 @@ def quantus_explain_func(
             "method: expected a class such as GenericAttention, or a callable that makes the "
             f"method from Quantus' model, got an instance of {type(method).__name__}"
         )
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"model: expected a torch module, got {type(model).__name__}")
+    flag("sum_channels", sum_channels)
+    with explaining("the method could not explain what Quantus gave"):
+        return _explained(model, inputs, targets, method, device, sum_channels, options)
+
+
+def _explained(
+    model: nn.Module, inputs: Any, targets: Any, method: Any, device: Any, sum_channels: bool,
+    options: dict[str, Any],
+) -> np.ndarray:  # fmt: skip
     place = next((p for p in model.parameters()), torch.zeros(0))
     where = place.device if device is None else device
     values = torch.as_tensor(np.asarray(inputs)).to(where)
     values = values.to(place.dtype) if values.is_floating_point() else values
     target = None if targets is None else torch.as_tensor(np.asarray(targets)).to(where).long()
     found = method(model).attribute(values, target=target, **options)
+    found = one_map(found)
     found = found.sum(1, keepdim=True) if sum_channels else found
-    return found.detach().cpu().numpy()
+    return finite_attributions(found, "of the method").to(found.dtype).cpu().numpy()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
-from captum_attn.metrics._inputs import positive_int
+from captum_attn.metrics._checks import explaining, marks, number, positive_int
 
 __all__ = ["coco_average_precision", "coco_bootstrap", "coco_results"]
 
 SIZES = ("all", "medium", "large")
 HIGHEST_IOU, IOU_STEP = 0.95, 0.05
+RESULT = ("image_id", "category_id", "segmentation", "score")
 
 
 def coco_results(
@@ -45,13 +47,21 @@ def coco_results(
     """
     from pycocotools import mask as coco_mask
 
-    if masks.ndim != 3 or not len(masks) == len(labels) == len(scores):
+    masks = marks("masks", masks)
+    if not ((masks == 0) | (masks == 1)).all():
+        raise InputError("masks: expected True on the object and False off it (or 1 and 0)")
+    classes, sure = _listed("labels", labels), _listed("scores", scores)
+    if type(image_id) is not int:
+        raise InputError(f"image_id: expected a whole number, got {image_id!r}")
+    if not all(float(label).is_integer() for label in classes):
+        raise InputError(f"labels: expected whole numbers, got {classes}")
+    if masks.ndim != 3 or not len(masks) == len(classes) == len(sure):
         raise InputError(
             f"expected as many masks (K, H, W) as labels and scores, got {tuple(masks.shape)}, "
-            f"{len(labels)} and {len(scores)}"
+            f"{len(classes)} and {len(sure)}"
         )
     results = []
-    for mask, label, score in zip(masks.cpu().numpy(), labels, scores, strict=True):
+    for mask, label, score in zip(masks.cpu().numpy(), classes, sure, strict=True):
         runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
         segmentation = {"size": list(runs["size"]), "counts": runs["counts"].decode("ascii")}
         results.append(
@@ -63,6 +73,20 @@ def coco_results(
             }
         )
     return results
+
+
+def _listed(name: str, values: Any) -> list[float]:
+    """A vector of finite numbers as a list."""
+    found = (
+        values.tolist()
+        if isinstance(values, Tensor) and values.layout == torch.strided and not values.is_meta
+        else values
+    )
+    if not isinstance(found, (list, tuple)) or not all(
+        isinstance(v, (int, float)) and math.isfinite(v) for v in found
+    ):
+        raise InputError(f"{name}: expected one finite number per mask, got {values!r}")
+    return list(found)
 
 
 def coco_average_precision(
@@ -122,6 +146,8 @@ def coco_bootstrap(
         >>> ours, others = (coco_bootstrap(truth, r)["AP"] for r in (results, other_results))
         >>> (ours - others).mean(), (ours - others).std()
     """
+    positive_int("resamples", resamples, 2)
+    positive_int("seed", seed, 0)
     scored = _scored(annotations, results, min_iou, image_ids)
     images = len(scored.params.imgIds)
     # evaluate() lists what it matched by category, range of areas and image.
@@ -129,7 +155,7 @@ def coco_bootstrap(
     matched.flat[:] = scored.evalImgs
     rng = np.random.default_rng(seed)
     drawn = []
-    for _ in range(positive_int("resamples", resamples, 2)):
+    for _ in range(resamples):
         scored.evalImgs = matched[:, rng.integers(images, size=images)].ravel().tolist()
         drawn.append(_numbers(scored))
     return {
@@ -148,9 +174,18 @@ def _scored(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    if not 0 < min_iou <= HIGHEST_IOU:
-        raise OptionError(f"min_iou: expected one above 0 and up to {HIGHEST_IOU}, got {min_iou}")
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+    number("min_iou", min_iou, 0, HIGHEST_IOU, above=True)
+    results = _checked_results(results)
+    if image_ids is not None and not (
+        isinstance(image_ids, (list, tuple, set, range)) and all(type(i) is int for i in image_ids)
+    ):
+        raise OptionError(f"image_ids: expected ids of images, got {image_ids!r}")
+    if image_ids is not None and not image_ids:
+        raise OptionError("image_ids: expected at least one, got none")
+    with (
+        explaining("pycocotools could not read the annotations or the results"),
+        contextlib.redirect_stdout(io.StringIO()),  # pycocotools prints as it goes
+    ):
         truth = COCO()
         truth.dataset = _annotations(annotations)
         truth.createIndex()
@@ -172,6 +207,23 @@ def _scored(
         scored.params.areaRngLbl, scored.params.areaRng = map(list, zip(*kept, strict=True))
         scored.evaluate()
     return scored
+
+
+def _checked_results(results: Any) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(results, (list, tuple)):
+        raise InputError(
+            f"results: expected a list of COCO's results, got {type(results).__name__}"
+        )
+    for number_, one in enumerate(results):
+        missing = [k for k in RESULT if k not in one] if isinstance(one, Mapping) else list(RESULT)
+        if missing:
+            raise InputError(
+                f"results: number {number_} has no {missing[0]!r}: expected what coco_results gives"
+            )
+        score = one["score"]
+        if not isinstance(score, (int, float)) or not math.isfinite(score):
+            raise InputError(f"results: number {number_} has the score {score!r}, not a number")
+    return results
 
 
 def _numbers(scored: Any) -> dict[str, float]:
@@ -199,6 +251,11 @@ def _mean_of_known(values: np.ndarray) -> float:
 def _annotations(annotations: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     if isinstance(annotations, Mapping):
         found = dict(annotations)
+    elif not isinstance(annotations, (str, Path)):
+        raise InputError(
+            "annotations: expected a Mapping of COCO's instances format or its file, got "
+            f"{type(annotations).__name__}"
+        )
     else:
         try:
             found = json.loads(Path(annotations).read_text(encoding="utf-8"))
@@ -206,6 +263,7 @@ def _annotations(annotations: Mapping[str, Any] | str | Path) -> dict[str, Any]:
             raise InputError(
                 f"cannot read COCO annotations from '{annotations}': {problem}"
             ) from problem
+    found = found if isinstance(found, dict) else {}
     missing = [key for key in ("images", "annotations", "categories") if not found.get(key)]
     if missing:
         raise InputError(f"the annotations have no {missing}: expected COCO's instances format")

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_attn.errors import InputError
+from captum_attn.metrics._checks import a_callable, a_tensor, flag, number, size
 from captum_attn.metrics._inputs import finite_attributions
-from captum_attn.metrics.localization import binary_map
+from captum_attn.metrics.thresholds import binary_map
 
 __all__ = ["Detections", "detections", "query_masks", "segment_detections"]
 
@@ -41,7 +42,7 @@ def detections(logits: Tensor, *, threshold: float = 0.5, no_object: bool = True
     Args:
         logits (Tensor): (Q, classes + 1) of one image, the last one for "no object", as DETR's;
             or (Q, classes), see `no_object`.
-        threshold (float): Default: 0.5.
+        threshold (float): in [0, 1]. Default: 0.5.
         no_object (bool): False for detectors whose classes are independent (Conditional and
             Deformable DETR): a sigmoid of all logits takes the place of the softmax. Default: True.
 
@@ -52,11 +53,20 @@ def detections(logits: Tensor, *, threshold: float = 0.5, no_object: bool = True
 
         >>> detections(model(**inputs).logits[0])
     """
-    if logits.ndim != 2:
+    number("threshold", threshold, 0, 1)
+    classes = 2 if flag("no_object", no_object) else 1
+    logits = a_tensor("logits", logits)
+    if logits.ndim != 2 or logits.shape[1] < classes:
         raise InputError(
             f"logits: expected those of one image, (queries, classes), got {tuple(logits.shape)}"
         )
-    logits = logits.detach()
+    logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    bad = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise InputError(
+            f"logits: query {bad[0]} has NaN or infinity ({len(bad)} of {len(logits)} queries), of "
+            "which no class is the likeliest: check the model and its inputs"
+        )
     probabilities = logits.softmax(-1)[:, :-1] if no_object else logits.sigmoid()
     scores, labels = probabilities.max(-1)
     queries = (scores > threshold).nonzero().flatten()
@@ -94,10 +104,12 @@ def query_masks(
 
         >>> query_masks(maps, (800, 1066), original_size=(480, 640))
     """
-    if maps.ndim != 3:
+    maps = a_tensor("maps", maps)
+    if maps.ndim != 3 or (len(maps) and not maps.numel()):
         raise InputError(f"maps: expected (detections, h, w), got {tuple(maps.shape)}")
-    image_size = image_size or padded_size
-    original_size = original_size or image_size
+    padded_size = size("padded_size", padded_size)
+    image_size = padded_size if image_size is None else size("image_size", image_size)
+    original_size = image_size if original_size is None else size("original_size", original_size)
     if image_size[0] > padded_size[0] or image_size[1] > padded_size[1]:
         raise InputError(f"an image of {image_size} does not lie in an input of {padded_size}")
     if not len(maps):
@@ -143,9 +155,15 @@ def segment_detections(
         ...     return method.attribute(images, target=(query, label), interpolation="nearest")
         >>> found, masks = segment_detections(logits[0], explain, (64, 64), grid=(8, 8))
     """
-    found = detections(logits, threshold=min_score, no_object=no_object)
+    grid = None if grid is None else size("grid", grid)
+    found = detections(logits, threshold=number("min_score", min_score, 0, 1), no_object=no_object)
+    if len(found.queries):
+        a_callable("explain", explain)
     pairs = zip(found.queries.tolist(), found.labels.tolist(), strict=True)
     maps = [_on_grid(explain(query, label), grid) for query, label in pairs]
+    shapes = {tuple(map_.shape) for map_ in maps}
+    if len(shapes) > 1:
+        raise InputError(f"explain: the maps differ in their size, {sorted(shapes)}: pass grid=")
     stacked = torch.stack(maps) if maps else logits.new_zeros(0, 1, 1)
     return found, query_masks(
         stacked, padded_size,
@@ -155,11 +173,11 @@ def segment_detections(
 
 def _on_grid(relevance: Tensor, grid: tuple[int, int] | None) -> Tensor:
     """(h, w): summed over the channels, averaged down to the grid."""
-    map_ = relevance.detach()
+    map_ = a_tensor("explain", relevance).detach()
     if map_.ndim == 4 and len(map_) == 1:
         map_ = map_[0]
     map_ = map_.sum(0) if map_.ndim == 3 else map_
-    if map_.ndim != 2:
+    if map_.ndim != 2 or not map_.numel():
         raise InputError(
             f"explain: expected (h, w), (C, H, W) or (1, C, H, W), got {tuple(relevance.shape)}"
         )

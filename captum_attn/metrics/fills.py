@@ -1,20 +1,22 @@
 """What stands where something was removed: constants, the mean, blur, imputation, or nothing.
 
 A fill is passed as `fill=` to every metric that perturbs: one of the objects here, or short for
-it: "zero", "mean", "blur", "noisy_linear", "remove", a number (a colour, the id of a mask or pad
-token) or a tensor that broadcasts to the input.
+it: "zero", "mean", "blur", "noisy_linear", "remove", "delete", a number (a colour, the id of a mask
+or pad token) or a tensor that broadcasts to the input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
+from captum_attn.metrics._checks import a_tensor, choice, number, positive_int
 
 __all__ = ["Blur", "Constant", "Fill", "Mean", "NoisyLinear", "Remove"]
 
@@ -57,21 +59,41 @@ class Constant(Fill):
             ) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mean(Fill):
-    """The example's own mean: of each channel of an image, of each component over the tokens."""
+    """The example's own mean: of each channel of an image, of each component over the tokens.
+
+    Args:
+        over (Tensor, optional): bool, broadcasting to the input (B, ...): the elements that enter
+            it. Default: all but padding, which an entry "attention_mask" or "pixel_mask" marks.
+    """
+
+    over: Tensor | None = None
 
     def baseline(self, inputs: Tensor) -> Tensor:
         _floating(inputs, "mean")
-        if inputs.ndim == 2:
-            return inputs.mean(1, keepdim=True)
-        axes = (1,) if inputs.ndim == 3 else tuple(range(2, inputs.ndim))
-        return inputs.mean(axes, keepdim=True)
+        axes = (1,) if inputs.ndim <= 3 else tuple(range(2, inputs.ndim))
+        if self.over is None:
+            return inputs.mean(axes, keepdim=True)
+        try:
+            over = (a_tensor("Mean(over)", self.over) != 0).to(inputs.device).expand(inputs.shape)
+        except RuntimeError as error:
+            raise OptionError(
+                f"fill: Mean(over) of shape {tuple(self.over.shape)} does not broadcast to the "
+                f"input of shape {tuple(inputs.shape)}"
+            ) from error
+        total = inputs.masked_fill(~over, 0.0).sum(axes, keepdim=True)
+        return total / over.sum(axes, keepdim=True).clamp(min=1)
 
 
 @dataclass(frozen=True)
 class Blur(Fill):
     """The image, blurred by a Gaussian; what RISE inserts into (Petsiuk et al. 2018: 11, 5).
+
+    The kernel is the Gaussian at whole pixels, made to add up to 1, and the image is mirrored at
+    its border. RISE's code filters an 11 x 11 unit impulse with scipy, whose mirrored tails make
+    the kernel flatter (0.0077 to 0.0088, here 0.0044 to 0.0120), and pads the image with zeros.
+    For theirs, pass an image that was blurred in that way: `fill=blurred`.
 
     Args:
         kernel_size (int): odd, in pixels. Default: 11.
@@ -83,13 +105,15 @@ class Blur(Fill):
 
     def baseline(self, inputs: Tensor) -> Tensor:
         _floating(inputs, "blur")
+        positive_int("fill: Blur(kernel_size)", self.kernel_size)
+        number("fill: Blur(sigma)", self.sigma, 0, above=True)
+        if self.kernel_size % 2 == 0:
+            raise OptionError(f"fill: expected an odd kernel_size, got {self}")
         if inputs.ndim != 4 or min(inputs.shape[-2:]) <= self.kernel_size // 2:
             raise OptionError(
                 f"fill: blur is for images (B, C, H, W) with sides above {self.kernel_size // 2} "
                 f"pixels, got {tuple(inputs.shape)}: pass another fill, or Blur(kernel_size=...)"
             )
-        if self.kernel_size % 2 == 0 or self.kernel_size < 1 or self.sigma <= 0:
-            raise OptionError(f"fill: expected an odd kernel_size and a sigma above 0, got {self}")
         from torchvision.transforms.functional import gaussian_blur
 
         return gaussian_blur(inputs, [self.kernel_size] * 2, [self.sigma] * 2)
@@ -123,8 +147,8 @@ class NoisyLinear(Fill):
             raise OptionError(
                 f"fill: noisy_linear is for images (B, C, H, W), got {tuple(inputs.shape)}"
             )
-        if self.noise < 0:
-            raise OptionError(f"fill: the noise cannot be negative, got {self.noise}")
+        number("fill: NoisyLinear(noise)", self.noise, 0)
+        positive_int("fill: NoisyLinear(seed)", self.seed, 0)
         from scipy.sparse.linalg import spsolve
 
         channels, *size = inputs.shape[1:]
@@ -179,9 +203,17 @@ class Remove:
         mask (str or int): the attention mask whose entries become 0: a key of the inputs (all
             ones, where it is not there), or a position in `additional_forward_args`. Default:
             "attention_mask".
+        close (str, optional): "start" or "end": the tokens that stay move together there, with all
+            entries of their kind (integer or floating) and number, but "position_ids", and what
+            was removed becomes padding at the other end. So the model sees the shorter sequence,
+            as in GAE's code, whose positions close up. Default: removed tokens leave gaps.
+
+    Where no token of an example would be left, the first one stays ([CLS], say, or the first
+    region): what a softmax over nothing gives depends on its implementation.
     """
 
     mask: str | int = "attention_mask"
+    close: str | None = None
 
 
 def _floating(inputs: Tensor, name: str) -> None:
@@ -198,12 +230,21 @@ _NAMED: dict[str, Fill | Remove] = {
     "blur": Blur(),
     "noisy_linear": NoisyLinear(),
     "remove": Remove(),
+    "delete": Remove(close="start"),
 }
 
 
 def fill_of(fill: str | float | Tensor | Fill | Remove, inputs: Tensor) -> Fill | Remove:
     """The fill that is meant, for these inputs."""
-    if isinstance(fill, (Fill, Remove)):
+    if isinstance(fill, Remove):
+        if fill.close is not None:
+            choice("Remove(close)", fill.close, ("start", "end"), " or None")
+        if isinstance(fill.mask, bool) or not isinstance(fill.mask, (str, int)):
+            raise OptionError(f"Remove(mask): expected a name or a position, got {fill.mask!r}")
+        return fill
+    if isinstance(fill, Constant):
+        return Constant(_value(fill.value))
+    if isinstance(fill, Fill):
         return fill
     if isinstance(fill, str):
         if fill not in _NAMED:
@@ -211,11 +252,17 @@ def fill_of(fill: str | float | Tensor | Fill | Remove, inputs: Tensor) -> Fill 
         if fill == "zero":
             _floating(inputs, fill)
         return _NAMED[fill]
-    if isinstance(fill, bool) or not isinstance(fill, (int, float, Tensor)):
+    return Constant(_value(fill))
+
+
+def _value(value: Any) -> float | Tensor:
+    """A number or a tensor that is there."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
         raise OptionError(
             f"fill: expected one of {list(_NAMED)}, a number, a tensor or one of "
-            f"captum_attn.metrics.fills, got {type(fill).__name__}"
+            f"captum_attn.metrics.fills, got {type(value).__name__}"
         )
-    if not torch.as_tensor(fill).isfinite().all():
+    found = a_tensor("fill", value) if isinstance(value, Tensor) else torch.as_tensor(value)
+    if not found.isfinite().all():
         raise InputError("fill: expected finite values, got NaN or infinity")
-    return Constant(fill)
+    return value

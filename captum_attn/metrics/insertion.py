@@ -8,6 +8,7 @@ from typing import Any
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_attn.errors import OptionError
 from captum_attn.metrics._inputs import Attributions, Inputs
 from captum_attn.metrics.perturbation import Steps, perturbation_curve
 
@@ -73,6 +74,8 @@ def insertion(
 
         >>> insertion(model, images, attributions, perturbations_per_eval=10).mean()
     """
+    if "insert" in options:
+        raise OptionError("insert: insertion inserts anyway; deletion(...) is the other way round")
     curve = perturbation_curve(
         forward_func, inputs, attributions, target, additional_forward_args,
         steps=steps, fill=fill, insert=True, **options,

@@ -12,8 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_attn.errors import InputError, OptionError
-from captum_attn.metrics._inputs import Attributions, finite_attributions, one_map
+from captum_attn.errors import InputError
+from captum_attn.metrics._checks import number
+from captum_attn.metrics._inputs import Attributions
+from captum_attn.metrics.thresholds import (
+    IGNORED,
+    binary_map,
+    maps_of,
+    masks_of,
+    objects_of,
+    otsu_threshold,
+    scaled_maps,
+)
 
 __all__ = [
     "Segmentation",
@@ -23,9 +33,6 @@ __all__ = [
     "pointing_game",
     "segmentation",
 ]
-
-IGNORED = -1
-THRESHOLDS = ("mean", "otsu", "0.3otsu")
 
 
 @dataclass(frozen=True)
@@ -106,12 +113,14 @@ def segmentation(
         attributions (Tensor, or a container of one): (B, C, H, W), which is summed over C, or
             (B, H, W).
         masks (Tensor): (B, H, W) or (B, 1, H, W): 1 or True on the object, 0 off it, -1 where a
-            pixel does not count.
-        threshold (str or float): "mean", "otsu", "0.3otsu" (both of scikit-image, of the scaled
-            map) or a number in [0, 1]. Default: "mean".
+            pixel does not count; or 255 on the object where there is nothing but 0 and 255.
+        threshold (str or float): "mean", "otsu", "0.3otsu" or a number in [0, 1], of the scaled
+            map. Otsu's method cuts after the last background bin of 256, as GAE's code does, so
+            that no pixel of that bin is object; "0.3otsu" cuts after bin 0.3 t where Otsu's cuts
+            after bin t. Default: "mean".
 
     A constant map finds nothing, whatever the threshold: no pixel is object, and its scores are
-    all equal.
+    all equal. A class in neither the mask nor the map was found without a fault (IoU 1).
 
     Returns:
         Segmentation: with the counts of every example.
@@ -123,7 +132,7 @@ def segmentation(
     """
     from sklearn.metrics import average_precision_score
 
-    scaled, truth = scaled_maps(attributions), _masks(attributions, masks)
+    scaled, truth = scaled_maps(attributions), masks_of(maps_of(attributions), masks)
     found = binary_map(attributions, threshold=threshold).long()
     valid = truth != IGNORED
     classes = [
@@ -148,68 +157,15 @@ def segmentation(
     )  # fmt: skip
 
 
-def maps_of(attributions: Attributions) -> Tensor:
-    """Maps (B, H, W), float64: summed over the channels."""
-    maps = one_map(attributions)
-    if maps.ndim not in (3, 4) or not maps.numel():
-        raise InputError(
-            f"attributions: expected maps (B, C, H, W) or (B, H, W), got {tuple(maps.shape)}"
-        )
-    maps = finite_attributions(maps)
-    return maps.sum(1) if maps.ndim == 4 else maps
-
-
-def scaled_maps(attributions: Attributions) -> Tensor:
-    """Maps (B, H, W) scaled to [0, 1] each; constant ones become 0.5."""
-    maps = maps_of(attributions)
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    width = high - low
-    return torch.where(width > 0, (maps - low) / width.where(width > 0, 1.0), 0.5)
-
-
-def otsu_threshold(maps: Tensor) -> Tensor:
-    """Otsu's threshold (B,) of maps (B, H, W), by scikit-image with 256 bins."""
-    from skimage.filters import threshold_otsu
-
-    found = [float(threshold_otsu(map_)) for map_ in maps.cpu().numpy()]
-    return torch.tensor(found, dtype=torch.float64, device=maps.device)
-
-
-def binary_map(attributions: Attributions, *, threshold: str | float = "mean") -> Tensor:
-    r"""The pixels that a map names: those above a threshold of the map scaled to [0, 1].
-
-    Args:
-        attributions, threshold: see `segmentation`.
-
-    Returns:
-        Tensor: (B, H, W), bool. A constant map names none.
-
-    Examples::
-
-        >>> binary_map(attributions, threshold="otsu")
-    """
-    scaled = scaled_maps(attributions)
-    if threshold == "mean":
-        level = scaled.mean((1, 2))
-    elif isinstance(threshold, str) and threshold in THRESHOLDS:
-        level = otsu_threshold(scaled) * (0.3 if threshold == "0.3otsu" else 1.0)
-    elif isinstance(threshold, (int, float)) and 0 <= threshold <= 1:
-        level = scaled.new_full((len(scaled),), float(threshold))
-    else:
-        raise OptionError(
-            f"threshold: expected one of {THRESHOLDS} or a number in [0, 1], got {threshold!r}"
-        )
-    constant = scaled.amin((1, 2)) == scaled.amax((1, 2))
-    return (scaled > level[:, None, None]) & ~constant[:, None, None]
-
-
 def pointing_game(attributions: Attributions, masks: Tensor, *, tolerance: int = 0) -> Tensor:
     r"""Whether the most relevant pixel lies on the object (Zhang et al. 2016).
 
     Args:
-        attributions, masks: see `segmentation`. Of equal pixels the first in reading order counts.
-        tolerance (int): the distance in pixels from the object up to which it is a hit; the
-            paper's is 15. Default: 0.
+        attributions, masks: see `segmentation`; pixels of -1 do not count. Of equal pixels the
+            first in reading order does.
+        tolerance (float): the distance in pixels, from centre to centre and not rounded, up to
+            which it is a hit: 15 in the paper. (TorchRay's code wants less than it: 14.99 is its
+            15.) Default: 0.
 
     Returns:
         Tensor: (B,), float64, 1 for a hit and 0 for a miss.
@@ -218,14 +174,16 @@ def pointing_game(attributions: Attributions, masks: Tensor, *, tolerance: int =
 
         >>> pointing_game(attributions, masks, tolerance=15).mean()
     """
-    if tolerance < 0:
-        raise OptionError(f"tolerance: expected a distance in pixels, got {tolerance}")
-    maps, truth = maps_of(attributions), _objects(attributions, masks)
+    number("tolerance", tolerance, 0)
+    maps = maps_of(attributions)
+    truth, on = masks_of(maps, masks), objects_of(maps, masks)
     width = maps.shape[-1]
-    peak = maps.flatten(1).argmax(1)  # the first of equal ones
+    counted = maps.masked_fill(truth == IGNORED, -torch.inf)
+    peak = counted.flatten(1).argmax(1)  # the first of equal ones
     hits = []
-    for place, on in zip(peak.tolist(), truth, strict=True):
-        pixels = on.nonzero() - torch.tensor([place // width, place % width], device=on.device)
+    for place, object_ in zip(peak.tolist(), on, strict=True):
+        there = torch.tensor([place // width, place % width], device=on.device)
+        pixels = object_.nonzero() - there
         hits.append(float((pixels**2).sum(1).min() <= tolerance**2))
     return torch.tensor(hits, dtype=torch.float64)
 
@@ -245,34 +203,8 @@ def energy_inside(attributions: Attributions, masks: Tensor) -> Tensor:
 
         >>> energy_inside(attributions, masks).mean()
     """
-    truth = _masks(attributions, masks)
+    truth = masks_of(maps_of(attributions), masks)
     positive = maps_of(attributions).clamp(min=0) * (truth != IGNORED)
-    on_object = (positive * _objects(attributions, masks)).sum((1, 2))
+    on_object = (positive * objects_of(maps_of(attributions), masks)).sum((1, 2))
     total = positive.sum((1, 2))
     return (on_object / total.where(total > 0, 1.0)).cpu()
-
-
-def _masks(attributions: Attributions, masks: Tensor) -> Tensor:
-    """Masks (B, H, W), int64, on the maps' device: 1, 0, or -1."""
-    maps = maps_of(attributions)
-    truth = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
-    if truth.shape != maps.shape:
-        raise InputError(
-            f"masks: expected the shape {tuple(maps.shape)} of the maps, got {tuple(masks.shape)}; "
-            "resize the masks (nearest) or the maps"
-        )
-    truth = truth.to(maps.device)
-    known = (truth == 0) | (truth == 1) | (truth == IGNORED)
-    if not known.all():
-        value = truth[~known][0].item()
-        raise InputError(f"masks: expected 1, 0 or -1 (does not count), got {value}")
-    return truth.long()
-
-
-def _objects(attributions: Attributions, masks: Tensor) -> Tensor:
-    """Where the objects are, (B, H, W); refuses a mask without one."""
-    on = _masks(attributions, masks) == 1
-    empty = (~on.flatten(1).any(1)).nonzero().flatten().tolist()
-    if empty:
-        raise InputError(f"example {empty[0]} has a mask without an object: leave it out")
-    return on

@@ -15,8 +15,9 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_attn.errors import OptionError
+from captum_attn.metrics._checks import flag, fractions_of
 from captum_attn.metrics._engine import Perturbation, prepare
-from captum_attn.metrics._inputs import Attributions, Inputs, fractions_of
+from captum_attn.metrics._inputs import Attributions, Inputs
 
 __all__ = [
     "TO_90",
@@ -29,7 +30,7 @@ __all__ = [
     "perturbation_curve",
 ]
 
-Steps = int | Sequence[float]
+Steps = int | Sequence[float] | str
 
 # The papers' end points: Chefer et al. mask 10 to 90 %, others go on until nothing is left.
 TO_90 = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -56,6 +57,7 @@ class Curve(NamedTuple):
             divide_by_width (bool): divide by the width of the range of fractions, so that curves
                 up to 90 % and up to 100 % are on one scale. Default: True.
         """
+        flag("divide_by_width", divide_by_width)
         if len(self.fractions) < 2:
             raise OptionError(
                 f"steps: an area needs at least two fractions, got {self.fractions.tolist()}"
@@ -69,10 +71,10 @@ def curve_of(
 ) -> Curve:
     """The curve of a batch that is ready to be perturbed; fractions above 0 take `at_least`."""
     fractions = fractions_of(steps).to(ready.removable.device)
-    counts = ready.counts(fractions)
+    counts = ready.counts(fractions, keep_whole=isinstance(steps, str))
     counts = torch.where(fractions > 0, counts.clamp(min=at_least), counts)
     first, last = torch.zeros_like(counts), ready.sizes[:, None].expand_as(counts)
-    start, stop = (counts, last) if insert else (first, counts)
+    start, stop = (counts, last) if flag("insert", insert) else (first, counts)
     none = torch.zeros_like(counts[:, :1])
     found = ready.run(torch.cat([start, none], 1), torch.cat([stop, none], 1), order)
     return Curve(fractions, found[:, :-1], found[:, -1])
@@ -104,9 +106,10 @@ def perturbation_curve(
         additional_forward_args (any, optional): further positional arguments of the model.
         order (str): "most" relevant first (the positive perturbation test, MoRF) or "least" (the
             negative one, LeRF). Equal scores keep the order of their index. Default: "most".
-        steps (int or sequence of float): a number of equal steps from 0 to all units, or the
-            rising fractions themselves. A fraction is rounded to the nearest number of units.
-            Default: 10.
+        steps (int, sequence of float or "gae"): a number of equal steps from 0 to all units, or
+            the rising fractions themselves. A fraction is rounded to the nearest number of units,
+            half a unit to the even one. "gae" takes those of GAE's Fig. 3 (0, 25, 50, 75, 80, 85,
+            90, 95, 100 %), of which its code rounds down what is kept. Default: 10.
         insert (bool): start from inputs without the units and put them in. Default: False.
 
     The options, which all measures on this engine share; those marked * may also be a Mapping by
@@ -123,16 +126,21 @@ def perturbation_curve(
           are counted per input.
         * fill* (str, number, Tensor or Fill): what stands where units were, see
           `captum_attn.metrics.fills`. Token ids need one: the mask or pad token's id, or "remove"
-          to take them out of the attention. Default: "zero".
+          to take them out of the attention ("delete": with positions that close up). Default:
+          "zero".
         * normalize* (callable): the model's normalisation, where the inputs come without it and
           `forward_func` does not do it; the fill comes before it, or after with
           `fill_after=True`. Without it the fill is put into what `forward_func` gets.
         * perturb (str, int or sequence): names (positions) of the inputs to perturb. Default: all
           that have attributions; their units are ranked together.
         * removable* (Tensor): (B, units), bool: which units may be removed at all; fractions are
-          of these. Padding that an entry "attention_mask" marks is never removed.
-        * reduce (str): the score of a unit is the "sum" or the "mean" over its elements.
-          Default: "sum".
+          of these. Padding is never removed and never counted: what an entry "attention_mask"
+          (B, n) marks of ids and of embeddings (or "visual_attention_mask" of "visual_feats", and
+          so on), and "pixel_mask" (B, H, W) of images.
+        * reduce (str): the score of a unit is the "mean" or the "sum" over its positions (of the
+          sum over its channels). Units of one size are ranked alike by both; of unlike ones (super-
+          pixels, patches that do not divide the image) the sum ranks large ones first, whatever
+          they show, so that chance is no longer chance. Default: "mean".
         * perturbations_per_eval (int): perturbed copies of every example in one forward, as in
           Captum. Default: 1.
         * show_progress (bool): Default: False.
@@ -285,6 +293,10 @@ def abpc(
     r"""Area between the curves of removing the least and the most relevant units first (Schulz et
     al. 2020). Higher is better; 0 is chance.
 
+    Both areas are by the trapezoid rule, over what is removed from nothing to everything; the
+    source takes the plain mean of the differences, in which the two ends, where both curves meet,
+    count fully: of T steps it is T / (T + 1) times this.
+
     Args:
         forward_func, inputs, ...: see `perturbation_curve`.
         steps (int or sequence of float): Default: 20.
@@ -296,6 +308,13 @@ def abpc(
 
         >>> abpc(model, images, attributions, perturbations_per_eval=10).mean()
     """
+    _both_ways(options)
     ready = prepare(forward_func, inputs, attributions, target, additional_forward_args, **options)
     least, most = (curve_of(ready, order, steps) for order in ("least", "most"))
     return least.area() - most.area()
+
+
+def _both_ways(options: dict[str, Any]) -> None:
+    given = [name for name in ("order", "insert") if name in options]
+    if given:
+        raise OptionError(f"{given[0]}: abpc removes the most and the least relevant units anyway")

@@ -10,8 +10,9 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_attn.errors import OptionError
+from captum_attn.metrics._checks import positive_int
 from captum_attn.metrics._engine import Perturbation, prepare
-from captum_attn.metrics._inputs import Attributions, Inputs, positive_int
+from captum_attn.metrics._inputs import Attributions, Inputs
 from captum_attn.metrics._units import ranks
 
 __all__ = ["saco"]

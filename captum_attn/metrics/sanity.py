@@ -15,7 +15,15 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_attn.errors import InputError, OptionError
-from captum_attn.metrics._inputs import Attributions, Inputs, Key, finite_attributions, named
+from captum_attn.metrics._checks import a_callable, a_tensor, explaining, flag, positive_int
+from captum_attn.metrics._inputs import (
+    Attributions,
+    Inputs,
+    Key,
+    finite_attributions,
+    named,
+    one_map,
+)
 
 __all__ = ["ParameterRandomization", "RandomAttribution", "parameter_randomization"]
 
@@ -25,6 +33,7 @@ Redraw = Callable[[str, Tensor, torch.Generator], Tensor]
 class RandomAttribution(Attribution):
     r"""The baseline of every table: uniform random numbers in the shape of the inputs.
 
+    Their mean is 0, so that the sum over a large unit is no more relevant than over a small one.
     They are drawn per example from a seed and the example's own values, so the same example gets
     the same map whatever batch it comes in, and the global random state is left alone.
 
@@ -45,6 +54,12 @@ class RandomAttribution(Attribution):
         self, forward_func: Callable, seed: int = 0, names: Sequence[str] | None = None
     ) -> None:
         super().__init__(forward_func)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise OptionError(f"seed: expected a whole number, got {seed!r}")
+        if names is not None and not (
+            isinstance(names, (list, tuple)) and names and all(isinstance(n, str) for n in names)
+        ):
+            raise OptionError(f"names: expected the names of some inputs, got {names!r}")
         self.seed, self.names = seed, names
 
     @classmethod
@@ -59,7 +74,7 @@ class RandomAttribution(Attribution):
         additional_forward_args: Any = None,
         **kwargs: Any,
     ) -> Any:
-        r"""Random numbers in [0, 1); arguments but the inputs are taken and not looked at.
+        r"""Random numbers in [-0.5, 0.5); arguments but the inputs are taken and not looked at.
 
         Args:
             inputs (Tensor, tuple of Tensor, or Mapping of str to Tensor): the model's inputs.
@@ -71,8 +86,10 @@ class RandomAttribution(Attribution):
         values = named(inputs)
         chosen = _entries(values, self.names) if isinstance(inputs, Mapping) else list(values)
         for key in chosen:
-            if not isinstance(values.get(key), Tensor) or not values[key].ndim:
+            if not a_tensor(f"input {key!r}", values.get(key)).ndim:
                 raise InputError(f"input {key!r}: expected a tensor with a batch axis")
+        if not chosen or len({len(values[key]) for key in chosen}) > 1:
+            raise InputError(f"expected tensors of one batch size, got {list(values)}")
         seeds = [
             self._seed_of([values[k][i] for k in chosen]) for i in range(len(values[chosen[0]]))
         ]
@@ -96,7 +113,7 @@ class RandomAttribution(Attribution):
 
 def _uniform(shape: torch.Size, seed: int, dtype: torch.dtype) -> Tensor:
     rng = torch.Generator().manual_seed(seed)
-    return torch.rand(shape, generator=rng, dtype=torch.float64).to(dtype)
+    return (torch.rand(shape, generator=rng, dtype=torch.float64) - 0.5).to(dtype)
 
 
 def _entries(values: Mapping[Key, Any], names: Sequence[str] | None) -> list[Key]:
@@ -128,7 +145,9 @@ class ParameterRandomization(NamedTuple):
         layers (tuple of str): modules in the order in which they were randomised; the i-th column
             has the first i + 1 of them random.
         similarity (Tensor): (B, L), float64, Spearman's rank correlation with the attributions of
-            the trained model.
+            the trained model: near 0 (or negative, for what is turned round) is good, 1 is a map
+            that did not notice. The signs of the attributions count, as in the paper's "no
+            absolute value"; `absolute=True` is its other form.
     """
 
     layers: tuple[str, ...]
@@ -181,9 +200,18 @@ def parameter_randomization(
         >>> found = parameter_randomization(GenericAttention(model), images, target=3)
         >>> dict(zip(found.layers, found.similarity.mean(0).tolist()))
     """
-    root = method.forward_func if model is None else model
+    if isinstance(method, type) or not callable(getattr(method, "attribute", None)):
+        raise OptionError(
+            "method: expected a Captum Attribution made with a model, GenericAttention(model) or "
+            f"the like, got {method!r}"
+        )
+    root = getattr(method, "forward_func", None) if model is None else model
     if not isinstance(root, nn.Module):
         raise OptionError("the method explains a callable: pass the module it runs as model=")
+    flag("absolute", absolute)
+    flag("show_progress", show_progress)
+    if redraw is not None:
+        a_callable("redraw", redraw)
 
     def attribute() -> list[np.ndarray]:
         found = method.attribute(
@@ -191,9 +219,16 @@ def parameter_randomization(
         )
         return _flat(found, absolute)
 
-    before = attribute() if attributions is None else _flat(attributions, absolute)
     names = _cascade(root, layers)
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(positive_int("seed", seed, 0))
+    with explaining("the method could not explain these inputs"):
+        first = attribute()
+    before = first if attributions is None else _flat(attributions, absolute)
+    if [one.shape for one in before] != [one.shape for one in first]:
+        raise InputError(
+            "attributions: expected the method's own of these inputs, "
+            f"{[one.shape for one in first][:2]} numbers, got {[one.shape for one in before][:2]}"
+        )
     columns = []
     with (
         _restored(root),
@@ -204,6 +239,12 @@ def parameter_randomization(
             for parameter_name, parameter in own:
                 full = f"{name}.{parameter_name}" if name else parameter_name
                 new = (redraw or _normal)(full, parameter.detach(), rng)
+                if not isinstance(new, Tensor) or new.shape != parameter.shape:
+                    got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+                    raise OptionError(
+                        f"redraw: expected a tensor of the shape {tuple(parameter.shape)} of "
+                        f"{full!r}, got {got}"
+                    )
                 with torch.no_grad():
                     parameter.copy_(new)
             columns.append([_spearman(a, b) for a, b in zip(before, attribute(), strict=True)])
@@ -217,7 +258,9 @@ def _cascade(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
         names = [n for n, m in modules.items() if any(True for _ in m.parameters(recurse=False))]
         names = names[::-1]
     else:
-        names = list(layers)
+        names = list(layers) if isinstance(layers, (list, tuple)) else []
+        if not names or not all(isinstance(name, str) for name in names):
+            raise OptionError(f"layers: expected names of modules, got {layers!r}")
         unknown = [n for n in names if n not in modules]
         if unknown:
             raise OptionError(f"layers: the model has no modules {unknown}")
@@ -245,7 +288,13 @@ def _restored(model: nn.Module) -> Iterator[None]:
 
 def _flat(attributions: Attributions, absolute: bool) -> list[np.ndarray]:
     """One vector per example, over all inputs."""
-    entries = [v for v in named(attributions).values() if v is not None]
+    entries = [one_map(v) for v in named(attributions).values() if v is not None]
+    sizes = {len(v) if v.ndim > 1 and v.numel() else 0 for v in entries}
+    if len(sizes) != 1 or 0 in sizes:
+        raise InputError(
+            "attributions: expected those of one batch of examples, got the shapes "
+            f"{[tuple(v.shape) for v in entries]}"
+        )
     flat = torch.cat([finite_attributions(v).flatten(1) for v in entries], 1).cpu()
     return list((flat.abs() if absolute else flat).numpy())
 

@@ -14,13 +14,14 @@ from captum._utils.gradient import apply_gradient_requirements
 from torch import Tensor, nn
 
 from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
+from captum_attn.observe.capture.reasons import reasons_named
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.operators.operators import Operators
-from captum_attn.observe.streams.readout import Read, Root, find_reads
+from captum_attn.observe.streams.readout import Read, find_reads
 from captum_attn.observe.streams.structure_cache import StructureCache
 from captum_attn.observe.streams.wiring import Wiring
-from captum_attn.observe.tracing.autograd_graph import Graph
+from captum_attn.observe.tracing.autograd_graph import Graph, Root
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 
@@ -108,8 +109,8 @@ def wired(run: Watched, structure: StructureCache) -> Observation:
     tap = run.tap
     _check_seen(tap)
     graph = Graph(tap.calls, tap.leaves)
-    wiring = Wiring(tap, graph, run.batch, TokenTracer(graph.cuts), structure)
-    root = Root.of(run.output, tap)
+    root = Root.of(run.output, tap.detached_from(run.output))
+    wiring = Wiring(tap, graph, root, run.batch, TokenTracer(graph.cuts), structure)
     return Observation(**vars(run), root=root, graph=graph, wiring=wiring)
 
 
@@ -123,7 +124,6 @@ def watched(
 ) -> Watched:
     """Runs the model once on `inputs`, which enter as leaves, and watches its operations."""
     tap = tap_class(roots[0] if len(roots) == 1 else None)
-    batch = _batch(inputs)
     if isinstance(inputs, Mapping):
         given, names = inputs, list(inputs)
         entered: dict[str, Any] = {
@@ -150,11 +150,21 @@ def watched(
                 lambda *args: tensor_of(forward_func(*args)), first, None, rest or None
             )
 
-    operators = Operators(tap, batch, tables) if tables else None
+    operators = Operators(tap, tables) if tables else None
     if operators is not None:
         operators.enter(entered)
-    with tap.modules, operators or nullcontext(), tap, _misfits_named(given):
+    run_by_name = isinstance(inputs, Mapping)
+    with (
+        tap.modules,
+        operators or nullcontext(),
+        tap,
+        reasons_named(forward_func, given, roots, run_by_name),
+        _misfits_named(given),
+    ):
         output = tensor_of(forward())
+    batch = _examples({name: given[name] for name in names}, output)
+    if operators is not None:
+        operators.cell.batch = batch
     return Watched(output, batch, tap, names, output.grad_fn, operators)
 
 
@@ -187,14 +197,19 @@ def _entered(tap: Tap, name: str, value: Any, given: bool = False) -> Any:
         value = value.clone()
     if value.is_floating_point():
         if "mask" in name and not given:
-            return value  # it selects tokens, it is none
+            return value  # a mask selects tokens and is not one
         apply_gradient_requirements((value,), warn=False)
     return tap.enter(name, value)
 
 
-def _batch(inputs: tuple[Tensor, ...] | Mapping[str, Any]) -> int:
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return next(v.shape[0] for v in values if isinstance(v, Tensor))
+def _examples(inputs: Mapping[str, Any], output: Tensor) -> int:
+    """Number of examples: rows of the inputs; where these differ, those that the output has, too.
+
+    One image with several texts, in a row of scores, is one example; packed patches are none.
+    """
+    rows = [len(v) for v in inputs.values() if isinstance(v, Tensor) and v.ndim]
+    explained = len(output) if output.ndim else 1
+    return explained if explained in rows else rows[0]
 
 
 def _parameters(forward_func: Callable) -> list[inspect.Parameter]:
@@ -223,7 +238,8 @@ def _misfits_named(inputs: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        shapes = {name: tuple(v.shape) for name, v in inputs.items() if isinstance(v, Tensor)}
+        dense = {n: v for n, v in inputs.items() if isinstance(v, Tensor) and not v.is_nested}
+        shapes = {name: tuple(value.shape) for name, value in dense.items()}
         masked = [shape for name, shape in shapes.items() if "mask" not in name]
         for name, shape in shapes.items():
             fits = any(_fits(shape, other) for other in masked)

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from captum_attn._checks import listed
 from captum_attn.errors import InputError
 from captum_attn.visualization._inputs import array
-from captum_attn.visualization.words import Word, words_of
+from captum_attn.visualization.words import EXPECTED, Word, tokens_of, words_of
 
 
 class Tokens(NamedTuple):
@@ -38,16 +39,18 @@ def token_lists(tokens: Any) -> list[Tokens]:
             )
         found = [_of_encoding(encoding) for encoding in tokens.encodings]
     else:
-        if isinstance(tokens, str) or not hasattr(tokens, "__len__"):
-            raise InputError(
-                "tokens: expected a BatchEncoding or lists of str, got "
-                f"{type(tokens).__name__}; pass inputs or tokenizer.convert_ids_to_tokens(ids)"
-            )
-        lists = [tokens] if len(tokens) and isinstance(tokens[0], str) else list(tokens)
-        found = [Tokens([str(t) for t in ts], np.ones(len(ts), dtype=bool)) for ts in lists]
+        items = listed("tokens", tokens, EXPECTED)
+        lists = [items] if items and isinstance(items[0], str) else items
+        found = [_of_list(one, "tokens" if lists[0] is items else f"tokens[{i}]")
+                 for i, one in enumerate(lists)]  # fmt: skip
     if not found or not all(one.tokens for one in found):
         raise InputError("tokens: expected at least one token for each example, got none")
     return found
+
+
+def _of_list(tokens: Any, name: str) -> Tokens:
+    strs = tokens_of(name, tokens)
+    return Tokens(strs, np.ones(len(strs), dtype=bool))
 
 
 def _of_encoding(encoding: Any) -> Tokens:
@@ -64,13 +67,14 @@ def _of_encoding(encoding: Any) -> Tokens:
 def examples_of(
     attributions: Any,
     tokens: Any,
-    text: str | Sequence[str] | None = None,
+    written: str | Sequence[str] | None = None,
     merge: bool = True,
     name: str = "attributions",
 ) -> list[list[Word]]:
     """The words of each example: of (n,), (B, n) or (B, n, D) relevance, and its tokens."""
     lists = token_lists(tokens)
-    texts = [text] * len(lists) if text is None or isinstance(text, str) else list(text)
+    whole = written is None or isinstance(written, str)
+    texts = [written] * len(lists) if whole else listed("text", written, "str")
     rows = _rows(attributions, name)
     for what, count in ((name, len(rows)), ("text", len(texts))):
         if count != len(lists):
@@ -79,14 +83,16 @@ def examples_of(
                 f"{count}"
             )
     found = []
-    for row, one, written in zip(rows, lists, texts, strict=True):
+    for row, one, its_text in zip(rows, lists, texts, strict=True):
         if row.shape != one.real.shape:
             raise InputError(
                 f"{name}: expected the relevance of {len(one.real)} tokens, got {len(row)}; pass "
                 "one number for each token, special tokens and padding included"
             )
-        more: dict[str, Any] = {"special": one.special, "spans": one.spans, "text": written}
+        more: dict[str, Any] = {"special": one.special, "spans": one.spans, "text": its_text}
         words = words_of(one.tokens, row[one.real].tolist(), merge=merge, **more)
+        if not words:
+            raise InputError(f"tokens: expected at least one word, got padding alone: {one.tokens}")
         places = one.real.nonzero()[0].tolist()
         found.append([w._replace(positions=tuple(places[i] for i in w.positions)) for w in words])
     return found

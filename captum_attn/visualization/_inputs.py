@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,28 +11,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_attn._checks import FAILURES, listed, plain, shown, whole
+from captum_attn._pictures import in_colour
 from captum_attn.errors import InputError, OptionError
 
+LARGEST = 1e100  # beyond it sums overflow
 Values = Any  # Tensor, array, PIL image, or a sequence of them
 
 
 def array(values: Any, name: str) -> np.ndarray:
-    """Numbers on the CPU in float64; NaN and infinity are refused."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().double().numpy()
+    """Numbers on the CPU in float64; NaN, infinity and what is no real number are refused."""
     try:
-        values = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as problem:
-        raise InputError(
-            f"{name}: expected numbers, a tensor or an array; got {type(values).__name__}"
-        ) from problem
-    bad = ~np.isfinite(values)
+        if isinstance(values, Tensor):
+            real = not values.is_complex() and not values.is_quantized
+            values = values.detach().cpu().double().numpy() if real else values
+        found = np.asarray(values)
+    except FAILURES as problem:
+        raise _no_numbers(values, name) from problem
+    if found.dtype.kind not in "biuf":
+        raise _no_numbers(values, name)
+    found = found.astype(np.float64)
+    bad = ~(np.abs(found) < LARGEST)
     if bad.any():
         raise InputError(
-            f"{name}: expected finite numbers, got {int(bad.sum())} of {bad.size} NaN or infinite; "
-            "look for NaN in the model's inputs or outputs"
+            f"{name}: expected finite numbers, got {int(bad.sum())} of {bad.size} NaN or infinite "
+            f"(or beyond {LARGEST:g}); look for NaN in the model's inputs or outputs"
         )
-    return values
+    return found
+
+
+def _no_numbers(values: Any, name: str) -> InputError:
+    more = f" ({values.layout})" if isinstance(values, Tensor) else ""
+    return InputError(
+        f"{name}: expected numbers, a dense tensor or an array of real ones; got {shown(values)}"
+        f"{more}"
+    )
 
 
 def by_label(attributions: Any) -> dict[str, Any]:
@@ -40,24 +54,19 @@ def by_label(attributions: Any) -> dict[str, Any]:
         return {"": attributions}
     if not attributions:
         raise InputError("attributions: expected at least one, got an empty Mapping")
-    return {str(label): values for label, values in attributions.items()}
+    return {plain("attributions: label", label): v for label, v in attributions.items()}
 
 
 def check_counts(count: int, given: Mapping[str, Any]) -> None:
     """What is said of the examples is said of each of them."""
     for name, values in given.items():
-        if values is None:
-            continue
-        if isinstance(values, str) or len(values) != count:
-            got = "a str" if isinstance(values, str) else len(values)
-            raise InputError(f"{name}: expected one for each example ({count}), got {got}")
+        if values is not None and (found := len(listed(name, values))) != count:
+            raise InputError(f"{name}: expected one for each example ({count}), got {found}")
 
 
-def _is_list(values: Any) -> bool:
+def is_list(values: Any) -> bool:
     """A sequence of examples, not one of numbers."""
-    return isinstance(values, (list, tuple)) and not (
-        values and isinstance(values[0], (int, float))
-    )
+    return isinstance(values, (list, tuple)) and not (values and isinstance(values[0], Real))
 
 
 def image_list(images: Any) -> tuple[list[np.ndarray], bool]:
@@ -65,10 +74,12 @@ def image_list(images: Any) -> tuple[list[np.ndarray], bool]:
 
     Tensors have their channels first, arrays and PIL images last, as in Captum.
     """
-    if _is_list(images):
+    if is_list(images):
         if not images:
             raise InputError("images: expected at least one, got none")
-        return [image_list(image)[0][0] for image in images], True
+        return [one_image(image, f"images[{i}]") for i, image in enumerate(images)], True
+    if hasattr(images, "getbands"):  # of Pillow: palettes, transparency and 16 bits as they look
+        images = _of_pillow(images)
     values = array(images, "images")
     if _of_bytes(images):
         values = values / 255
@@ -86,6 +97,21 @@ def image_list(images: Any) -> tuple[list[np.ndarray], bool]:
     return shown, batched
 
 
+def one_image(image: Any, name: str) -> np.ndarray:
+    """One image as `(H, W, 3)` in [0, 1]."""
+    found, _ = image_list(image)
+    if len(found) != 1:
+        raise InputError(f"{name}: expected one image, got {shown(image)}")
+    return found[0]
+
+
+def _of_pillow(picture: Any) -> np.ndarray:
+    try:
+        return np.asarray(in_colour(picture))
+    except FAILURES as problem:
+        raise InputError(f"images: cannot read {shown(picture)} ({problem})") from problem
+
+
 def _of_bytes(images: Any) -> bool:
     """Whether pixels go from 0 to 255: whole numbers, but not bool."""
     if isinstance(images, Tensor):
@@ -100,15 +126,19 @@ def _displayed(image: np.ndarray) -> np.ndarray:
     low, high = float(image.min()), float(image.max())
     if low < 0 or high > 1:
         # Floats from 0 to 255 keep their ground, as in Captum; normalised ones have none.
-        image = image / 255 if low >= 0 and 2 < high <= 255 else (image - low) / (high - low)
+        image = image / 255 if low >= 0 and 2 < high <= 255 else _stretched(image, low, high)
     return np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
+
+
+def _stretched(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    return (image - low) / (high - low) if high > low else np.full_like(image, 0.5)
 
 
 def map_list(
     values: Any, images: Sequence[np.ndarray] | None, batched: bool, name: str = "attributions"
 ) -> list[np.ndarray]:
     """Maps `(H, W)`, one for each image: attributions summed over their channels."""
-    if _is_list(values):
+    if is_list(values):
         ones = [None] * len(values) if images is None else [[image] for image in images]
         if len(ones) != len(values):
             raise InputError(_unlike_counts(name, len(values), len(ones)))
@@ -148,12 +178,17 @@ def _unlike_counts(name: str, found: int, images: int) -> str:
 
 def side_of(patch_size: int | Sequence[int]) -> tuple[int, int]:
     """Height and width of a patch."""
-    sides = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
-    if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
-        raise OptionError(
-            f"patch_size: expected a positive int or (height, width) in pixels, got {patch_size!r}"
-        )
-    return sides[0], sides[1]
+    if isinstance(patch_size, (tuple, list)):
+        return pair_of("patch_size", patch_size, "a whole number or (height, width) in pixels")
+    side = whole("patch_size", patch_size)
+    return side, side
+
+
+def pair_of(name: str, value: Any, expected: str = "(rows, columns)") -> tuple[int, int]:
+    """Two whole numbers of at least 1."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise OptionError(f"{name}: expected {expected}, got {shown(value)}")
+    return whole(f"{name}[0]", value[0]), whole(f"{name}[1]", value[1])
 
 
 def fitted(
@@ -190,10 +225,5 @@ def fitted(
 
 def resized(values: np.ndarray, size: Sequence[int], interpolation: str) -> np.ndarray:
     """A map `(h, w)` of patches at the image's size: patch-exact, or smooth between them."""
-    if interpolation not in ("nearest", "bilinear"):
-        raise OptionError(
-            "interpolation: expected 'nearest' (patch-exact) or 'bilinear' (smooth), got "
-            f"{interpolation!r}"
-        )
     cells = torch.from_numpy(np.ascontiguousarray(values))[None, None]
     return F.interpolate(cells, tuple(size), mode=interpolation)[0, 0].numpy()

@@ -66,8 +66,6 @@ class Style(NamedTuple):
 
 def checked_view(view: str, sign: str, auto: bool, with_image: bool) -> tuple[str, str]:
     """The view and the sign that it shows."""
-    if view not in VIEWS:
-        raise OptionError(f"method: expected one of {list(VIEWS)}, got {view!r}")
     if not with_image and view not in ("heat_map", "contour"):
         raise InputError(f"method={view!r} needs the image; pass `images=` or method='heat_map'")
     if view in UNSIGNED and sign == "all":
@@ -78,13 +76,6 @@ def checked_view(view: str, sign: str, auto: bool, with_image: bool) -> tuple[st
             )
         sign = "absolute_value"
     return view, sign
-
-
-def checked_alpha(alpha: float) -> float:
-    """How much of an image is covered."""
-    if not 0 <= alpha <= 1:
-        raise OptionError(f"alpha_overlay: expected a number in [0, 1], got {alpha}")
-    return alpha
 
 
 def show_image(ax: Axes, image: np.ndarray | None, size: tuple[int, int], grey: bool) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
 from captum_attn.visualization._inputs import array, resized
@@ -23,7 +24,7 @@ LABELLED = 0.05  # least share of the scale at which a region's value is written
 
 def checked_boxes(boxes: Any, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Boxes (R, 4) of each image, in its pixels; (R, 4) alone are those of all."""
-    if isinstance(boxes, (list, tuple)) and boxes and np.ndim(boxes[0]) == 2:
+    if isinstance(boxes, (list, tuple)) and boxes and _is_table(boxes[0]):
         each = [array(one, "boxes") for one in boxes]
     else:
         values = array(boxes, "boxes")
@@ -45,6 +46,13 @@ def checked_boxes(boxes: Any, images: Sequence[np.ndarray]) -> list[np.ndarray]:
                 "multiply them by width and height"
             )
     return each
+
+
+def _is_table(values: Any) -> bool:
+    """Whether there are boxes of one image here."""
+    if isinstance(values, (list, tuple)):
+        return bool(values) and isinstance(values[0], (list, tuple, Tensor, np.ndarray))
+    return getattr(values, "ndim", 0) == 2
 
 
 def draw_regions(

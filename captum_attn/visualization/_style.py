@@ -10,8 +10,6 @@ import numpy as np
 from captum.attr import visualization
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, to_rgb
 
-from captum_attn.errors import OptionError
-
 FOR, AGAINST = (np.array(to_rgb(colour)) for colour in ("#e08214", "#8073ac"))
 LEGEND = "orange: for the target, purple: against it"
 GREY = "0.35"  # of what is said beside the picture
@@ -60,22 +58,11 @@ BARS["absolute_value"] = BARS["positive"]
 LINES = ListedColormap([AGAINST, FOR])  # contours, where pale colours would not be seen
 
 
-def checked_sign(sign: str, values: list[np.ndarray]) -> str:
+def resolved_sign(sign: str, values: list[np.ndarray]) -> str:
     """Captum's sign option; "auto" is "all" where a value is negative, else "positive"."""
-    if sign not in SIGNS:
-        raise OptionError(f"sign: expected one of {list(SIGNS)}, got {sign!r}")
     if sign != "auto":
         return sign
     return "all" if any((v < 0).any() for v in values) else "positive"
-
-
-def checked_outliers(outlier_perc: float) -> float:
-    """Captum's outlier option; 100 would leave nothing to scale by."""
-    if isinstance(outlier_perc, bool) or not isinstance(outlier_perc, (int, float)):
-        raise OptionError(f"outlier_perc: expected a number, got {type(outlier_perc).__name__}")
-    if not 0 <= outlier_perc < 100:
-        raise OptionError(f"outlier_perc: expected a number in [0, 100), got {outlier_perc}")
-    return outlier_perc
 
 
 def of_sign(values: np.ndarray, sign: str) -> np.ndarray:

@@ -10,12 +10,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 
-from captum_attn.errors import InputError, OptionError
+from captum_attn._checks import shown, texts
+from captum_attn.errors import InputError
 from captum_attn.visualization._fonts import finished
-from captum_attn.visualization._inputs import array, fitted, image_list
+from captum_attn.visualization._inputs import array, check_counts, fitted, image_list
+from captum_attn.visualization._options import checked_options, known
 from captum_attn.visualization._panels import (
+    VIEWS,
     Style,
-    checked_alpha,
     checked_view,
     draw_box,
     draw_map,
@@ -24,12 +26,13 @@ from captum_attn.visualization._panels import (
     title,
 )
 from captum_attn.visualization._regions import apart, checked_boxes
-from captum_attn.visualization._style import FOR, GREY, LEGEND, checked_outliers, checked_sign
+from captum_attn.visualization._style import FOR, GREY, LEGEND, resolved_sign
 from captum_attn.visualization.picture import Picture
 
 __all__ = ["visualize_detections"]
 
 
+@checked_options(method=known(VIEWS))
 def visualize_detections(
     found: Any,
     images: Any,
@@ -73,21 +76,14 @@ def visualize_detections(
         >>> masks = [query_masks(one.maps, (64, 64)) for one in found]
         >>> visualize_detections(found, images, masks=masks).save("detected.png")
     """
-    if columns < 1:
-        raise OptionError(f"columns: expected 1 or more, got {columns}")
     pictures, batched = image_list(images)
     every = list(found) if isinstance(found, (list, tuple)) else [found]
-    if len(every) != len(pictures) or (titles is not None and len(titles) != len(pictures)):
-        raise InputError(
-            f"found: expected the detections (and titles) of each of {len(pictures)} images, got "
-            f"{len(every)}"
-        )
+    check_counts(len(pictures), {"found": every, "titles": titles})
     covers = _masks(masks, every, pictures, batched)
     maps = [_maps(one, picture) for one, picture in zip(every, pictures, strict=True)]
     flat = [one for of_image in maps for one in of_image]
-    view, shown = checked_view(method, checked_sign(sign, flat), sign == "auto", True)
-    alpha = checked_alpha(alpha_overlay)
-    style = Style(view, shown, checked_outliers(outlier_perc), cmap, alpha)
+    view, shown = checked_view(method, resolved_sign(sign, flat), sign == "auto", True)
+    style = Style(view, shown, outlier_perc, cmap, alpha_overlay)
     across = max(1, min(columns, max(len(of_image) for of_image in maps)))
     blocks = [math.ceil(len(of_image) / across) or 1 for of_image in maps]
     kinds = 1 + (covers is not None)
@@ -139,24 +135,28 @@ def visualize_detections(
 
 
 def _maps(found: Any, picture: np.ndarray) -> list[np.ndarray]:
-    try:
-        maps, boxes = array(found.maps, "found.maps"), found.boxes
-    except AttributeError as missing:
+    given = (getattr(found, name, None) for name in ("maps", "boxes", "scores"))
+    maps, boxes, scores = (None if one is None else array(one, "found") for one in given)
+    if maps is None or boxes is None or scores is None:
         raise InputError(
             "found: expected `boxes`, `scores` and `maps`, as explain_detections returns them; got "
-            f"{type(found).__name__}"
-        ) from missing
-    if maps.ndim != 3 or len(maps) != len(boxes):
-        raise InputError(f"found.maps: expected ({len(boxes)}, H, W), got {maps.shape}")
+            f"{shown(found)}"
+        )
+    count = len(scores) if scores.ndim == 1 else None
+    if maps.ndim != 3 or boxes.shape != (count, 4) or len(maps) != count:
+        raise InputError(
+            "found: expected `boxes` (n, 4), `scores` (n,) and `maps` (n, H, W), got "
+            f"{boxes.shape}, {scores.shape} and {maps.shape}"
+        )
     size = (picture.shape[0], picture.shape[1])
     return [fitted(one, size, None, None, "found.maps") for one in maps]
 
 
 def _labels(found: Any) -> list[str]:
-    names = getattr(found, "names", None)
-    if names is None:
-        names = [str(label) for label in np.asarray(found.labels).tolist()]
     scores = array(found.scores, "found.scores")
+    names = getattr(found, "names", None)
+    names = getattr(found, "labels", None) if names is None else names
+    names = texts("found.names", names, len(scores), "detection")
     return [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
 
 

@@ -12,17 +12,18 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 
+from captum_attn._checks import listed, shown, text, texts
 from captum_attn.errors import InputError, OptionError
 from captum_attn.visualization._fonts import finished
 from captum_attn.visualization._inputs import array, check_counts, image_list
 from captum_attn.visualization._matrix import cells_of, draw_matrix
+from captum_attn.visualization._options import checked_options
 from captum_attn.visualization._panels import bare, colour_bar, title
 from captum_attn.visualization._regions import ALPHA, draw_shares, grid_of, over_image
 from captum_attn.visualization._style import (
     BARS,
-    checked_outliers,
-    checked_sign,
     of_sign,
+    resolved_sign,
     scale_limit,
     shares_of,
 )
@@ -32,6 +33,7 @@ from captum_attn.visualization.picture import Picture
 __all__ = ["visualize_heads", "visualize_layers"]
 
 
+@checked_options()
 def visualize_layers(
     layer_maps: Sequence[tuple[Any, Any]],
     images: Any = None,
@@ -85,15 +87,13 @@ def visualize_layers(
     """
     if images is not None and tokens is not None:
         raise OptionError("expected `images` or `tokens`, got both")
-    if columns < 1:
-        raise OptionError(f"columns: expected 1 or more, got {columns}")
     names, maps = _checked(layer_maps, examples)
     means = [one.mean((1, 2)) for one in maps]  # (B, q, k)
     batch = len(means[0])
     check_counts(batch, {"titles": titles})
     if tokens is not None:
         stacked = np.stack(_same_keys([_row(one, row) for one in means], names), 1)  # (B, L, k)
-        each = tokens if not isinstance(tokens[0], str) else [tokens] * batch
+        each = _tokens(tokens, batch, stacked.shape[2])
         options: dict[str, Any] = {"sign": sign, "outlier_perc": outlier_perc, "cmap": cmap}
         return visualize_matrix(stacked, names, each, titles=titles, **options)
     pictures = None
@@ -106,8 +106,7 @@ def visualize_layers(
         shown = [one[:, -cells[0] * cells[1] :] for one in rows]
     elif row is not None:
         raise OptionError("row: expected with `images` or `tokens`; without them all are drawn")
-    sign = checked_sign(sign, shown)
-    outlier_perc = checked_outliers(outlier_perc)
+    sign = resolved_sign(sign, shown)
     across = min(columns, len(shown))
     down = math.ceil(len(shown) / across)
     tall = 1.0 if pictures is None else max(p.shape[0] / p.shape[1] for p in pictures)
@@ -151,6 +150,7 @@ def visualize_layers(
     return figure
 
 
+@checked_options()
 def visualize_heads(
     layer_maps: Sequence[tuple[Any, Any]],
     *,
@@ -183,7 +183,7 @@ def visualize_heads(
         >>> visualize_heads(GenericAttention(vit).layer_maps(images, target=3), row=0)
     """
     names, maps = _checked(layer_maps, examples)
-    sign = checked_sign(sign, maps)
+    sign = resolved_sign(sign, maps)
     batch, most = len(maps[0]), max(one.shape[2] for one in maps)
     check_counts(batch, {"titles": titles})
     carried = np.zeros((batch, len(maps), most))
@@ -221,12 +221,14 @@ def _checked(
     layer_maps: Sequence[tuple[Any, Any]], examples: int | None
 ) -> tuple[list[str], list[np.ndarray]]:
     """Names of the layers, and their maps (B, F, H, q, k)."""
-    if not layer_maps or not all(isinstance(e, (tuple, list)) and len(e) == 2 for e in layer_maps):
+    pairs = listed("layer_maps", layer_maps, "(call, map), as `layer_maps` of a method returns")
+    if not pairs or not all(isinstance(e, (tuple, list)) and len(e) == 2 for e in pairs):
         raise InputError(
             "layer_maps: expected at least one pair (call, map), as `layer_maps` of a method "
-            f"returns them; got {type(layer_maps).__name__} of {len(layer_maps)}"
+            f"returns them; got {shown(layer_maps)}"
         )
-    calls = [call if isinstance(call, str) else str(call.module) for call, _ in layer_maps]
+    layer_maps = pairs
+    calls = [_name_of(call, f"layer_maps[{i}]") for i, (call, _) in enumerate(layer_maps)]
     maps = [array(values, f"layer_maps[{i}]") for i, (_, values) in enumerate(layer_maps)]
     for i, one in enumerate(maps):
         if one.ndim != 4 or 0 in one.shape:
@@ -240,6 +242,22 @@ def _checked(
             )
     folded = [one.reshape(batch, -1, *one.shape[1:]) for one in maps]
     return _short(calls), folded
+
+
+def _tokens(tokens: Any, batch: int, count: int) -> list[list[str]]:
+    """The tokens of each example."""
+    given = listed("tokens", tokens, "str, or of such a list for each example")
+    each = [given] * batch if given and isinstance(given[0], str) else given
+    check_counts(batch, {"tokens": each})
+    return [texts("tokens", one, count, "token") for one in each]
+
+
+def _name_of(call: Any, name: str) -> str:
+    """The layer of a call."""
+    module = call if isinstance(call, str) else getattr(call, "module", None)
+    if module is None:
+        raise InputError(f"{name}: expected a call with a `module`, or a str, got {shown(call)}")
+    return text(name, str(module))
 
 
 def _short(names: list[str]) -> list[str]:

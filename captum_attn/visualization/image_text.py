@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from captum_attn.errors import InputError, OptionError
+from captum_attn._checks import texts
+from captum_attn.errors import InputError
 from captum_attn.visualization._examples import examples_of, word_lists
 from captum_attn.visualization._inputs import (
     array,
@@ -16,7 +17,17 @@ from captum_attn.visualization._inputs import (
     check_counts,
     fitted,
     image_list,
+    is_list,
     map_list,
+)
+from captum_attn.visualization._options import (
+    INTERPOLATIONS,
+    WIDEST,
+    checked_options,
+    known,
+    optional,
+    pair_of_texts,
+    within,
 )
 from captum_attn.visualization._page import BOLD, MARGIN, SMALL, STEP, TARGET, Page
 from captum_attn.visualization._regions import (
@@ -28,9 +39,8 @@ from captum_attn.visualization._regions import (
 from captum_attn.visualization._style import (
     EMPTY,
     GREY,
-    checked_outliers,
-    checked_sign,
     of_sign,
+    resolved_sign,
     scale_limit,
     shares_of,
 )
@@ -66,6 +76,12 @@ class Row(NamedTuple):
         return np.append(self.of_words, self.seen)
 
 
+@checked_options(
+    captions=optional(texts),
+    interpolation=optional(known(INTERPOLATIONS)),
+    legend=pair_of_texts,
+    width=within(5, WIDEST),
+)
 def visualize_image_text(
     attributions: Any,
     tokens: Any,
@@ -117,9 +133,6 @@ def visualize_image_text(
         >>> pair = found["input_ids"], found["visual_feats"]
         >>> visualize_image_text(pair, inputs_of_text, image, boxes=boxes, titles=["what is it?"])
     """
-    outlier_perc = checked_outliers(outlier_perc)
-    if width < 5:
-        raise OptionError(f"width: expected 5 inches or more, got {width}")
     pictures, batched = image_list(images)
     frames = None if boxes is None else checked_boxes(boxes, pictures)
     check_counts(len(pictures), {"titles": titles, "captions": captions})
@@ -137,7 +150,7 @@ def visualize_image_text(
             shown = [word for word in words[i] if show_special or not word.special]
             labelled.append(Row(label, shown, seen[i]))
     every = [row for labelled in rows for row in labelled]
-    sign = checked_sign(sign, [row.values for row in every])
+    sign = resolved_sign(sign, [row.values for row in every])
     page = Page(width, (word.text for row in every for word in row.words), _alt(titles))
     y, panels = MARGIN, []
     for i, labelled in enumerate(rows):
@@ -186,7 +199,7 @@ def _seen(
             fitted(one, picture.shape[:2], patch_size, interpolation, name)
             for one, picture in zip(maps, pictures, strict=True)
         ]
-    if isinstance(relevance, (list, tuple)):
+    if is_list(relevance):
         rows = [array(one, name) for one in relevance]
     else:
         values = array(relevance, name)

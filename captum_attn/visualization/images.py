@@ -11,16 +11,15 @@ from matplotlib.colors import Colormap
 from captum_attn.errors import InputError, OptionError
 from captum_attn.visualization._fonts import finished
 from captum_attn.visualization._inputs import (
-    array,
     by_label,
     check_counts,
     fitted,
     image_list,
     map_list,
 )
+from captum_attn.visualization._options import INTERPOLATIONS, checked_options, known, optional
 from captum_attn.visualization._panels import (
     Style,
-    checked_alpha,
     checked_view,
     draw_box,
     draw_map,
@@ -28,12 +27,14 @@ from captum_attn.visualization._panels import (
     show_image,
     title,
 )
-from captum_attn.visualization._style import GREY, LEGEND, checked_outliers, checked_sign
+from captum_attn.visualization._regions import checked_boxes
+from captum_attn.visualization._style import GREY, LEGEND, resolved_sign
 from captum_attn.visualization.picture import Picture
 
 __all__ = ["visualize_image"]
 
 
+@checked_options(interpolation=optional(known(INTERPOLATIONS)))
 def visualize_image(
     attributions: Any,
     images: Any = None,
@@ -109,12 +110,10 @@ def visualize_image(
         label: _maps(values, pictures, batched, patch_size, interpolation, label)
         for label, values in labelled.items()
     }
-    outlier_perc = checked_outliers(outlier_perc)
-    checked_alpha(alpha_overlay)
     styles = []
     for label, maps in columns.items():
         for view in views:
-            shown = checked_sign(sign, maps)
+            shown = resolved_sign(sign, maps)
             checked = checked_view(view, shown, sign == "auto", pictures is not None)
             styles.append((label, Style(*checked, outlier_perc, cmap, alpha_overlay)))
     if not styles:
@@ -123,6 +122,7 @@ def visualize_image(
     check_counts(rows, {f"attributions[{label!r}]": maps for label, maps in columns.items()})
     check_counts(rows, {f"captions[{label!r}]": said for label, said in (captions or {}).items()})
     check_counts(rows, {"titles": titles, "boxes": boxes})
+    frames = None if boxes is None or pictures is None else _frames(boxes, pictures)
     if unknown := set(captions or {}) - set(columns):
         raise InputError(f"captions: expected some of {list(columns)}, got {sorted(unknown)}")
     original = pictures is not None and show_original
@@ -145,7 +145,7 @@ def visualize_image(
             show_image(axes[0], image, (1, 1), grey=False)
             if show_colorbar:
                 no_bar(picture, axes[0])
-            for box in array(boxes[row], "boxes").reshape(-1, 4) if boxes is not None else ():
+            for box in () if frames is None else frames[row]:
                 draw_box(axes[0], box)
         for ax, (label, style) in zip(axes[original:], styles, strict=True):
             name = f"{label or 'the map'} of example {row}"
@@ -163,6 +163,12 @@ def visualize_image(
         picture.supxlabel(LEGEND, fontsize=9, color=GREY)
     finished(picture)
     return picture
+
+
+def _frames(boxes: Sequence[Any], pictures: list[np.ndarray]) -> list[np.ndarray]:
+    """Boxes (n, 4) of each image, which may have none."""
+    each = [np.zeros((0, 4)) if np.size(one) == 0 else one for one in boxes]
+    return [checked_boxes(one, [p])[0] for one, p in zip(each, pictures, strict=True)]
 
 
 def _maps(

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap
+from torch import Tensor
 
+from captum_attn._checks import FAILURES, listed, names_of, shown, texts, whole
 from captum_attn.errors import InputError
 from captum_attn.visualization._fonts import finished
 from captum_attn.visualization._inputs import array, check_counts
 from captum_attn.visualization._matrix import cells_of, divide, draw_matrix, labels_of
+from captum_attn.visualization._options import checked_options
 from captum_attn.visualization._panels import colour_bar
 from captum_attn.visualization._style import (
-    checked_outliers,
-    checked_sign,
     of_sign,
+    resolved_sign,
     scale_limit,
 )
 from captum_attn.visualization.picture import Picture
@@ -43,6 +46,7 @@ class Table(NamedTuple):
     groups: Sequence[tuple[str, int]] = ()
 
 
+@checked_options(columns=None)
 def visualize_matrix(
     matrix: Any,
     rows: Sequence[Any],
@@ -81,7 +85,7 @@ def visualize_matrix(
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise InputError(f"matrix: expected (r, c) or (B, r, c), got {values.shape}")
     values = values[None] if values.ndim == 2 else values
-    hidden = None if mask is None else array(mask, "mask").reshape(values.shape) > 0.5
+    hidden = None if mask is None else _mask(mask, values)
     on_rows = _labels(rows, len(values), values.shape[1], "rows")
     on_columns = _labels(rows if columns is None else columns, len(values), values.shape[2],
                          "columns")  # fmt: skip
@@ -92,6 +96,7 @@ def visualize_matrix(
     return _draw(tables, sign, outlier_perc, cmap, titles)
 
 
+@checked_options()
 def visualize_generation(
     written: Any,
     tokenizer: Any,
@@ -134,9 +139,10 @@ def visualize_generation(
             "tokenizer: expected a tokenizer or a callable list of int -> list of str, got "
             f"{type(tokenizer).__name__}"
         )
-    relevance = {
-        name: array(rows, f"relevance[{name!r}]") for name, rows in written.relevance.items()
-    }
+    relevance = _relevance(written)
+    if sources is not None and not isinstance(sources, Mapping):
+        raise InputError(f"sources: expected a Mapping of stream name to ids, got {shown(sources)}")
+    names_of("sources", sources or (), list(relevance), InputError)
     batch, steps = written.tokens.shape
     prompt = written.columns.shape[1] - steps + 1
     tables = []
@@ -162,13 +168,13 @@ def visualize_generation(
             groups.append(("", 1))
         real = written.real[i].cpu().numpy().astype(bool)
         blocks.append(own[:, -count:][:, real])
-        labels += labels_of(convert(written.columns[i][written.real[i]].tolist()))
+        labels += _converted(convert, written.columns[i][written.real[i].bool()].tolist())
         groups += [("prompt", int(real[:prompt].sum())), ("generated", int(real[prompt:].sum()))]
         later = np.zeros((steps, count), dtype=bool)
         later |= np.arange(count)[None] > prompt - 1 + np.arange(steps)[:, None]
         front = sum(block.shape[1] for block in blocks[:-1])
         mask = np.concatenate([np.zeros((steps, front), dtype=bool), later[:, real]], 1)
-        names = labels_of(convert(written.tokens[i].tolist()))
+        names = _converted(convert, written.tokens[i].tolist())
         on_rows = [name for name, is_valid in zip(names, valid, strict=True) if is_valid]
         values = np.concatenate(blocks, 1)[valid]
         tables.append(Table(values, on_rows, labels, mask[valid], groups))
@@ -181,22 +187,75 @@ def _source(
     """Labels of a source's columns; none if nothing is known of it."""
     if given is None:
         return []
-    one = given[i]
-    labels = list(one) if isinstance(one[0], str) else convert([int(token) for token in one])
-    if len(labels) != count:
-        raise InputError(f"sources[{name!r}]: expected {count} labels or ids, got {len(labels)}")
-    return labels_of(labels)
+    where = f"sources[{name!r}]"
+    each = listed(where, given, "ids or labels for each example")
+    one = listed(where, each[i] if i < len(each) else None, "ids or labels for each example")
+    if len(one) != count:
+        raise InputError(f"{where}: expected {count} labels or ids, got {len(one)}")
+    if all(isinstance(label, str) for label in one):
+        return labels_of(texts(where, one))
+    return _converted(convert, [whole(where, token, 0, error=InputError) for token in one])
+
+
+def _converted(convert: Callable[[list[int]], list[str]], ids: list[int]) -> list[str]:
+    """What the tokenizer calls these ids."""
+    try:
+        found = convert(ids)
+    except FAILURES as problem:
+        raise InputError(
+            f"tokenizer: expected a list of int -> list of str, but it raised "
+            f"{type(problem).__name__} ({problem}) for {shown(ids)}"
+        ) from problem
+    return labels_of(texts("tokenizer", found, len(ids), "id"))
+
+
+PARTS = ("tokens", "valid", "columns", "real")
+
+
+def _relevance(written: Any) -> dict[str, np.ndarray]:
+    """The relevance (B, T, n) of each stream; what is no `Generation` is refused."""
+    relevance = getattr(written, "relevance", None)
+    parts: list[Any] = [getattr(written, name, None) for name in PARTS]
+    tensors = all(isinstance(part, Tensor) and part.ndim == 2 for part in parts)
+    if not isinstance(relevance, Mapping) or not tensors:
+        raise InputError(
+            "written: expected `relevance`, `stream` and tensors `tokens`, `valid`, `columns` and "
+            f"`real`, as explain_generation returns them; got {shown(written)}"
+        )
+    if getattr(written, "stream", None) not in relevance:
+        raise InputError(f"written.stream: expected one of {list(relevance)}")
+    tokens, valid, columns, real = (tuple(part.shape) for part in parts)
+    if tokens != valid or columns != real or columns[1] < tokens[1] or columns[0] != tokens[0]:
+        raise InputError(
+            "written: expected `tokens` and `valid` (B, T), `columns` and `real` (B, p + T - 1); "
+            f"got {tokens}, {valid}, {columns}, {real}"
+        )
+    found = {name: array(rows, f"relevance[{name!r}]") for name, rows in relevance.items()}
+    for name, rows in found.items():
+        least = columns[1] if name == written.stream else 1
+        if rows.ndim != 3 or rows.shape[:2] != tokens or rows.shape[2] < least:
+            raise InputError(
+                f"relevance[{name!r}]: expected {tokens} and at least {least} columns, got "
+                f"{rows.shape}"
+            )
+    return found
 
 
 def _labels(given: Sequence[Any], batch: int, count: int, name: str) -> list[list[str]]:
     """The labels of each example."""
-    one = len(given) > 0 and isinstance(given[0], str)
-    each = [list(given)] * batch if one else [list(labels) for labels in given]
+    items = listed(name, given, "labels, or of such a list for each example")
+    one = bool(items) and isinstance(items[0], (str, Real))
+    each = [items] * batch if one else items
     check_counts(batch, {name: each})
-    for labels in each:
-        if len(labels) != count:
-            raise InputError(f"{name}: expected {count} labels, got {len(labels)}")
-    return [labels_of(labels) for labels in each]
+    return [labels_of(texts(name, labels, count, "token")) for labels in each]
+
+
+def _mask(mask: Any, values: np.ndarray) -> np.ndarray:
+    """Where the matrices (B, r, c) say nothing."""
+    hidden = array(mask, "mask")
+    if hidden.shape not in (values.shape, values.shape[1:]) or hidden.size != values.size:
+        raise InputError(f"mask: expected the matrix's shape {values.shape}, got {hidden.shape}")
+    return hidden.reshape(values.shape) > 0.5
 
 
 def _draw(
@@ -207,8 +266,7 @@ def _draw(
     titles: Sequence[str] | None,
 ) -> Picture:
     check_counts(len(tables), {"titles": titles})
-    outlier_perc = checked_outliers(outlier_perc)
-    sign = checked_sign(sign, [table.values for table in tables])
+    sign = resolved_sign(sign, [table.values for table in tables])
     cells = [cells_of(table.values.shape) for table in tables]
     sizes = np.array(
         [c.size(t.values, t.rows, t.columns) for c, t in zip(cells, tables, strict=True)]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from html import escape
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from captum_attn.errors import OptionError
+from captum_attn._checks import listed, number, shown, text
+from captum_attn.errors import InputError, OptionError
 
 DPI = 150
-MAX_PIXELS = 2**16 - 1  # the side of the largest picture that matplotlib can draw
+SHARPEST = 4800.0  # dots per inch
+MAX_SIDE = 2**16 - 1  # the side of the largest picture that matplotlib can draw
+MAX_PIXELS = 1e8  # of a picture, 400 MB in memory
 FORMATS = (".png", ".svg", ".pdf", ".html")
 
 
@@ -32,8 +37,10 @@ class Picture(Figure):
     """
 
     def __init__(self, *, alt: str = "", **options: Any) -> None:
+        if options.get("figsize") is not None:
+            options["figsize"] = _size(options["figsize"])
         super().__init__(**options)
-        self.alt = alt
+        self.alt = text("alt", alt)
 
     def save(self, path: str | Path, dpi: float = DPI) -> Path:
         """Writes the picture; the file's ending says how.
@@ -48,21 +55,31 @@ class Picture(Figure):
             Path: the file.
 
         Raises:
-            OptionError: for another ending.
+            OptionError: for another ending, or dots per inch that are none.
+            InputError: where the file cannot be written.
 
         Examples::
 
             >>> visualize_image(attributions, images).save("why.html")
             PosixPath('why.html')
         """
-        path = Path(path)
+        if not isinstance(path, (str, PathLike)):
+            raise OptionError(f"path: expected a str or Path, got {shown(path)}")
+        path, dpi = Path(path), self._drawable(dpi)
         ending = path.suffix.lower()
         if ending not in FORMATS:
             raise OptionError(f"path: expected a file ending in {', '.join(FORMATS)}, got '{path}'")
-        if ending == ".html":
-            path.write_text(self.page(dpi), encoding="utf-8")
-        else:
-            self.savefig(path, dpi=self._drawable(dpi))
+        try:
+            if ending == ".html":
+                path.write_text(self.page(dpi), encoding="utf-8")
+            else:
+                self.savefig(path, dpi=dpi)
+        except (OSError, ValueError) as problem:  # ValueError: a name with a null byte
+            said = getattr(problem, "strerror", None) or problem
+            raise InputError(
+                f"path: cannot write to {shown(str(path))} ({said}); give a file in a folder of "
+                "yours"
+            ) from problem
         return path
 
     def png(self, dpi: float = DPI) -> bytes:
@@ -94,4 +111,16 @@ class Picture(Figure):
         return None
 
     def _drawable(self, dpi: float) -> float:
-        return min(dpi, MAX_PIXELS / max(self.get_size_inches()))
+        """As many dots per inch as asked for, or as memory has room for."""
+        dpi = number("dpi", dpi, 1, SHARPEST)
+        wide, high = self.get_size_inches()
+        return min(dpi, MAX_SIDE / max(wide, high), math.sqrt(MAX_PIXELS / (wide * high)))
+
+
+def _size(figsize: Any) -> tuple[float, float]:
+    """Width and height in inches."""
+    sides = listed("figsize", figsize, "two numbers")
+    if len(sides) != 2:
+        raise OptionError(f"figsize: expected (width, height) in inches, got {shown(figsize)}")
+    wide, high = (number("figsize", side, 0, open_ends="(") for side in sides)
+    return wide, high

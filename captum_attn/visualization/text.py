@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from captum.attr._utils.visualization import VisualizationDataRecord
+from torch import Tensor
 
-from captum_attn.errors import InputError, OptionError
+from captum_attn._checks import number, plain
+from captum_attn.errors import InputError
 from captum_attn.visualization._examples import examples_of, word_lists
 from captum_attn.visualization._inputs import by_label, check_counts
+from captum_attn.visualization._options import checked_options
 from captum_attn.visualization._style import (
     EMPTY,
-    checked_outliers,
-    checked_sign,
     of_sign,
+    resolved_sign,
     scale_limit,
     shares_of,
 )
@@ -28,6 +32,7 @@ from captum_attn.visualization.words import Word
 __all__ = ["text_records", "visualize_text"]
 
 
+@checked_options()
 def text_records(
     attributions: Any,
     tokens: Any,
@@ -91,6 +96,7 @@ def text_records(
             if isinstance(value, (list, tuple)):
                 check_counts(len(examples), {name: value})
                 given[name] = value[i]
+            given[name] = _checked_part(name, given[name])
         records.append(
             VisualizationDataRecord(
                 word_attributions=values / (largest or 1.0),
@@ -101,6 +107,7 @@ def text_records(
     return records
 
 
+@checked_options()
 def visualize_text(
     attributions: Any,
     tokens: Any = None,
@@ -150,12 +157,6 @@ def visualize_text(
         ...         "rollout": rollout.attribute(inputs)["input_ids"]}
         >>> visualize_text(both, inputs, titles=["positive (0.98)"]).save("why.html")
     """
-    if width < 4 or max_lines < 1:
-        raise OptionError(
-            f"expected width >= 4 inches and max_lines >= 1, got width={width}, "
-            f"max_lines={max_lines}"
-        )
-    outlier_perc = checked_outliers(outlier_perc)
     labelled = {
         label: _examples(values, tokens, text, merge_pieces, label)
         for label, values in by_label(attributions).items()
@@ -168,7 +169,7 @@ def visualize_text(
     check_counts(count, {f"captions[{k!r}]": v for k, v in (captions or {}).items()})
     blocks = []
     signs = {
-        label: checked_sign(sign, [np.array([w.relevance for w in words]) for words in examples])
+        label: resolved_sign(sign, [np.array([w.relevance for w in words]) for words in examples])
         for label, examples in columns.items()
     }
     for i in range(count):
@@ -186,6 +187,15 @@ def visualize_text(
         blocks.append((headings[i] if titles is None else titles[i], lines))
     named = set(signs.values()) if legend else set()
     return TextPicture(blocks, width=width, max_lines=max_lines, signs=named)
+
+
+def _checked_part(name: str, value: Any) -> Any:
+    """A probability or a score, NaN where it is not known; or the name of a class."""
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if name.endswith("class"):
+        return plain(name, value)
+    unknown = value is None or (isinstance(value, Real) and math.isnan(value))
+    return value if unknown else number(name, value)
 
 
 def _examples(

@@ -6,8 +6,16 @@ import codecs
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
+import numpy as np
+
+from captum_attn._checks import flag, listed, shown, whole
+from captum_attn._checks import text as checked_text
+from captum_attn.errors import InputError
+from captum_attn.visualization._inputs import array
+
+EXPECTED = "str for each example (or a BatchEncoding), as tokenizer.convert_ids_to_tokens gives it"
 PADDING = re.compile(r"\[PAD\]|<pad>|<\|pad\|>")
 SPECIAL = re.compile(r"\[(CLS|SEP|BOS|EOS)\]|</?s>|<(bos|eos)>|<\|[^|<>]+\|>|<(start|end)_of_\w+>")
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -152,6 +160,13 @@ def words_of(
         >>> [word.text for word in words_of(["goal", "##keeper", "##s", "dive"], [1, 2, 3, 4])]
         ['goalkeepers', 'dive']
     """
+    tokens = tokens_of("tokens", tokens)
+    relevance = _one_each("relevance", array(relevance, "relevance"), len(tokens)).tolist()
+    if special is not None:
+        special = (_one_each("special", array(special, "special"), len(tokens)) > 0.5).tolist()
+    spans = None if spans is None else _spans(spans, len(tokens))
+    text = None if text is None else checked_text("text", text)
+    merge = flag("merge", merge)
     marks = _marks(tokens)
     words: list[Word] = []
     ends: list[tuple[int, int] | None] = []  # of every word, in the text
@@ -187,6 +202,32 @@ def words_of(
         if span is not None and ends[-1] is not None:
             ends[-1] = (ends[-1][0], span[1])
     return words if text is None or spans is None else _as_written(words, ends, text)
+
+
+def tokens_of(name: str, tokens: Any) -> list[str]:
+    """The tokens of one text."""
+    found = listed(name, tokens, EXPECTED)
+    if not found:
+        raise InputError(f"{name}: expected at least one token for each example, got none")
+    return [checked_text(f"{name}[{i}]", token) for i, token in enumerate(found)]
+
+
+def _one_each(name: str, values: np.ndarray, count: int) -> np.ndarray:
+    if values.shape != (count,):
+        raise InputError(f"{name}: expected one for each token ({count}), got {values.shape}")
+    return values
+
+
+def _spans(given: Any, count: int) -> list[tuple[int, int] | None]:
+    """(start, end) of each token."""
+    spans = listed("spans", given, "(start, end), or None")
+    if len(spans) != count:
+        raise InputError(f"spans: expected one for each token ({count}), got {len(spans)}")
+    for i, span in enumerate(spans):
+        if span is not None and not (isinstance(span, (tuple, list)) and len(span) == 2):
+            raise InputError(f"spans[{i}]: expected (start, end) or None, got {shown(span)}")
+    starts_ends = [None if s is None else tuple(whole("spans", at, 0) for at in s) for s in spans]
+    return cast("list[tuple[int, int] | None]", starts_ends)
 
 
 def _visible(text: str) -> str:

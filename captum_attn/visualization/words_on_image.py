@@ -10,10 +10,13 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
+from captum_attn._checks import shown
+from captum_attn._checks import text as text_rule
 from captum_attn.errors import InputError
 from captum_attn.visualization._examples import examples_of, token_lists
 from captum_attn.visualization._fonts import finished
-from captum_attn.visualization._inputs import array, image_list
+from captum_attn.visualization._inputs import array, one_image
+from captum_attn.visualization._options import checked_options, optional
 from captum_attn.visualization._panels import colour_bar, title
 from captum_attn.visualization._regions import (
     ALPHA,
@@ -25,9 +28,8 @@ from captum_attn.visualization._regions import (
 )
 from captum_attn.visualization._style import (
     BARS,
-    checked_outliers,
-    checked_sign,
     of_sign,
+    resolved_sign,
     scale_limit,
     shares_of,
 )
@@ -36,6 +38,7 @@ from captum_attn.visualization.picture import Picture
 __all__ = ["visualize_words_on_image"]
 
 
+@checked_options(text=optional(text_rule))
 def visualize_words_on_image(
     relevance: Any,
     tokens: Any,
@@ -86,11 +89,10 @@ def visualize_words_on_image(
     values = array(relevance, "relevance")
     if values.ndim != 2:
         raise InputError(f"relevance: expected (n, R) of one example, got {values.shape}")
-    pictures, _ = image_list(image)
-    if len(pictures) != 1 or len(token_lists(tokens)) != 1:
-        raise InputError("expected one image and the tokens of one text")
-    (picture,) = pictures
-    frame = None if boxes is None else checked_boxes(boxes, pictures)[0]
+    picture = one_image(image, "image")
+    if len(token_lists(tokens)) != 1:
+        raise InputError(f"tokens: expected those of one text, got {shown(tokens)}")
+    frame = None if boxes is None else checked_boxes(boxes, [picture])[0]
     if frame is not None and len(frame) != values.shape[1]:
         raise InputError(
             f"boxes: expected one for each of {values.shape[1]} regions, got {len(frame)}"
@@ -102,8 +104,8 @@ def visualize_words_on_image(
     if not chosen:
         raise InputError("tokens: expected at least one word; pass show_special=True")
     chosen = sorted(sorted(chosen, key=lambda i: -np.abs(means[i]).sum())[:max_words])
-    sign = checked_sign(sign, [means])
-    limit = scale_limit(of_sign(means[chosen], sign), checked_outliers(outlier_perc))
+    sign = resolved_sign(sign, [means])
+    limit = scale_limit(of_sign(means[chosen], sign), outlier_perc)
     if limit == 0:
         warnings.warn("relevance has nothing of that sign: drawn as empty", stacklevel=2)
     across = min(columns, len(chosen))

@@ -27,6 +27,7 @@ from captum_attn import (
 from captum_attn.attr import AttentionAttribution, Block, Result, Run
 from captum_attn.errors import AttnError, OptionError
 from tests.zoo import ZOO
+from tests.zoo_streams import STREAMS
 
 OWN = {
     RawAttention: {"layer": -1},
@@ -133,6 +134,15 @@ def test_bad_options_are_refused_before_the_model_runs(
 
     with pytest.raises(OptionError, match=message):
         method(never).attribute(torch.zeros(1, 3, 8, 8), **options)
+
+
+def test_a_stream_of_which_no_call_is_left_is_refused() -> None:
+    """One of CLIP's two towers is left out: nothing can be shown for it."""
+    case = STREAMS["clip"]
+    sample = case.sample()
+    explain = RawAttention(case.function(case.model()), layers="text_model*")
+    with pytest.raises(OptionError, match="no attention call of 'pixel_values' is left"):
+        explain.attribute(sample.inputs, case.target_of(sample), objective=case.objective)
 
 
 def test_options_are_frozen_and_check_themselves() -> None:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from captum.attr import InputXGradient
+from captum.attr import InputXGradient, IntegratedGradients
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
+import captum_attn
 from captum_attn.errors import InputError, OptionError, TargetError
 from captum_attn.evaluation import evaluate
 from tests.evaluation.models import examples, linear
@@ -107,6 +108,32 @@ def test_steps_of_zero():
 def test_options_that_mean_nothing(options, said):
     with pytest.raises(OptionError, match=said):
         str(run(**options))
+
+
+@pytest.mark.parametrize(
+    "method, options, said",
+    [
+        (
+            captum_attn.GenericAttention,
+            {"power": 2},
+            "options of Generic Attention .*, got 'power'",
+        ),
+        (
+            captum_attn.GenericAttention,
+            {"normalize": "no"},
+            "normalize: expected one of ",
+        ),
+        (captum_attn.RawAttention, {"layer": 0.5}, "layer: expected an int or a str"),
+        (IntegratedGradients, {"steps": 3}, "got 'steps'; did you mean 'n_steps'"),
+    ],
+)
+def test_options_of_methods_are_held_to_their_types_before_the_model_runs(method, options, said):
+    class Never(torch.nn.Module):
+        def forward(self, images):
+            raise AssertionError("the model ran")
+
+    with pytest.raises(OptionError, match=said):
+        run(methods=[(method, options)], model=Never().eval())
 
 
 def test_data_that_is_no_data_set():

@@ -76,16 +76,16 @@ def test_a_real_kill(tmp_path):
     """SIGKILL in the middle of a batch."""
     code = f"""
 import time
+from captum_attn.evaluation.batches import Source
 from tests.evaluation.test_resume import run, linear, Noisy
-class Slow(Noisy):
-    calls = 0
-    def attribute(self, inputs, target):
-        Slow.calls += 1
-        if Slow.calls == 3:
+batches = Source.batches
+def slowly(self, wanted):
+    for i, batch in enumerate(batches(self, wanted)):
+        if i == 2:
             time.sleep(600)
-        return super().attribute(inputs, target)
-Slow.__module__, Slow.__qualname__ = Noisy.__module__, Noisy.__qualname__
-run(linear(), {str(tmp_path)!r}, methods={{"n": Slow}})
+        yield batch
+Source.batches = slowly
+run(linear(), {str(tmp_path)!r}, methods={{"n": Noisy}})
 """
     running = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     path, end = tmp_path / "batches-0.jsonl", time.monotonic() + 200
@@ -148,7 +148,7 @@ def test_a_file_that_someone_changed(tmp_path):
 
 
 def test_a_header_that_was_cut_short_is_written_anew(tmp_path):
-    (tmp_path / "batches-0.jsonl").write_text('{"format": 1, "sett')
+    (tmp_path / "batches-0.jsonl").write_text('{"format": 2, "sett')
     run(linear(), tmp_path)
     assert json.loads(lines(tmp_path)[0])["settings"]["seed"] == 0
     assert len(lines(tmp_path)) == 6

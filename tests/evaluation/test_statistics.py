@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from captum_attn.errors import OptionError
+from captum_attn.evaluation.chance import by_bootstrap, by_swaps, groups_needed, holm
 from captum_attn.evaluation.measures import METRICS
 from captum_attn.evaluation.results import Results
-from captum_attn.evaluation.statistics import Resamples, holm
+from captum_attn.evaluation.statistics import Resamples
+from tests.benchmarks import false_positives
 
 RNG = np.random.default_rng(5)
 
@@ -119,3 +121,91 @@ def test_the_draws_are_seeded_and_need_enough():
         results(x, resamples=10).values("aopc")
     with pytest.raises(OptionError, match="columns"):
         results(x).values("saco")
+
+
+# ------------------------------------------------------------------ is a difference real?
+def test_swaps_are_scipys_permutation_test():
+    stats = pytest.importorskip("scipy.stats")
+    sizes = np.array([3.0, 1, 1, 5, 2, 2, 1, 4])
+    totals = RNG.normal(0.4, 1, (8, 3)) * sizes[:, None]
+    found = by_swaps(totals, 10_000, 0)
+    for ours, own in zip(found, totals.T, strict=True):
+        theirs = stats.permutation_test(
+            (own, np.zeros(8)), lambda x, y, axis: (x - y).sum(axis) / sizes.sum(),
+            permutation_type="samples", vectorized=True, n_resamples=np.inf,
+        )  # fmt: skip
+        assert ours == pytest.approx(theirs.pvalue)
+    many = RNG.normal(0.2, 1, (40, 2))
+    for ours, own in zip(by_swaps(many, 20_000, 0), many.T, strict=True):
+        theirs = stats.permutation_test(
+            (own, np.zeros(40)), lambda x, y, axis: (x - y).mean(axis),
+            permutation_type="samples", vectorized=True, n_resamples=20_000, rng=1,
+        )  # fmt: skip
+        assert ours == pytest.approx(theirs.pvalue, abs=0.015)
+
+
+def test_the_bootstrap_t_is_a_plain_loops():
+    sizes = np.array([1.0, 4, 2, 2, 3, 1, 1, 6, 2, 2, 1, 5])
+    totals = RNG.exponential(1, 12) * sizes - 0.3 * sizes
+
+    def mean_and_error(t, n):
+        mean, count = t.sum() / n.sum(), len(t)
+        off = t - mean * n
+        return mean, (count / (count - 1) * (off**2).sum()) ** 0.5 / n.sum()
+
+    mean, error = mean_and_error(totals, sizes)
+    drawn = []
+    for picks in np.random.default_rng(3).integers(12, size=(20_000, 12)):
+        m, e = mean_and_error(totals[picks], sizes[picks])
+        drawn.append((m - mean) / e)
+    beyond = min(np.mean(np.array(drawn) >= mean / error), np.mean(np.array(drawn) <= mean / error))
+    assert by_bootstrap(totals[:, None], sizes, 20_000, 0)[0] == pytest.approx(2 * beyond, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", list(false_positives.DIFFERENCES))
+@pytest.mark.parametrize("sizes", list(false_positives.SIZES))
+def test_no_difference_is_called_real_less_than_6_times_in_100(kind, sizes, monkeypatch):
+    """The script's simulation, in small: 1,000 data sets, so a standard error of 0.7."""
+    monkeypatch.setattr(false_positives, "BATCHES", 5)
+    monkeypatch.setattr(false_positives, "AT_ONCE", 200)
+    monkeypatch.setattr(false_positives, "RESAMPLES", 999)
+    for groups in (3, 5, 9):
+        assert false_positives.rate(false_positives.DIFFERENCES[kind],
+                                    false_positives.SIZES[sizes], groups) == 0  # fmt: skip
+    for groups in (10, 20, 100):
+        found = false_positives.rate(
+            false_positives.DIFFERENCES[kind], false_positives.SIZES[sizes], groups, seed=1
+        )
+        assert found < 0.06 + 2 * 0.007
+
+
+def test_the_signs_come_from_ten_groups_on_and_say_so():
+    for n, enough in ((9, False), (10, True)):
+        x = np.linspace(1, 2, n)
+        found = results({"a": {"value": x}, "b": {"value": x - 0.9}})
+        assert found.differences("aopc")[0].real == enough == ("*" in str(found).split("±")[1])
+        assert ("No * and no ~: with 9 examples" in str(found)) == (not enough)
+    grouped = results({"a": {"value": x}, "b": {"value": x - 0.9}}, groups=list("aabbccddee"))
+    assert "with 5 groups no difference of 2 methods" in str(grouped) and "takes 10" in str(grouped)
+    assert [groups_needed(m * (m - 1) // 2, 0.95) for m in (2, 7, 8, 23)] == [10, 10, 11, 14]
+
+
+def test_many_methods_leave_room_for_a_real_difference():
+    """More draws where Holm's correction asks for them: 276 pairs of 24 methods."""
+    rng = np.random.default_rng(0)
+    kept = {str(i): {"value": rng.normal(size=40)} for i in range(23)}
+    kept["better"] = {"value": rng.normal(3, 1, size=40)}
+    real = [d for d in results(kept, resamples=1000).differences("aopc") if d.real]
+    assert {d.other for d in real} == {"better"} and len(real) == 23
+
+
+def test_equal_methods_with_an_unlike_ratio_of_sums_are_exchangeable_too():
+    assert false_positives.of_results(2, 12, runs=150, metric="segmentation") < 0.06 + 0.04
+
+
+def test_a_few_large_differences_among_none():
+    """One example differs: no test of the mean may call that real."""
+    x = np.zeros(30)
+    x[7] = 50.0
+    found = results({"a": {"value": x}, "b": {"value": np.zeros(30)}}).differences("aopc")[0]
+    assert found.p == 1.0 and not found.real

@@ -77,7 +77,7 @@ def test_all_methods_and_their_options_are_registered_in_place(config):
     assert (fields["noise_link"].value, fields["noise_link"].limit) == ("False", ["True", "False"])
     number = options["Raw Attention"].params["layer"]
     assert (number.value, tuple(number.limit)) == (-1, (None, None))
-    assert tuple(options["VTranM"].params["start_layer"].limit) == (0, None)
+    assert tuple(options["VTranM"].params["start_layer"].limit) == (0, 10_000)
 
 
 def test_registering_again_changes_nothing(config):

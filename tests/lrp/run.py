@@ -15,7 +15,8 @@ from captum_attn.observe.operators.operators import Operators
 def ran(function: Callable[..., Tensor], *inputs: Tensor, tables: Any) -> tuple[Tensor, Operators]:
     """(output, operators); the inputs are the leaves that a backward pass is asked for."""
     tap = Tap()
-    operators = Operators(tap, len(inputs[0]), tables)
+    operators = Operators(tap, tables)
+    operators.cell.batch = len(inputs[0])
     entered = {f"x{i}": tap.enter(f"x{i}", x) for i, x in enumerate(inputs)}
     operators.enter(entered)
     with tap.modules, operators, tap:

@@ -10,7 +10,8 @@ import captum_attn.metrics
 FOLDER = Path(captum_attn.metrics.__file__).parent
 ALWAYS_THERE = {"torch", "captum", "numpy", "captum_attn"}
 STANDARD = {
-    "__future__", "collections", "contextlib", "dataclasses", "hashlib", "io", "json", "pathlib",
+    "__future__", "collections", "contextlib", "dataclasses", "hashlib", "inspect", "io", "json",
+    "math", "pathlib",
     "typing",
 }  # fmt: skip
 

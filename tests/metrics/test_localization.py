@@ -13,6 +13,7 @@ from captum_attn.metrics import (
     RandomAttribution,
     binary_map,
     energy_inside,
+    otsu_threshold,
     pointing_game,
     segmentation,
 )
@@ -58,9 +59,12 @@ def test_numbers_of_scikit_learn(maps, masks, threshold):
     for i in range(5):
         map_, mask = maps[i].sum(0).numpy(), masks[i].numpy().ravel()
         map_ = (map_ - map_.min()) / (map_.max() - map_.min())
-        level = {"mean": map_.mean(), "otsu": threshold_otsu(map_)}.get(threshold, threshold)
-        level = 0.3 * threshold_otsu(map_) if threshold == "0.3otsu" else level
-        named = (map_ > level).ravel()
+        if threshold in ("otsu", "0.3otsu"):  # scikit-image's, of the bins' numbers: whole bins
+            bins = np.minimum((map_ * 256).astype(int), 255)
+            last = threshold_otsu(hist=(np.bincount(bins.ravel(), minlength=256), np.arange(256)))
+            named = (bins > last * (0.3 if threshold == "0.3otsu" else 1)).ravel()
+        else:
+            named = (map_ > (map_.mean() if threshold == "mean" else threshold)).ravel()
         assert np.array_equal(binary_map(maps, threshold=threshold)[i].numpy().ravel(), named)
         assert float(found.accuracies[i]) == pytest.approx(accuracy_score(mask, named))
         iou = jaccard_score(mask, named, average="macro")
@@ -74,6 +78,31 @@ def test_numbers_of_scikit_learn(maps, masks, threshold):
     assert found.pixel_accuracy == pytest.approx(accuracy_score(mask, named))
     assert found.mean_iou == pytest.approx(jaccard_score(mask, named, average="macro"))
     assert found.mean_average_precision == pytest.approx(float(found.precision.mean()))
+
+
+def test_otsu_cuts_after_the_last_background_bin():
+    """Held against OpenCV, which GAE's code calls, on maps that are whole numbers as there."""
+    cv2 = pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    for power in (1, 3, 6):
+        whole = (255 * rng.random((25, 34)) ** power).astype(np.uint8)
+        whole[0, :2] = 0, 255
+        last, expected = cv2.threshold(whole, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+        map_ = torch.from_numpy(whole.astype(float))[None]
+        assert np.array_equal(binary_map(map_, threshold="otsu")[0].numpy(), expected > 0)
+        lower = cv2.threshold(whole, int(0.3 * last), 255, cv2.THRESH_BINARY)[1]
+        assert np.array_equal(binary_map(map_, threshold="0.3otsu")[0].numpy(), lower > 0)
+        level = otsu_threshold(map_)[:, None, None]
+        assert torch.equal(map_ >= level, binary_map(map_, threshold="otsu"))
+
+
+def test_the_last_background_bin_stays_background():
+    map_ = torch.tensor([[[0.0, 0.001, 0.003, 1.0]]])
+    for threshold in ("otsu", "0.3otsu"):
+        assert binary_map(map_, threshold=threshold).tolist() == [[[False, False, False, True]]]
+    assert otsu_threshold(map_).tolist() == [1 / 256]
+    assert otsu_threshold(8 * map_ - 3).tolist() == pytest.approx([8 / 256 - 3])
+    assert otsu_threshold(torch.full((1, 2, 2), 7.0)).tolist() == [7.0]
 
 
 def test_parts_of_a_data_set_add_up_exactly(maps, masks):

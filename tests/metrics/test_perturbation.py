@@ -452,7 +452,7 @@ def encoding():
 def test_tokens_leave_the_attention_and_padding_stays_out():
     maps = {"input_ids": torch.tensor([[0.1, 0.4, 0.3, 0.2], [0.5, 0.6, 9.0, 9.0]])}
     found = perturbation_curve(Bag(), encoding(), maps, steps=2, measure="logit", fill="remove")
-    close(found.values, [[15.0, 15 - 2 - 4, 0], [48.0, 16, 0]])
+    close(found.values, [[15.0, 15 - 2 - 4, 1], [48.0, 16, 16]])  # the first one stays
 
 
 def test_tokens_are_replaced_by_an_id():
@@ -465,7 +465,7 @@ def test_a_mask_that_is_not_there_starts_as_ones():
     ids = {"input_ids": torch.tensor([[1, 2, 4, 8]])}
     maps = {"input_ids": torch.tensor([[4.0, 3, 2, 1]])}
     found = perturbation_curve(Bag(), ids, maps, steps=4, measure="logit", fill="remove")
-    close(found.values, [[15.0, 14, 12, 8, 0]])
+    close(found.values, [[15.0, 14, 12, 8, 1]])
 
 
 def test_a_mask_among_the_additional_arguments():
@@ -475,7 +475,7 @@ def test_a_mask_among_the_additional_arguments():
         Bag(), encoding()["input_ids"], maps, None, given_mask,
         steps=2, measure="logit", fill=Remove(0),
     )  # fmt: skip
-    close(found.values, [[15.0, 9, 0], [48.0, 16, 0]])
+    close(found.values, [[15.0, 9, 1], [48.0, 16, 16]])
 
 
 def test_what_is_not_removable_stays():
@@ -562,7 +562,7 @@ BAD = {
     "falling": (OptionError, "rising fractions", {"steps": (0.5, 0.1)}),
     "above 1": (OptionError, "rising fractions", {"steps": (0.5, 10)}),
     "none": (OptionError, "rising fractions", {"steps": ()}),
-    "order": (OptionError, "'most' or 'least'", {"order": "best"}),
+    "order": (OptionError, "'most', 'least'", {"order": "best"}),
     "measure": (OptionError, "measure: expected", {"measure": "odds"}),
     "own measure": (OptionError, "one number per example", {"measure": lambda y, t: y.sum()}),
     "no classes": (OptionError, "no softmax", {"measure": "probability"}),
@@ -586,7 +586,7 @@ BAD = {
     "perturb": (InputError, "cannot be perturbed", {"perturb": "pixels"}),
     "removable": (OptionError, "one bool per unit", {"removable": torch.ones(2, 3).bool()}),
     "nothing": (InputError, "example 0 has nothing", {"removable": torch.zeros(2, 16).bool()}),
-    "reduce": (OptionError, "'sum' or 'mean'", {"reduce": "max"}),
+    "reduce": (OptionError, "'mean', 'sum'", {"reduce": "max"}),
     "per eval": (OptionError, "perturbations_per_eval", {"perturbations_per_eval": 0}),
     "no model": (OptionError, "callable", {"forward_func": "vit"}),
     "output": (InputError, "one output per example", {"forward_func": lambda x: x.sum()}),

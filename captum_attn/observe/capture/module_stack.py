@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
@@ -10,6 +13,8 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
+
+from captum_attn.observe.capture.shared_state import shared_state
 
 
 class ModuleStack:
@@ -27,26 +32,19 @@ class ModuleStack:
     """
 
     def __init__(self, root: nn.Module | None = None) -> None:
+        self._root = root
         self._names: dict[int, str] = {}
         self._running: list[nn.Module] = []  # the innermost last
         self._thread = 0
-        self._handles: list[Any] = []
-        if root is not None:
-            self._name_those_in(root)
+        self._hooked = ExitStack()
 
     def __enter__(self) -> ModuleStack:
         self._thread = threading.get_ident()
-        self._handles = [
-            register_module_forward_pre_hook(self._entered),
-            # also called for a module that raises: the model may go on without it
-            register_module_forward_hook(self._left, always_call=True),
-        ]
+        self._hooked.enter_context(shared_state.changed([(("hooks", id(self)), self._hook)]))
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooked.close()
         self._running.clear()
 
     def name(self) -> str:
@@ -54,12 +52,29 @@ class ModuleStack:
         if not self._running:
             return "-"
         if not self._names:
-            self._name_those_in(self._running[0])
+            root = self._running[0] if self._root is None else self._root
+            self._names = {id(module): name for name, module in root.named_modules()}
         names = (self._names.get(id(module), "") for module in reversed(self._running))
         return next(filter(None, names), type(self._running[-1]).__name__)
 
-    def _name_those_in(self, root: nn.Module) -> None:
-        self._names = {id(module): name for name, module in root.named_modules()}
+    def _hook(self) -> Callable[[], None]:
+        """Puts the hooks in, and returns what takes them off."""
+        handles: list[Any] = []
+        if self._root is not None and _has_compiled_parts(self._root):
+            # these warn of hooks on all modules
+            for module in self._root.modules():
+                handles.append(module.register_forward_pre_hook(self._entered))
+                handles.append(module.register_forward_hook(self._left, always_call=True))
+        else:
+            handles.append(register_module_forward_pre_hook(self._entered))
+            # also called for a module that raises: the model may go on without it
+            handles.append(register_module_forward_hook(self._left, always_call=True))
+
+        def unhook() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return unhook
 
     def _entered(self, module: nn.Module, args: Any) -> None:
         if threading.get_ident() == self._thread:
@@ -73,3 +88,10 @@ class ModuleStack:
             if self._running[depth] is module:
                 del self._running[depth:]
                 return
+
+
+def _has_compiled_parts(root: nn.Module) -> bool:
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and any(
+        isinstance(module, dynamo.OptimizedModule) for module in root.modules()
+    )

@@ -21,7 +21,7 @@ def contracts_keys(product: Contraction, side: int, scores: Scores) -> bool:
     if len(product.contracted) != 1 or not product.free(side) or not product.free(1 - side):
         return False
     axes = product.axes(side)
-    return axes.index(product.contracted) - len(axes) in scores.axes
+    return (axes.index(product.contracted) - len(axes),) in scores.axes
 
 
 def with_lead(operand: Tensor, lead: torch.Size, rows: int) -> Tensor:

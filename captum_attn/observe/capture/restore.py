@@ -1,54 +1,27 @@
-"""The model is left as found: every change for a run is made here and undone in `finally`."""
+"""The model is left as found: every change for a run is made here and undone afterwards."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import random
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from captum_attn.errors import AttnError
+from captum_attn.observe.capture.own_state import OwnState, alone, running_on
+from captum_attn.observe.capture.shared_state import Change, Undo, shared_state
+from captum_attn.observe.capture.tensor_kinds import check_weights
+
 _CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing")  # transformers; timm
 _SEEN_FORMS = ("sdpa", "eager")  # attention implementations that the tap sees
-
-
-class _Freezer:
-    """Turns `requires_grad` off, and on again when the last of several runs is done with it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._runs: dict[int, list[Any]] = {}  # id -> [parameter, number of runs]
-
-    @contextmanager
-    def frozen(self, parameters: list[nn.Parameter]) -> Iterator[None]:
-        held: list[nn.Parameter] = []
-        try:
-            with self._lock:
-                for parameter in parameters:
-                    if parameter.requires_grad or id(parameter) in self._runs:
-                        self._runs.setdefault(id(parameter), [parameter, 0])[1] += 1
-                        held.append(parameter)
-                        parameter.requires_grad_(False)
-            yield
-        finally:
-            with self._lock:
-                for parameter in held:
-                    entry = self._runs[id(parameter)]
-                    entry[1] -= 1
-                    if not entry[1]:
-                        del self._runs[id(parameter)]
-                        parameter.requires_grad_(True)
-
-
-_freezer = _Freezer()
 
 
 def root_of(forward_func: Callable) -> Callable:
@@ -63,7 +36,7 @@ def modules_of(forward_func: Any) -> list[nn.Module]:
     """The modules that a forward function runs, as far as it shows them."""
     if isinstance(forward_func, nn.Module):
         return [forward_func]
-    if isinstance(forward_func, functools.partial):
+    if isinstance(forward_func, partial):
         values = [forward_func.func, *forward_func.args, *forward_func.keywords.values()]
     elif inspect.ismethod(forward_func):
         values = [forward_func.__self__]
@@ -83,93 +56,156 @@ def modules_of(forward_func: Any) -> list[nn.Module]:
 
 def _holds_more(value: Any) -> bool:
     closure = inspect.isfunction(value) and bool(value.__closure__)
-    return closure or isinstance(value, functools.partial) or inspect.ismethod(value)
+    return closure or isinstance(value, partial) or inspect.ismethod(value)
 
 
 @contextmanager
 def left_as_found(roots: list[nn.Module]) -> Iterator[None]:
     """Everything that a run needs changed, on models that are as they were afterwards.
 
-    Parameters require no gradient, gradient checkpointing and `use_cache` are off, attention runs
-    in a form that can be seen, compiled code runs eagerly, gradients are on. Buffers of modules in
-    train mode and the state of the random number generators are restored.
+    Weights require no gradient, buffers that are written into are copies, random numbers come
+    from copied generators where other threads draw as well: these are the run's own (`OwnState`).
+    Gradient checkpointing and `use_cache` are off, attention runs in a form that can be seen,
+    compiled code runs eagerly: these are changed until the last run that needs them is out.
+    Buffers that a module replaces are put back. Gradients are on, for this thread.
     """
     modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
-    parameters = list(dict.fromkeys(p for m in modules for p in m.parameters(recurse=False)))
+    check_weights(modules)
+    _warn_of_train_mode(modules)
+    own = OwnState(modules)
     with ExitStack() as stack:
-        stack.enter_context(_random_state(parameters))
-        stack.enter_context(_buffers(modules))
-        stack.enter_context(_flags(modules))
-        stack.enter_context(_freezer.frozen(parameters))
-        if "torch._dynamo" in sys.modules:  # else nothing was compiled
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_random_state(modules))
+        stack.enter_context(shared_state.changed(_changes(modules)))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(running_on(own))
         yield
+        own.check_unchanged()
 
 
+# ---------------------------------------------------------------------------- random numbers
 @contextmanager
-def _random_state(parameters: list[nn.Parameter]) -> Iterator[None]:
-    devices = {p.device for p in parameters if p.is_cuda}
-    here, numpys = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[d.index for d in devices]):
-        try:
-            yield
-        finally:
-            random.setstate(here)
-            np.random.set_state(numpys)
+def _random_state(modules: list[nn.Module]) -> Iterator[None]:
+    """Sets the process's random generators back, unless another thread may have drawn from them.
 
-
-@contextmanager
-def _buffers(modules: list[nn.Module]) -> Iterator[None]:
-    """Restores the statistics that modules in train mode keep, with a warning."""
-    training = [m for m in modules if m.training]
-    changing = [m for m in training if next(m.buffers(recurse=False), None) is not None]
-    random_ones = [m for m in training if getattr(m, "p", 0) or getattr(m, "dropout", 0)]
-    if changing or random_ones:
-        warnings.warn(
-            "the model is in train mode: dropout and batch statistics are part of what is "
-            "explained (call `model.eval()` to explain the model as it predicts); its buffers and "
-            "the random state are restored",
-            stacklevel=2,
-        )
-    saved = [(b, b.clone()) for m in changing for b in m.buffers(recurse=False)]
+    Such a thread would draw its numbers again. (The run draws torch's from generators of its own
+    then; a model that draws from `numpy.random` or `random` moves these on.)
+    """
+    if not alone():
+        yield
+        return
+    devices = {p.device.index for m in modules for p in m.parameters(recurse=False) if p.is_cuda}
+    cpu, here, numpys = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    on_devices = {index: torch.cuda.get_rng_state(index) for index in devices}
     try:
         yield
     finally:
+        if alone():
+            torch.set_rng_state(cpu)
+            random.setstate(here)
+            np.random.set_state(numpys)
+            for index, state in on_devices.items():
+                torch.cuda.set_rng_state(state, index)
+
+
+def _warn_of_train_mode(modules: list[nn.Module]) -> None:
+    training = [m for m in modules if m.training]
+    changing = any(next(m.buffers(recurse=False), None) is not None for m in training)
+    if changing or any(getattr(m, "p", 0) or getattr(m, "dropout", 0) for m in training):
+        warnings.warn(
+            "the model is in train mode: dropout and batch statistics are part of what is "
+            "explained (call `model.eval()` to explain the model as it predicts); its buffers and "
+            "the random state are left as they are",
+            stacklevel=2,
+        )
+
+
+# ---------------------------------------------------------------------------- shared changes
+def _changes(modules: list[nn.Module]) -> Iterator[Change]:
+    """What the run needs changed on the model and on the process."""
+    for module in modules:
+        if module._buffers:
+            yield ("buffers", id(module)), partial(_kept_buffers, module)
+        if module.training and isinstance(module, torch.jit.ScriptModule):
+            yield ("statistics", id(module)), partial(_kept_statistics, module)
+        for name in _CHECKPOINTING:
+            if name in vars(module):
+                yield _switched_off(module, name)
+    for config in _configs(vars(module).get("config") for module in modules):
+        if hasattr(config, "use_cache"):
+            yield _switched_off(config, "use_cache")
+        form = getattr(config, "_attn_implementation", None)
+        if isinstance(form, str):
+            hidden = form not in _SEEN_FORMS
+            change = partial(_set_form, config, _seen_form(config, modules)) if hidden else None
+            yield ("attention form", id(config)), change
+    if "torch._dynamo" in sys.modules:  # else nothing was compiled
+        yield "torch.compile", _run_eagerly
+
+
+def _switched_off(owner: Any, name: str) -> Change:
+    on = getattr(owner, name) is True
+    return (name, id(owner)), partial(_set, owner, name, False) if on else None
+
+
+def _set(owner: Any, name: str, value: Any) -> Undo:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    return lambda: setattr(owner, name, before)
+
+
+def _set_form(config: Any, form: str) -> Undo:
+    """Sets the attention implementation of one configuration, not of those inside it."""
+    before = config._attn_implementation
+    inner = [c for c in _configs([config])[1:] if hasattr(c, "_attn_implementation")]
+
+    def set_to(form: str) -> None:
+        forms = [(c, c._attn_implementation) for c in inner]
+        config._attn_implementation = form  # which hands it down
+        for c, own in forms:
+            if c._attn_implementation != own:
+                c._attn_implementation = own
+
+    set_to(form)
+    return lambda: set_to(before)
+
+
+def _kept_buffers(module: nn.Module) -> Undo:
+    """Buffers that the forward replaces (a table that grows) are put back, new ones taken out."""
+    before, transient = dict(module._buffers), set(module._non_persistent_buffers_set)
+
+    def put_back() -> None:
+        if list(module._buffers.items()) != list(before.items()):
+            module._buffers.clear()
+            module._buffers.update(before)
+        module._non_persistent_buffers_set.intersection_update(transient)
+
+    return put_back
+
+
+def _kept_statistics(module: nn.Module) -> Undo:
+    """Scripted code writes into the buffers themselves."""
+    saved = [(b, b.clone()) for b in module.buffers(recurse=False)]
+
+    def copy_back() -> None:
         with torch.no_grad():
             for buffer, before in saved:
                 buffer.copy_(before)
 
+    return copy_back
 
-@contextmanager
-def _flags(modules: list[nn.Module]) -> Iterator[None]:
-    configs = _configs(vars(module).get("config") for module in modules)
-    undo: list[tuple[Any, str, Any]] = []
 
-    def change(owner: Any, name: str, value: Any) -> None:
-        undo.append((owner, name, getattr(owner, name)))
-        setattr(owner, name, value)
-
-    forms = [(c, c._attn_implementation) for c in configs if hasattr(c, "_attn_implementation")]
+def _run_eagerly() -> Undo:
+    """Compiled code is hidden from a tap: `torch.compile` runs it eagerly for the while."""
+    stack = ExitStack()
     try:
-        for module in modules:
-            for name in _CHECKPOINTING:
-                if vars(module).get(name) is True:
-                    change(module, name, False)
-        for config in configs:
-            if getattr(config, "use_cache", None) is True:
-                change(config, "use_cache", False)
-        for config, form in forms:
-            if isinstance(form, str) and form not in _SEEN_FORMS:
-                config._attn_implementation = _seen_form(config, modules)
-        yield
-    finally:
-        for owner, name, value in reversed(undo):
-            setattr(owner, name, value)
-        for config, form in forms:  # a config hands its form down: outer ones first
-            if config._attn_implementation != form:
-                config._attn_implementation = form
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+    except RuntimeError as error:
+        raise AttnError(
+            "explaining cannot be part of compiled code: call it outside of the function that "
+            "`torch.compile` runs, or in one with the decorator `torch.compiler.disable`"
+        ) from error
+    return stack.close
 
 
 def _seen_form(config: Any, modules: list[nn.Module]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from captum_attn.errors import InputError
 from captum_attn.observe.capture.attention_call import AttentionCall, attention_map, repeat_heads
 from captum_attn.observe.capture.contraction import PRODUCTS, Contraction, align, contraction
 from captum_attn.observe.capture.functions import (
+    BATCH_NORMS,
     DETACH,
     SOFTMAX,
     TOKEN_MAKERS,
@@ -31,6 +33,7 @@ from captum_attn.observe.capture.functions import (
 from captum_attn.observe.capture.leaf import Leaf, UntracedCall
 from captum_attn.observe.capture.module_stack import ModuleStack
 from captum_attn.observe.capture.operands import contracts_keys, is_parameter, with_lead
+from captum_attn.observe.capture.own_state import OwnState, own_state
 from captum_attn.observe.capture.tensor_notes import (
     Provenance,
     Scores,
@@ -38,6 +41,17 @@ from captum_attn.observe.capture.tensor_notes import (
     mapped,
     tensors,
 )
+
+
+def laid_out(shape: torch.Size, stride: tuple[int, ...], gradient: Tensor) -> Tensor:
+    """A gradient in the memory format of what it is a gradient of.
+
+    On the CPU torch (2.14) computes the backward pass of a batch norm wrongly for one example whose
+    gradient arrives with the channels last, as it does from tokens, where its input has them first.
+    """
+    if gradient.stride() == stride:
+        return gradient
+    return gradient.new_empty_strided(shape, stride).copy_(gradient)
 
 
 class Tap(TorchFunctionMode):
@@ -56,6 +70,7 @@ class Tap(TorchFunctionMode):
     def __init__(self, root: nn.Module | None = None) -> None:
         super().__init__()
         self.modules = ModuleStack(root)
+        self.own = own_state() or OwnState()
         self.calls: list[AttentionCall] = []
         self.leaves: list[Leaf] = []
         self.blind: list[UntracedCall] = []
@@ -85,7 +100,13 @@ class Tap(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types_: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        if own_state() not in (None, self.own):  # another run, inside a hook of the model
+            return func(*args, **(kwargs or {}))
+        args, kwargs = self.own.arguments(func, args, kwargs or {})
+        return self.own.result(self._called(func, args, kwargs))
+
+    def _called(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """Runs a function of torch, and writes down what it means."""
         if func is F.scaled_dot_product_attention:
             return self._fused(*args, **kwargs)
         if func is F.multi_head_attention_forward:
@@ -97,7 +118,9 @@ class Tap(TorchFunctionMode):
             return self._product(func, args, kwargs)
         if func in TOKEN_MAKERS and torch.is_grad_enabled():
             args = mapped(self._learned_leaf, args)
-        out = func(*args, **kwargs)
+        out = self.own.run(func, args, kwargs)
+        if func in BATCH_NORMS and out.requires_grad:
+            out.register_hook(partial(laid_out, out.shape, out.stride()))
         self._follow(func, args, kwargs, out)
         return out
 
@@ -125,7 +148,7 @@ class Tap(TorchFunctionMode):
         weights = None
         if dropout_p:  # a map that lost entries cannot be recomputed: form it, drop, keep it
             weights = attention_map(query, key, attn_mask, is_causal, scale)
-            weights = F.dropout(weights, dropout_p)
+            weights = self.own.run(F.dropout, (weights, dropout_p), {})
             out = weights @ repeat_heads(value, weights)
             weights = weights.detach()
         else:
@@ -171,7 +194,7 @@ class Tap(TorchFunctionMode):
                         for side in (0, 1)
                     ),
                     detached_from=detached_from + self.detached_from(product.rhs),
-                    axes=tuple(product.out.index(row) - len(product.out) for row in rows),  # type: ignore[arg-type]
+                    axes=tuple((product.out.index(row) - len(product.out),) for row in rows),  # type: ignore[arg-type]
                 )
         return out
 
@@ -199,7 +222,7 @@ class Tap(TorchFunctionMode):
         sizes = torch.broadcast_shapes(weights_.shape[:-2], value_.shape[:-2])
         # Of the two factors of QK^T the keys are the one whose rows are contracted with V.
         position = product.axes(side).index(key) - len(product.axes(side))
-        keys = scores.axes.index(position) if position in scores.axes else 1
+        keys = scores.axes.index((position,))
         call = AttentionCall(
             index=len(self.calls),
             module=self.modules.name(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,14 @@ RESIZERS = frozenset(
     | {Tensor.gather, torch.index_select, Tensor.index_select, torch.split, Tensor.split}
     | {torch.chunk, Tensor.chunk}
 )
+RESHAPES = frozenset(
+    {Tensor.view, Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten}
+    | {Tensor.unflatten, torch.unflatten, Tensor.view_as, Tensor.reshape_as}
+)
 CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d})
+
+
+TokenAxes = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -34,13 +42,14 @@ class Scores:
     Args:
         operands: the two factors of QK^T, each lead + (rows, channels).
         detached_from: what those factors stem from without a gradient (see `Provenance`).
-        axes: for each factor, the (negative) axis of its rows in the tensor at hand.
+        axes: for each factor, the (negative) axes of its rows in the tensor at hand; several where
+            they were split, as (h, w) for decomposed relative positions.
         softmaxed (bool): whether the softmax has been passed.
     """
 
     operands: tuple[Tensor, Tensor]
     detached_from: tuple[Any, ...]
-    axes: tuple[int, int]
+    axes: TokenAxes
     softmaxed: bool = False
 
 
@@ -75,24 +84,64 @@ def mapped(change: Callable[[Any], Any], value: Any) -> Any:
 
 
 def axes_after(
-    func: Callable, args: tuple, kwargs: dict, before: Tensor, after: Tensor, axes: tuple[int, int]
-) -> tuple[int, int] | None:
-    """Where the two token axes of scores are after `func`; None where they are lost."""
+    func: Callable, args: tuple, kwargs: dict, before: Tensor, after: Tensor, axes: TokenAxes
+) -> TokenAxes | None:
+    """Where the token axes of scores are after `func`; None where they are lost."""
     n = before.ndim
     order = _permutation(func, args, kwargs, n)
     if order is not None:
-        return tuple(order.index(axis % n) - n for axis in axes)  # type: ignore[return-value]
+        one, two = (tuple(order.index(axis % n) - n for axis in group) for group in axes)
+        return one, two
     if not after.is_floating_point():
         return None
-    if after.ndim != n:  # heads merged, split or squeezed in front of the token axes
-        kept = set(axes) == {-1, -2} and after.ndim >= 2 and after.shape[-2:] == before.shape[-2:]
-        return axes if kept else None
-    if func is F.linear and -1 in axes:
+    if after.ndim != n or func in RESHAPES:
+        return _regrouped(before.shape, after.shape, axes)
+    if func is F.linear and -1 in axes[0] + axes[1]:
         return None  # mixes keys, not heads
     if func in CONVOLUTIONS and max(_weight(args, kwargs).shape[2:]) > 1:
         return None
-    if func in RESIZERS or all(after.shape[axis] == before.shape[axis] for axis in axes):
+    if func in RESIZERS or all(after.shape[a] == before.shape[a] for a in axes[0] + axes[1]):
         return axes
+    return None
+
+
+def _regrouped(before: torch.Size, after: torch.Size, axes: TokenAxes) -> TokenAxes | None:
+    """Where token axes are in another shape of the same elements, split or put together again.
+
+    (B, H, n, m) <-> (B, H, n, h, w) <-> (B, H, h', w', h, w); heads may be merged, split, selected
+    or averaged in front. From the back, the shortest runs of axes with as many elements are alike.
+    """
+    ends = [len(before), len(after)]
+    into: tuple[list[int], list[int]] = ([], [])
+    waiting = {axis % len(before) for axis in axes[0] + axes[1]}
+    while waiting:
+        runs = _last_run(before[: ends[0]], after[: ends[1]])
+        if runs is None or (before.numel() != after.numel() and runs[0] != 1 != runs[1]):
+            return None
+        old, new = (range(end - run, end) for end, run in zip(ends, runs, strict=True))
+        wide = [axis for axis in old if before[axis] > 1] or old
+        owners = {_owner(axis - len(before), axes) for axis in wide}
+        if len(owners) > 1:
+            return None  # tokens merged with something else
+        for group in (into[owner] for owner in owners if owner is not None):
+            group[:0] = [axis - len(after) for axis in new if after[axis] > 1 or runs[1] == 1]
+        waiting -= set(old)
+        ends = [ends[0] - runs[0], ends[1] - runs[1]]
+    return (tuple(into[0]), tuple(into[1])) if all(into) else None
+
+
+def _owner(axis: int, axes: TokenAxes) -> int | None:
+    return next((i for i, group in enumerate(axes) if axis in group), None)
+
+
+def _last_run(before: Sequence[int], after: Sequence[int]) -> tuple[int, int] | None:
+    """How many of the last axes of two shapes hold as many elements, the fewest that do."""
+    one, other = 1, 1
+    while one <= len(before) and other <= len(after):
+        sizes = math.prod(before[-one:]), math.prod(after[-other:])
+        if sizes[0] == sizes[1]:
+            return one, other
+        one, other = (one + 1, other) if sizes[0] < sizes[1] else (one, other + 1)
     return None
 
 

@@ -57,7 +57,6 @@ class Operators(TorchFunctionMode):
 
     Args:
         tap (Tap): knows which leaves are inputs.
-        batch (int): number of examples.
         tables (iterable of Rules): the tables that a backward pass may ask for.
 
     Attributes:
@@ -69,9 +68,9 @@ class Operators(TorchFunctionMode):
             often it ran.
     """
 
-    def __init__(self, tap: Tap, batch: int, tables: Iterable[Rules]) -> None:
+    def __init__(self, tap: Tap, tables: Iterable[Rules]) -> None:
         super().__init__()
-        self.tap, self.cell = tap, Cell(batch)
+        self.tap, self.cell = tap, Cell()
         self.additive: set[str] = set()
         self.ran: Counter[str] = Counter()
         self.unruled: Counter[tuple[str, str]] = Counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from itertools import permutations
 from typing import Any
 
 import torch
@@ -13,19 +12,25 @@ from torch.autograd.graph import GradientEdge
 from captum_attn.errors import WiringError
 from captum_attn.observe.capture.leaf import Leaf
 from captum_attn.observe.streams.states import InputMap
-from captum_attn.observe.tracing.autograd_graph import Graph, shape_of
-from captum_attn.observe.tracing.token_map import TokenMap, Upstream
+from captum_attn.observe.tracing.autograd_graph import (
+    Graph,
+    Node,
+    before_node,
+    gradients,
+    shape_of,
+)
+from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
-_DRAWS = 8
-_ENOUGH = 2**17  # elements of all draws together that give a good average
 _AT_ONCE = 16  # nodes of the graph that are asked in one go
+_STEPS = 64  # from feature map to feature map
+_WHOLE = 0.9  # the share of an input that counts as all of it: dead units see nothing
 
 
 def enter(
     leaf: Leaf,
     token_map: TokenMap,
-    rows: Tensor,
+    rows: Tensor | Downstream,
     graph: Graph,
     tracer: TokenTracer,
     kept: dict[Any, Any],
@@ -48,8 +53,16 @@ def enter(
         return InputMap(leaf, *kept[key])
     grid = _feature_grid(leaf, rows, graph, tracer)
     if grid is not None:
-        kept[key] = grid
+        if not token_map.moving:
+            kept[key] = grid
         return InputMap(leaf, *grid)
+    if token_map.moving and token_map.partial is not None:
+        warnings.warn(
+            f"parts of {leaf.name!r} enter several tokens at once (patches that the model draws "
+            "repeatedly); these parts get no relevance",
+            stacklevel=2,
+        )
+        return InputMap(leaf, token_map.partial, shape, moving=True)
     rowwise = leaf.ids is not None or leaf.tensor.ndim <= 3  # not the channels of an image
     if rowwise and shape[:1] == rows.shape[1:2]:  # tokens mixed before the first attention
         warnings.warn(
@@ -68,14 +81,14 @@ def enter(
 
 
 def _feature_grid(
-    leaf: Leaf, rows: Tensor, graph: Graph, tracer: TokenTracer
+    leaf: Leaf, rows: Tensor | Downstream, graph: Graph, tracer: TokenTracer
 ) -> tuple[Tensor, tuple[int, ...], tuple[int, ...] | None] | None:
     """The feature map on the way with one cell for each token, the nearest to the input."""
     batch = rows.shape[0]
     path = graph.between(rows.grad_fn, graph.bit[leaf])
     alone = [n for n in path if graph.named(graph.reach(n)) == graph.bit[leaf]]
     nodes = [n for n in alone if len(shape_of(n)) >= 3 and shape_of(n)[0] == batch]
-    best: tuple[Tensor, tuple[int, ...]] | None = None
+    best: tuple[Tensor, tuple[int, ...], Node, list[int]] | None = None
     most, enough = 0, leaf.tensor.ndim - (1 if leaf.tensor.ndim <= 3 else 2)
     for start in range(0, len(nodes), _AT_ONCE):  # from the tokens outward
         chunk = nodes[start : start + _AT_ONCE]
@@ -89,16 +102,17 @@ def _feature_grid(
                 return token_map.to, shape, None
             cells = token_map.to.view(token_map.to.shape[0], *shape)
             vary = [axis for axis in range(len(shape)) if varies(cells, axis + 1)]
-            if most < len(vary) <= enough:
+            if vary and most <= len(vary) <= enough:  # the last one is nearest to the input
                 channels = [axis + 1 for axis in range(len(shape)) if axis not in vary]
                 cells = cells.amax(channels) if channels else cells
-                best, most = (cells.flatten(1), tuple(cells.shape[1:])), len(vary)
-        if most == enough or (best is not None and all(m.mixed for m in maps)):
+                best = cells.flatten(1), tuple(cells.shape[1:]), node, [a + 1 for a in vary]
+                most = len(vary)
+        if best is not None and maps[-1].mixed:
             break
     if best is None:
         return None
-    to, grid = best
-    return to, grid, _axes(leaf, to.view(to.shape[0], *grid), rows, tracer)
+    to, grid, node, vary = best
+    return to, grid, _axes(leaf, node, vary, graph, tracer)
 
 
 def varies(cells: Tensor, axis: int) -> bool:
@@ -111,41 +125,81 @@ def varies(cells: Tensor, axis: int) -> bool:
     return bool(((largest >= 0) & (largest != smallest)).any())
 
 
-def _axes(leaf: Leaf, cells: Tensor, rows: Tensor, tracer: TokenTracer) -> tuple[int, ...]:
-    """Which axis of the input each axis of the feature map runs along.
+def _axes(
+    leaf: Leaf, node: Node, along: list[int], graph: Graph, tracer: TokenTracer
+) -> tuple[int, ...]:
+    """Which axis of the input each of these axes of a feature map runs along.
 
-    With independent random r_p the squared gradient of Σ_p a_p <t_p, r_p> is, on average,
-    Σ_p a_p² |∂t_p|²: with a_p² the coordinate of p, an average coordinate for every element. The
-    input's axes along which these averages rise most are the ones; of near ties the one that keeps
-    the order of the axes.
+    Asked from one feature map to an earlier one, as far as the later one's cells see a part of the
+    earlier one: what a cell sees moves along one axis when the cell moves along one. An operation
+    that lets every cell see everything keeps the axes where they are.
+
+    Returns:
+        tuple of int: the input's axes, 0: the first behind the batch; () where every token sees the
+            whole input, by way of no feature map with these axes.
     """
-    places, batch = rows.shape[1], rows.shape[0]
-    index = cells.expand(batch, *cells.shape[1:]).flatten(1)
-    squares = []
-    for axis, length in enumerate(cells.shape[1:]):
-        coordinate = torch.arange(1.0, length + 1, device=cells.device) / length
-        coordinate = coordinate.view([-1 if a == axis else 1 for a in range(cells.ndim - 1)])
-        coordinate = coordinate.expand(cells.shape[1:]).flatten().expand(index.shape)
-        squared = torch.zeros(batch, places + 1, device=cells.device)
-        squared.scatter_(1, index.remainder(places + 1), coordinate.contiguous())
-        squares.append(squared[:, :-1])
-    draws = min(_DRAWS, max(1, _ENOUGH // leaf.tensor.numel()))  # a large input is an average
-    found, total = tracer.mean_squares(rows, squares, leaf.tensor, draws)
-    axes = range(leaf.tensor.ndim - 1)
-    rises = [[_rise(weighted, total, a + 1) for a in axes] for weighted in found]
+    bit, end = graph.bit[leaf], leaf.tensor
+    for _ in range(_STEPS):
+        path = [n for n in graph.between(node, bit)[1:] if len(shape_of(n)) > len(along)]
+        nodes = list(dict.fromkeys(path[len(path) >> i] for i in range(1, len(path).bit_length())))
+        earlier = [end, *(GradientEdge(n, 0) for n in nodes)]
+        found = _moves_along(GradientEdge(node, 0), along, earlier, tracer, end)
+        if found[0] is not None:
+            return tuple(axis - 1 for axis in found[0])
+        for nearer, axes in zip(nodes, found[1:], strict=True):
+            if axes is not None:
+                node, along = nearer, axes
+                break
+        else:
+            before = [n for n, _ in before_node(node) if graph.reach(n) & bit]
+            if not before or len(shape_of(before[0])) != len(shape_of(node)):
+                break
+            if graph.is_stop(before[0]):
+                return tuple(axis - 1 for axis in along)
+            node = before[0]
+    vector = torch.zeros(shape_of(node), dtype=end.dtype, device=end.device)
+    cell = (slice(None), *(size // 2 for size in shape_of(node)[1:]))
+    vector[cell] = 1
+    (seen,) = gradients([(GradientEdge(node, 0), vector)], [end])
+    if seen is not None and float(seen.ne(0).float().mean()) > _WHOLE:
+        return ()
+    raise WiringError(
+        f"along which axes of {leaf.name!r} {tuple(end.shape)} its tokens lie could not be "
+        f"observed (they were found in a tensor {shape_of(node)}, whose cells see parts of it that "
+        "do not move with them); explain the embeddings instead (pass them as a (B, n, D) input)"
+    )
 
-    def fit(axes: tuple[int, ...]) -> float:
-        in_order = 1.25 if list(axes) == sorted(axes) else 1.0
-        return in_order * sum(rises[axis][a] for axis, a in enumerate(axes))
 
-    return max(permutations(axes, len(rises)), key=fit)
+def _moves_along(
+    start: GradientEdge, along: list[int], earlier: list[Any], tracer: TokenTracer, like: Tensor
+) -> list[list[int] | None]:
+    """For each earlier tensor the axes along which what a cell sees moves, one for each of `along`.
+
+    None where that is not one axis for each (a cell sees everything, axes are merged).
+    """
+    shape = shape_of(start.node, start.output_nr)
+    moved: list[list[list[int]]] = [[] for _ in earlier]
+    for axis in along:
+        seen: list[list[Tensor | None]] = []
+        for place in (0, shape[axis] - 1):
+            cell = [shape[a] // 2 if a in along else slice(None) for a in range(len(shape))]
+            cell[0], cell[axis] = 0, place  # of the first example
+            vector = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            vector[tuple(cell)] = tracer.random(vector, *vector[tuple(cell)].shape)
+            seen.append(gradients([(start, vector)], earlier))
+        for found, low, high in zip(moved, *seen, strict=True):
+            found.append([] if low is None or high is None else _parted(low != 0, high != 0))
+    return [
+        [axes[0] for axes in found]
+        if all(len(axes) == 1 for axes in found) and len({axes[0] for axes in found}) == len(found)
+        else None
+        for found in moved
+    ]
 
 
-def _rise(weighted: Tensor, total: Tensor, axis: int) -> float:
-    """How steadily the average coordinate changes along an axis of the input."""
-    others = [a for a in range(weighted.ndim) if a != axis]
-    mean = weighted.sum(others) / total.sum(others).clamp_min(torch.finfo(total.dtype).tiny)
-    steps = torch.arange(len(mean), dtype=mean.dtype, device=mean.device)
-    mean, steps = mean - mean.mean(), steps - steps.mean()
-    scale = mean.norm() * steps.norm()
-    return float((mean @ steps).abs() / scale * mean.std()) if scale > 0 else 0.0
+def _parted(one: Tensor, other: Tensor) -> list[int]:
+    """The axes along which two sets of elements, none of them empty, do not lie alike."""
+    if not bool(one.any() and other.any()):
+        return []
+    flat = [[t.movedim(a, 0).flatten(1).any(1) for t in (one, other)] for a in range(one.ndim)]
+    return [a for a, (low, high) in enumerate(flat) if not torch.equal(low, high)]

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
-from captum_attn.errors import ReadoutError
+from captum_attn.errors import InputError, ReadoutError
 from captum_attn.observe.capture.attention_call import AttentionCall, positions, working_dtype
-from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.capture.tensor_kinds import check_kind
 from captum_attn.observe.streams.states import State
 from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import (
     Graph,
     Node,
+    Root,
     before_node,
     depends_on_content,
     gradients,
@@ -77,31 +79,6 @@ class Place:
             lambda v: v.reshape(self.shape).permute(inverse),
             like,
         )
-
-
-@dataclass(frozen=True)
-class Root:
-    """The raw output, before the target is selected: where it hangs in the graph.
-
-    The output itself is not held, because a language model's may be larger than all its layers.
-
-    Args:
-        edge (GradientEdge or None): where it was computed; None for a constant.
-        shape (tuple of int): its shape.
-        like (Tensor): an empty tensor of its dtype and device.
-        detached_from: what it stems from without a gradient, see `Tap.detached_from`.
-    """
-
-    edge: GradientEdge | None
-    shape: tuple[int, ...]
-    like: Tensor
-    detached_from: tuple[Any, ...]
-
-    @staticmethod
-    def of(output: Tensor, tap: Tap) -> Root:
-        edge = get_gradient_edge(output) if output.requires_grad else None
-        like = output.detach().new_empty(0)
-        return Root(edge, tuple(output.shape), like, tap.detached_from(output))
 
 
 @dataclass
@@ -170,12 +147,8 @@ def find_reads(root: Root, wiring: Wiring, graph: Graph) -> list[Read]:
             "the output does not depend on any attention call that ran: expected a model whose "
             "output reads attended tokens; explain another output with a callable around the model"
         )
-    grouped: dict[str, list[AttentionCall]] = {}
-    for call in calls:
-        grouped.setdefault(wiring.after(call).stream, []).append(call)
     reads = []
-    for group in grouped.values():
-        state = wiring.version(group)
+    for state, group in wiring.versions(calls):
         goal = sum(graph.bit[call] for call in group)
         places = _places(root, root.edge, goal, state, wiring, graph)
         read_on = any(
@@ -192,17 +165,16 @@ def _places(
     all_calls = sum(graph.bit[call] for call in wiring.tap.calls)
     sizes = {state.n, *(_uncropped(root, start, call, wiring) for call in graph.calls(goal))}
 
-    def bears(node: Node, output_nr: int = 0) -> Place | None:
+    def bears(node: Node, output_nr: int = 0) -> list[Place]:
         reached = graph.reach(node)
         if graph.latest(reached) & all_calls != goal:
-            return None
-        shape = shape_of(node, output_nr)
-        for n in sizes:
-            order = _token_order(shape, wiring.batch, n)
-            if order is not None:
-                permuted = tuple(shape[axis] for axis in order)
-                return Place(GradientEdge(node, output_nr), order, permuted, wiring.batch, n)
-        return None
+            return []
+        shape, edge = shape_of(node, output_nr), GradientEdge(node, output_nr)
+        return [
+            Place(edge, order, tuple(shape[axis] for axis in order), wiring.batch, n)
+            for n in sizes
+            for order in _token_orders(shape, wiring.batch, n)
+        ]
 
     found: dict[Node, Place] = {}
     seen, queue = {start.node}, [(start.node, start.output_nr)]
@@ -210,11 +182,11 @@ def _places(
         before = [
             (n, nr) for n, nr in before_node(node) if not graph.is_stop(n) and graph.reach(n) & goal
         ]
-        place = bears(node, output_nr)
+        places = bears(node, output_nr)
         passes = len(before) == 1 and _moves(node) and (_moves(before[0][0]) or bears(*before[0]))
-        if place is not None and not passes:
-            place.to = _order(place, len(found), goal, wiring, graph, root.like)
-            if not place.to.mixed:
+        if places and not passes:
+            place = _settled(places, len(seen), goal, wiring, graph, root.like)
+            if place is not None:
                 found[node] = place
                 continue
         queue += [(n, nr) for n, nr in before if n not in seen]
@@ -225,6 +197,21 @@ def _places(
         for node, place in found.items()
         if not any(n in found for n in graph.between(node, goal)[1:])
     ]
+
+
+def _settled(
+    ways: list[Place], number: int, goal: int, wiring: Wiring, graph: Graph, like: Tensor
+) -> Place | None:
+    """Of the ways in which a point may hold the tokens, the one in which it does.
+
+    Sizes do not tell axes apart where there are as many tokens as examples or channels. Read in a
+    wrong way, a token enters several rows at once, or those of another example.
+    """
+    for place in ways:
+        place.to = _order(place, number, goal, wiring, graph, like)
+        if not place.to.mixed and (place.to.to is None or bool((place.to.to >= 0).any())):
+            return place
+    return None
 
 
 def _order(
@@ -240,7 +227,7 @@ def _order(
     if depends_on_content(graph.between(place.edge.node, goal)):
         return find()
     return wiring.structure.get_or_compute(
-        ("place", goal, number, place.shape, place.edge.node.name()), find
+        ("place", goal, number, place.order, place.shape, place.edge.node.name()), find
     )
 
 
@@ -259,21 +246,27 @@ def _moves(node: Node) -> bool:
     return is_identity(node) or node.name().rstrip("0123456789").removesuffix("Backward") in MOVES
 
 
-def _token_order(shape: tuple[int, ...], batch: int, n: int) -> tuple[int, ...] | None:
-    """The order of axes with the examples first, then the tokens; None without a token axis."""
-    axes = tuple(range(len(shape)))
+def _token_orders(shape: tuple[int, ...], batch: int, n: int) -> list[tuple[int, ...]]:
+    """The orders of axes, the examples first, then the tokens, that sizes allow; likeliest first.
+
+    (B, n, D), (B, h, w, D), (n, B, D), (B, D, h, w), (B, f, D, h, w), (B windows, n, D).
+    """
     if len(shape) < 3:
-        return None
-    if shape[1] == batch != shape[0] == n:  # (n, B, D)
-        return (1, 0, *axes[2:])
-    if shape[0] != batch:
-        lanes_in_batch = shape[0] % batch == 0 and shape[0] // batch * shape[1] == n
-        return axes if lanes_in_batch else None
-    if any(math.prod(shape[1:end]) == n for end in axes[2:]):  # (B, n, D), (B, h, w, D)
-        return axes
-    if math.prod(shape[2:]) == n:  # (B, D, n), (B, D, h, w)
-        return (0, *axes[2:], 1)
-    return None
+        return []
+    axes = range(len(shape))
+    examples = [axis for axis in axes if shape[axis] == batch]
+    orders: list[tuple[int, ...]] = []
+    for example in examples[:1] if batch == 1 else examples:
+        others = [axis for axis in axes if axis != example]
+        wide = [axis for axis in others if shape[axis] > 1]
+        for count in range(min(len(wide), len(others) - 1) + 1):
+            for tokens in combinations(wide, count):
+                if math.prod(shape[axis] for axis in tokens) == n:
+                    orders.append((example, *tokens, *(a for a in others if a not in tokens)))
+    windows, rest = divmod(shape[0], batch)
+    if windows > 1 and not rest and windows * shape[1] == n:
+        orders.append(tuple(axes))
+    return orders
 
 
 def _norms(rows: list[Tensor]) -> Tensor | None:
@@ -295,7 +288,13 @@ def given_weights(readout: Any, read: Read, batch: int, like: Tensor) -> Tensor:
     if isinstance(readout, bool) or not isinstance(readout, (int, Tensor)):
         raise ReadoutError(f"{expected}; got {readout!r}")
     if isinstance(readout, int):
+        if not -n <= readout < n:
+            raise ReadoutError(f"{expected}; got {readout}")
         readout = torch.full((batch,), readout)
+    try:
+        check_kind("readout", readout)
+    except InputError as error:
+        raise ReadoutError(f"{expected}; {error}") from error
     if readout.ndim in (1, 2) and readout.shape[0] != batch and batch % max(len(readout), 1) == 0:
         readout = readout.repeat_interleave(batch // max(len(readout), 1), 0)  # NoiseTunnel
     dtype = working_dtype(like.dtype)
@@ -304,8 +303,10 @@ def given_weights(readout: Any, read: Read, batch: int, like: Tensor) -> Tensor:
         if not bool(torch.isfinite(weights).all()) or bool((weights == 0).all(1).any()):
             raise ReadoutError(f"{expected}; got weights that are not finite or all zero")
         return weights
-    if readout.ndim != 1 or len(readout) != batch or readout.is_floating_point():
+    whole = not readout.is_floating_point() and readout.dtype != torch.bool
+    if readout.ndim != 1 or len(readout) != batch or not whole:
         raise ReadoutError(f"{expected}; got {tuple(readout.shape)} of {readout.dtype}")
+    readout = readout.long()
     if bool(((readout < -n) | (readout >= n)).any()):
         raise ReadoutError(f"{expected}; got {readout.tolist()}")
     weights = torch.zeros(batch, n, dtype=dtype, device=like.device)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_attn.errors import OptionError
+from captum_attn._checks import one_of
 from captum_attn.observe.streams.input_maps import varies
 from captum_attn.observe.streams.states import InputMap, Source
 
@@ -20,8 +20,7 @@ INTERPOLATIONS = ("bilinear", "nearest")
 
 def check_interpolation(interpolation: str) -> None:
     """Refuses an unknown `interpolation`."""
-    if interpolation not in INTERPOLATIONS:
-        raise OptionError(f"interpolation: expected one of {INTERPOLATIONS}, got {interpolation!r}")
+    one_of("interpolation", interpolation, INTERPOLATIONS)
 
 
 def to_input(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor:
@@ -45,7 +44,8 @@ def to_input(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor:
     batch = relevance.shape[0]
     shape = entry.shape
     if entry.leaf.ids is not None:
-        return _gather(relevance, entry.to).view(batch, *shape)
+        laid = _gather(relevance, entry.to)
+        return laid.view(laid.numel() // math.prod(shape), *shape)  # one example's texts in a row
     if entry.to is None:
         return relevance.view(batch, *shape)
     to = entry.to.view(-1, *shape)
@@ -180,6 +180,9 @@ def _from_grid(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor
     """A coarse feature map's relevance, stretched over the input's axes that it runs along."""
     batch, shape = relevance.shape[0], entry.leaf.tensor.shape[1:]
     axes = list(entry.axes or ())
+    if not axes:  # every token sees the whole input: each element its share of all of it
+        total = relevance.sum(1) / math.prod(shape)
+        return total.view(batch, *[1] * len(shape)).expand(batch, *shape)
     values = _gather(relevance, entry.to).view(batch, *entry.shape)
     order = sorted(range(len(axes)), key=axes.__getitem__)
     values = values.permute(0, *(o + 1 for o in order))  # grid axes in the input's order

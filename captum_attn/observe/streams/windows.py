@@ -59,7 +59,7 @@ def renumbered(entry: InputMap, place: Tensor, n: int) -> InputMap:
 
 def _reading_order(entry: InputMap) -> Tensor:
     """(E,): the number of each element when the axes are in the order of the input's."""
-    if entry.axes is None:
+    if not entry.axes:
         return torch.arange(math.prod(entry.shape))
     order = sorted(range(len(entry.axes)), key=entry.axes.__getitem__)
     steps = torch.arange(math.prod(entry.shape)).view([entry.shape[o] for o in order])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from captum_attn.errors import AttnError
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf
+from captum_attn.observe.capture.own_state import recompute
 
 Node = Any  # torch.autograd.graph.Node: the nodes of the C++ graph are no subclasses of it
 Member = AttentionCall | Leaf
@@ -99,6 +104,36 @@ class Graph:
                     queue.append(before)
         return queue
 
+    def on_every_way(
+        self, starts: Iterable[Tensor | GradientEdge], goal: int
+    ) -> Iterator[GradientEdge]:
+        """What every path from `starts` back to `goal` leads through, nearest to them first.
+
+        Nodes are taken in the order in which they were made, the last one first: where no other
+        one is waiting, all paths have met.
+        """
+        waiting: dict[Node, set[int]] = {}
+        for start in starts:
+            edge = get_gradient_edge(start) if isinstance(start, Tensor) else start
+            waiting.setdefault(edge.node, set()).add(edge.output_nr)
+        order = [(-n._sequence_nr(), i, n) for i, n in enumerate(waiting)]
+        heapq.heapify(order)
+        count = len(order)
+        while order:
+            node = heapq.heappop(order)[2]
+            outputs = waiting.pop(node)
+            if not order and len(outputs) == 1:
+                yield GradientEdge(node, *outputs)
+            for before, number in before_node(node):
+                if not self.reach(before) & goal:
+                    continue
+                if before in self._stops:
+                    return
+                if before not in waiting:
+                    heapq.heappush(order, (-before._sequence_nr(), count, before))
+                    count += 1
+                waiting.setdefault(before, set()).add(number)
+
     def is_stop(self, node: Node) -> bool:
         """Whether the node is the output of a call, or a leaf."""
         return node in self._stops
@@ -125,6 +160,31 @@ def before_node(node: Node) -> list[tuple[Node, int]]:
 def is_identity(node: Node) -> bool:
     """Whether a node is one of those that rules put into a graph."""
     return hasattr(node, "passes_on")
+
+
+@dataclass(frozen=True)
+class Root:
+    """The raw output, before the target is selected: where it hangs in the graph.
+
+    The output itself is not held, because a language model's may be larger than all its layers.
+
+    Args:
+        edge (GradientEdge or None): where it was computed; None for a constant.
+        shape (tuple of int): its shape.
+        like (Tensor): an empty tensor of its dtype and device.
+        detached_from: what it stems from without a gradient, see `Tap.detached_from`.
+    """
+
+    edge: GradientEdge | None
+    shape: tuple[int, ...]
+    like: Tensor
+    detached_from: tuple[Any, ...]
+
+    @staticmethod
+    def of(output: Tensor, detached_from: tuple[Any, ...]) -> Root:
+        edge = get_gradient_edge(output) if output.requires_grad else None
+        like = output.detach().new_empty(0)
+        return Root(edge, tuple(output.shape), like, detached_from)
 
 
 def bits(members: int) -> Iterator[int]:
@@ -157,19 +217,49 @@ def gradients(
     inputs: Iterable[Any],
     cuts: Iterable[Node] = (),
     keep: bool = True,
+    several: bool = False,
 ) -> list[Tensor | None]:
     """Vector-Jacobian product of `outputs` (each with its vector) with respect to `inputs`.
 
     Args:
         cuts (iterable of graph nodes): where the gradient arrives, but does not pass through.
         keep (bool): False frees what the pass goes through as it goes; no other may follow.
+        several (bool): whether the first axis of the vectors, and of the result, counts several
+            products.
     """
     ends, vectors = zip(*outputs, strict=True)
+    with cut_at(cuts), _overwriting_named(), recompute():
+        found = torch.autograd.grad(
+            ends,
+            list(inputs),
+            vectors,
+            retain_graph=keep,
+            allow_unused=True,
+            is_grads_batched=several,
+        )
+    return list(found)
+
+
+@contextmanager
+def _overwriting_named() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise AttnError(
+            "something that the gradient needs was overwritten: the weights of the model between "
+            "its run and the last of the targets (by an optimizer in another thread?), or an "
+            f"activation, in place, by the model itself; torch says: {error}"
+        ) from error
+
+
+@contextmanager
+def cut_at(cuts: Iterable[Node]) -> Iterator[None]:
+    """No gradient passes through these nodes."""
     handles = [node.register_prehook(_stop) for node in cuts]
     try:
-        return list(
-            torch.autograd.grad(ends, list(inputs), vectors, retain_graph=keep, allow_unused=True)
-        )
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -1,72 +1,154 @@
-"""Layout: what the axes that lead an attention map are, examples, windows or heads."""
+"""Layout: what the axes that lead an attention map are, examples, windows or heads.
+
+Sizes do not tell: there may be as many heads as examples, as many windows as heads. Autograd does.
+A token enters every head of its own example, but one window only. Where the tokens that are known
+(pixels, words) have been mixed on the way and enter everything, the tensors in between tell: behind
+the projection a token's features lie in one head each, before it they enter every head.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from captum_attn.observe.capture.attention_call import BATCH, HEAD, WINDOW, AttentionCall
+from captum_attn.observe.tracing.autograd_graph import Node, before_node, shape_of
 from captum_attn.observe.tracing.token_map import Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 Roles = tuple[tuple[str, int], ...]
+_MOST = 0.5  # a token that is repeated ([CLS] before every frame) enters several windows
 
 
-def leading_roles(
-    call: AttentionCall,
-    operand: Tensor,
-    batch: int,
-    upstreams: Sequence[Upstream],
-    tracer: TokenTracer,
-) -> Roles | None:
-    """What the axes that lead an operand are; None if that could not be observed.
-
-    An upstream token enters every head of its own example, but one window only.
+@dataclass(frozen=True)
+class Asked:
+    """An operand of an attention call, and what it stems from.
 
     Args:
         operand (Tensor): lead + (n, d).
         batch (int): number of examples.
-        upstreams (sequence of Upstream): what the operand stems from.
+        upstreams (sequence of Upstream): what it stems from, with the tokens of every example.
+        path (sequence of Node): the graph's nodes on the way, nearest to the operand first.
+        tracer (TokenTracer): asks autograd.
     """
-    upstreams = [u for u in upstreams if u.batched]
-    operand = operand.expand(*call.lead, *operand.shape[-2:])
-    splits = _splits(call.lead, batch)
+
+    operand: Tensor
+    batch: int
+    upstreams: Sequence[Upstream]
+    path: Sequence[Node]
+    tracer: TokenTracer
+
+
+def leading_roles(call: AttentionCall, asked: Asked) -> Roles | None:
+    """What the axes that lead an operand are; None if that could not be observed."""
+    operand = asked.operand.expand(*call.lead, *asked.operand.shape[-2:])
+    splits = _splits(call.lead, asked.batch)
     for split in splits:
         rows = operand.reshape(*(size for _, size in split), *operand.shape[-2:])
         axis = [name for name, _ in split].index(BATCH)
-        alone = len(splits) == 1 and axis == 0  # else the heads may just be as many
-        settled = batch == 1 or not upstreams or alone
-        if not settled and not tracer.follows(rows, axis, upstreams, by_example=True):
+        alone = len(splits) == 1 and axis == 0  # no other axis can hold the examples
+        settled = asked.batch == 1 or alone
+        if not settled and not asked.tracer.by_example(rows, axis, asked.upstreams):
             continue
         roles = []
         for i, (name, size) in enumerate(split):
             if name == BATCH:
                 roles.append((name, size))
                 continue
-            windows = _window_count(rows, i, upstreams, tracer, merged=len(split) > len(call.lead))
+            windows = _window_count(rows, i, axis, asked, merged=len(split) > len(call.lead))
+            if windows is None:
+                return None
             roles += [(WINDOW, windows)] if windows > 1 else []
             roles += [(HEAD, size // windows)] if windows < size or windows == 1 else []
         return tuple(roles)
     return None
 
 
-def _window_count(
-    rows: Tensor, axis: int, upstreams: Sequence[Upstream], tracer: TokenTracer, merged: bool
-) -> int:
-    """Into how many windows an axis falls: the most of which every upstream token enters one.
+def roles_by_output(
+    call: AttentionCall, plain: Tensor | None, coded: Tensor | None, code: Tensor
+) -> Roles | None:
+    """`leading_roles` of a call that stems from no example (learned queries), by where it goes.
+
+    Args:
+        plain, coded (Tensor or None): gradients at the call's output of Σ s and of Σ c s over the
+            model's outputs s, c that of their example; None: nothing depends on the call.
+        code (Tensor): (B,) the factor c of each example.
+    """
+    for split in _splits(call.lead, len(code)):
+        roles = tuple((name or HEAD, size) for name, size in split)
+        if plain is None or coded is None or not bool(plain.any()):
+            return roles
+        order = call.out_permutation or range(plain.ndim)
+        one, other = (
+            g.permute(*order).expand(*call.lead, -1, -1).reshape(*(n for _, n in split), -1)
+            for g in (plain, coded)
+        )
+        axis = [name for name, _ in split].index(BATCH)
+        factor = code.view([-1 if a == axis else 1 for a in range(one.ndim)])
+        if torch.equal(other, one * factor):
+            return roles
+    return None
+
+
+def _window_count(rows: Tensor, axis: int, examples: int, asked: Asked, merged: bool) -> int | None:
+    """Into how many windows an axis falls: the most of which a token enters one.
 
     An axis that was merged with the batch, (B · windows · heads, q, k), may hold heads as well.
+
+    Returns:
+        int or None: None if that could not be observed.
     """
     size = rows.shape[axis]
-    if not upstreams or size == 1:
+    if not asked.upstreams or size == 1:
         return 1
     for windows in range(size, 1, -1) if merged else (size,):
         if size % windows == 0:
             split = rows.unflatten(axis, (windows, size // windows))
-            if tracer.follows(split, axis, upstreams):
-                return windows
+            found = _are_windows(split, axis, examples + (examples > axis), asked)
+            if found is None or found:
+                return windows if found else None
     return 1
+
+
+def _are_windows(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool | None:
+    """Whether an axis holds windows, so that a token enters one index of it; None: not observed."""
+    tracer = asked.tracer
+    in_one = tracer.share_in_one(rows, axis, asked.upstreams)
+    if in_one is None or in_one > _MOST:
+        return None if in_one is None else True
+    one_row = tracer.share_in_one(rows, rows.ndim - 2, asked.upstreams)
+    if one_row is not None and one_row > _MOST:
+        return False  # the same row of every head
+    return _as_on_the_way(rows, axis, examples, asked)
+
+
+def _as_on_the_way(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool | None:
+    """`_are_windows` where every token enters everything: asked of the tensors in between.
+
+    The nearest operation behind which elements enter one index, and in front of which they enter
+    several, mixes heads if it keeps to a token's row. If it mixes the tokens, too, windows are
+    parts of the axes that the tokens lie along, beside which there are channels; heads are parts
+    of the channels.
+    """
+    edges = [GradientEdge(node, 0) for node in asked.path]
+    by_index, by_row, by_example = asked.tracer.spread(rows, (axis, rows.ndim - 2, examples), edges)
+    number = {node: i for i, node in enumerate(asked.path)}
+    for i, node in enumerate(asked.path):
+        if by_index[i].in_one <= _MOST:
+            continue
+        before = [n for n, _ in before_node(node)]
+        mixed = [number.get(n) for n in before]
+        mixed = [k for k in mixed if k is None or by_index[k].in_one <= _MOST]
+        if any(k is not None and by_row[k].in_one > _MOST for k in mixed):
+            return False
+        if mixed:
+            along = by_index[i].axes | by_row[i].axes | by_example[i].axes
+            return any(size > 1 and a not in along for a, size in enumerate(shape_of(node)))
+    return None
 
 
 def _splits(lead: tuple[int, ...], batch: int) -> list[list[tuple[str, int]]]:

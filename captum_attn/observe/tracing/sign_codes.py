@@ -1,7 +1,8 @@
 """Reading positions off gradients: the arithmetic behind the token maps.
 
-A *plain* gradient is that of Σ_p s_p, a *coded* one that of Σ_p ±s_p, both (B, E, features) for E
-upstream elements.
+A *plain* gradient is that of Σ_p s_p, a *coded* one that of Σ_p ±s_p (or, where a likely position
+is confirmed, of Σ_p c_p s_p with random factors c_p: no two positions have the same), both
+(B, E, features) for E upstream elements.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def sign_of(plain: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
     norms = p.norm(dim=-1)
     ratio = (p * c).sum(-1) / norms.square().clamp_min(torch.finfo(dtype).tiny)
     rest = torch.minimum((c - p).norm(dim=-1), (c + p).norm(dim=-1))
-    return ratio, rest <= _tolerance(plain) * norms
+    return ratio, rest <= tolerance(plain) * norms
 
 
 def mostly_mixed(mixed: Tensor) -> bool:
@@ -42,30 +43,30 @@ def mostly_mixed(mixed: Tensor) -> bool:
     return bool(mixed.float().mean() > 0.5)
 
 
-def is_identity(plain: Tensor, coded: Tensor, signs: Tensor) -> bool:
-    """Whether every element enters the position of its own index, which has the sign (B, P)."""
-    if plain.shape[1] != signs.shape[1] or bool(vanishes(plain).any()):
+def is_identity(plain: Tensor, coded: Tensor, code: Tensor) -> bool:
+    """Whether every element enters the position of its own index, which has the factor (B, P)."""
+    if plain.shape[1] != code.shape[1] or bool(vanishes(plain).any()):
         return False
-    signs = signs.to(plain.device)
+    code = code.to(plain.device)
     for part in _parts(plain):
         p, c = plain[:, part], coded[:, part]
-        wanted = p * signs[:, part, None]
-        if not bool((_norms(c - wanted) <= _tolerance(p) * _norms(p)).all()):
+        wanted = p * code[:, part, None]
+        if not bool((_norms(c - wanted) <= tolerance(p) * _norms(p)).all()):
             return False
     return True
 
 
-def enters_at(plain: Tensor, coded: Tensor, to: Tensor, signs: Tensor) -> bool:
+def enters_at(plain: Tensor, coded: Tensor, to: Tensor, code: Tensor) -> bool:
     """Whether every element enters the position `to`, (B or 1, E), and no other; -1: none."""
     if to.shape[1] != plain.shape[1]:
         return False
-    to, signs = to.expand(plain.shape[:2]), signs.to(plain.device)
+    to, code = to.expand(plain.shape[:2]), code.to(plain.device)
     if not torch.equal(to < 0, vanishes(plain)):
         return False
     for part in _parts(plain):
         p, c, t = plain[:, part], coded[:, part], to[:, part]
-        wanted = p * signs.gather(1, t.clamp_min(0))[..., None]
-        if not bool(((_norms(c - wanted) <= _tolerance(p) * _norms(p)) | (t < 0)).all()):
+        wanted = p * code.gather(1, t.clamp_min(0))[..., None]
+        if not bool(((_norms(c - wanted) <= tolerance(p) * _norms(p)) | (t < 0)).all()):
             return False
     return True
 
@@ -158,7 +159,8 @@ def _parts(tensor: Tensor) -> list[slice]:
     return [slice(i, i + size) for i in range(0, tensor.shape[1], size)]
 
 
-def _tolerance(tensor: Tensor) -> float:
+def tolerance(tensor: Tensor) -> float:
+    """What counts as equal, relative to the plain gradient."""
     return _TOLERANCE.get(tensor.dtype, 1e-3)
 
 

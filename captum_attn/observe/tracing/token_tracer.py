@@ -1,15 +1,17 @@
 """The tracer: at which position does each upstream token, pixel, word or region enter?
 
-Autograd answers. Let s_p = <t_p, r> for the rows t_p of a tensor and a random r. The gradients of
-Σ_p s_p and of Σ_p ±s_p at an upstream element have the ratio ±1 if the element enters one position
-only, and with the sign given by bit k of p that ratio is bit k of the position. About log2(n)
-backward passes through a norm and a projection read the whole map, whatever the model does on the
-way; two of them check that it is the identity.
+Autograd answers. Let s_p = <t_p, r_p> for the rows t_p of a tensor and random r_p (one r for all
+would vanish behind a norm over p). The gradients of Σ_p s_p and of Σ_p ±s_p at an upstream element
+have the ratio ±1 if the element enters one position only, and with the sign given by bit k of p
+that ratio is bit k of the position. About log2(n) backward passes through a norm and a projection
+read the whole map, whatever the model does on the way; two of them, the second with a random factor
+for each position, check that it is the identity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,12 +26,38 @@ from captum_attn.observe.tracing.sign_codes import (
     mostly_mixed,
     repeated_positions,
     sign_of,
+    tolerance,
     vanishes,
 )
 from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap, Upstream
 
 # Random codes by which a map that is likely is confirmed.
 _DRAWS = 3
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the elements of a tensor enter the indices of an axis of a later one.
+
+    Args:
+        in_one (float): the share of elements, of those that enter, that enter one index only.
+        axes (set of int): along which of their own axes the index changes.
+    """
+
+    in_one: float
+    axes: frozenset[int]
+
+    @staticmethod
+    def of(plain: Tensor | None, coded: Tensor | None) -> Spread:
+        if plain is None or coded is None:
+            return Spread(0.0, frozenset())
+        ratio, single = sign_of(plain[..., None], coded[..., None])
+        single &= ~vanishes(plain[..., None])
+        highest = torch.where(single, ratio.sign(), -1)
+        lowest = torch.where(single, ratio.sign(), 1)
+        axes = [a for a in range(plain.ndim) if (highest.amax(a) > lowest.amin(a)).any()]
+        entered = (plain != 0).sum().clamp_min(1)
+        return Spread(float(single.sum() / entered), frozenset(axes))
 
 
 class TokenTracer:
@@ -52,6 +80,23 @@ class TokenTracer:
         signs.view(-1)[:2] = torch.tensor([1, -1])[: signs.numel()]  # both signs occur
         return signs.to(like)
 
+    def _factors(self, like: Tensor, *shape: int) -> Tensor:
+        """Random factors, ±0.5 to ±1.5: as signs alone they would be alike at half the places."""
+        size = 0.5 + torch.rand(shape, generator=self._generator)
+        return self._signs(like, *shape) * size.to(like)
+
+    def _exact_factors(self, like: Tensor, *shape: int) -> Tensor:
+        """Signed powers of two: they scale without rounding, also what nearly cancels out."""
+        size = 2.0 ** torch.randint(-3, 4, shape, generator=self._generator)
+        return self._signs(like, *shape) * size.to(like)
+
+    def coded_by_example(
+        self, like: Tensor, shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A factor for each example, (B,), a random tensor of a shape, and one times the other."""
+        code, vector = self._exact_factors(like, shape[0]), self.random(like, *shape)
+        return code, vector, vector * code.view(-1, *[1] * (len(shape) - 1))
+
     def maps(
         self,
         down: Downstream | Tensor,
@@ -71,7 +116,7 @@ class TokenTracer:
         first = self._maps(down, upstreams)
         if not any(m.to is not None and (m.to < 0).any() for m in first):
             return first
-        second = self._maps(down, upstreams)  # entering nowhere is believed the second time
+        second = self._maps(down, upstreams)  # confirms that a token enters nowhere
         for one, two in zip(first, second, strict=True):
             if one.to is not None and two.to is not None:
                 one.to = torch.where(one.to < 0, two.to, one.to)
@@ -86,20 +131,20 @@ class TokenTracer:
             return False
         if any(m.to is None or m.copies or m.mixed for m in maps):
             return False
-        probe_vector = self.random(down.like, 1, 1, features).expand(down.shape)
+        probe_vector = self.random(down.like, 1, places, features).expand(down.shape)
         edges = [upstream.edge for upstream in upstreams]
         plain: list[Tensor] = []
         for draw in range(1 + _DRAWS):  # the first is the plain one
-            signs = self._signs(down.like, batch, places) if draw else None
-            vector = down.placed(probe_vector if signs is None else probe_vector * signs[..., None])
+            code = self._exact_factors(down.like, batch, places) if draw else None
+            vector = down.placed(probe_vector if code is None else probe_vector * code[..., None])
             found = gradients([(down.edge, vector)], edges, self._cuts)
             if any(g is None for g in found):
                 return False
             arrived = [u.rows(g) for u, g in zip(upstreams, found, strict=True) if g is not None]
-            if signs is None:
+            if code is None:
                 plain = arrived
             elif not all(
-                m.to is not None and enters_at(p, g, m.to, signs)
+                m.to is not None and enters_at(p, g, m.to, code)
                 for p, g, m in zip(plain, arrived, maps, strict=True)
             ):
                 return False
@@ -110,20 +155,20 @@ class TokenTracer:
 
         Two backward passes, for whole maps see `maps`.
         """
-        signs = self._signs(rows, *rows.shape[:2])
-        probe_vector = self.random(rows, 1, 1, rows.shape[2]).expand_as(rows)
+        code = self._factors(rows, *rows.shape[:2])
+        probe_vector = self.random(rows, 1, *rows.shape[1:]).expand_as(rows)
         found = [
             gradients([(rows, vector)], [upstream.edge], self._cuts)[0]
-            for vector in (probe_vector, probe_vector * signs[..., None])
+            for vector in (probe_vector, probe_vector * code[..., None])
         ]
         if found[0] is None or found[1] is None:
             return False
-        return is_identity(upstream.rows(found[0]), upstream.rows(found[1]), signs)
+        return is_identity(upstream.rows(found[0]), upstream.rows(found[1]), code)
 
     def _maps(self, down: Downstream, upstreams: Sequence[Upstream]) -> list[TokenMap]:
         batch, places, features = down.shape
         rows = down.like
-        probe_vector = self.random(rows, 1, 1, features).expand(down.shape)
+        probe_vector = self.random(rows, 1, places, features).expand(down.shape)
         edges = [upstream.edge for upstream in upstreams]
 
         def seen(code: Tensor) -> list[Tensor | None]:  # code: (B or 1, P)
@@ -135,15 +180,14 @@ class TokenTracer:
             return seen(code)[i]
 
         plain = seen(rows.new_ones(1, places))
-        signs = self._signs(rows, batch, places)
-        if batch > 1 and not all(u.batched for u in upstreams):
-            signs = signs[:1]
-        coded = seen(signs)
+        shared = batch > 1 and not all(u.batched for u in upstreams)
+        code = self._factors(rows, 1 if shared else batch, places)
         if all(
-            p is not None and c is not None and is_identity(p, c, signs)
-            for p, c in zip(plain, coded, strict=True)
+            p is not None and c is not None and is_identity(p, c, code)
+            for p, c in zip(plain, seen(code), strict=True)
         ):
             return [IDENTITY for _ in upstreams]
+        coded = seen(self._signs(rows, 1 if shared else batch, places))
         if all(
             p is not None and c is not None and mostly_mixed(~sign_of(p, c)[1] & ~vanishes(p))
             for p, c in zip(plain, coded, strict=True)
@@ -157,61 +201,74 @@ class TokenTracer:
         del coded
         decoders = [PositionDecoder(p) for p in plain]
         for bit in range(max(1, (total - 1).bit_length())):
-            for decoder, code in zip(
-                decoders, seen((index >> bit & 1).to(rows) * 2 - 1), strict=True
-            ):
-                decoder.read(bit, code)
+            read = seen((index >> bit & 1).to(rows) * 2 - 1)
+            for decoder, gradient in zip(decoders, read, strict=True):
+                decoder.read(bit, gradient)
         return [
             _map(decoder, u, places, partial(seen_at, i))
             for i, (decoder, u) in enumerate(zip(decoders, upstreams, strict=True))
         ]
 
-    def mean_squares(
-        self, rows: Tensor, squared: Sequence[Tensor], leaf: Tensor, draws: int
-    ) -> tuple[list[Tensor], Tensor]:
-        """Squared gradients at `leaf` of Σ_p a_p <t_p, r_p>, summed over draws of r_p.
-
-        Args:
-            squared (sequence of Tensor): (B, P) each, a_p squared, positive at the same positions.
+    def by_example(self, rows: Tensor, axis: int, upstreams: Sequence[Upstream]) -> bool | None:
+        """Whether every upstream token enters its own example's index of `axis`, and no other.
 
         Returns:
-            With each of these a, and with a_p = 1 wherever a_p > 0; all of the leaf's shape.
+            bool or None: None where none was seen to enter anywhere.
         """
-        codes = [*(one.sqrt() for one in squared), squared[0] > 0]
-        sums = [torch.zeros_like(leaf) for _ in codes]
-        for _ in range(draws):
-            probe_vector = self.random(rows, *rows.shape)
-            for total, code in zip(sums, codes, strict=True):
-                vector = probe_vector * code[..., None].to(rows)
-                (found,) = gradients([(rows, vector)], [leaf], self._cuts)
-                if found is not None:
-                    total += found.square()
-        return sums[:-1], sums[-1]
+        code = self._exact_factors(rows, rows.shape[axis])
+        entered = False
+        for p, c in self._plain_and_coded(rows, code, axis, upstreams):
+            if len(p) != len(code):
+                return False
+            off = (c - p * code.view(-1, 1, 1).to(p)).norm(dim=-1) > tolerance(p) * p.norm(dim=-1)
+            zero = vanishes(p)
+            if bool((off & ~zero).any()):
+                return False
+            entered = entered or not bool(zero.all())
+        return True if entered else None
 
-    def follows(
-        self, rows: Tensor, axis: int, upstreams: Sequence[Upstream], by_example: bool = False
-    ) -> bool:
-        """Whether every upstream token enters one index of `axis` only (its own example's)."""
-        edges = [upstream.edge for upstream in upstreams]
-        probe_vector = self.random(rows, *rows.shape[:-2], 1, rows.shape[-1]).expand_as(rows)
+    def share_in_one(self, rows: Tensor, axis: int, upstreams: Sequence[Upstream]) -> float | None:
+        """The share of upstream tokens, of those that enter, that enter one index of `axis` only.
+
+        Returns:
+            float or None: None where none was seen to enter anywhere.
+        """
         code = self._signs(rows, rows.shape[axis])
+        single, entered = 0, 0
+        for p, c in self._plain_and_coded(rows, code, axis, upstreams):
+            alone, enters = sign_of(p, c)[1], ~vanishes(p)
+            single, entered = single + int((alone & enters).sum()), entered + int(enters.sum())
+        return single / entered if entered else None
+
+    def spread(self, rows: Tensor, axes: Sequence[int], edges: Sequence[Any]) -> list[list[Spread]]:
+        """For each of these axes of `rows` how the elements at each edge enter its indices."""
+        probe_vector = self.random(rows, *rows.shape)
+        plain = gradients([(rows, probe_vector)], edges, self._cuts)
+        found = []
+        for axis in axes:
+            code = self._signs(rows, rows.shape[axis])
+            code = code.view([-1 if a == axis else 1 for a in range(rows.ndim)])
+            coded = gradients([(rows, probe_vector * code)], edges, self._cuts)
+            found.append([Spread.of(*pair) for pair in zip(plain, coded, strict=True)])
+        return found
+
+    def _plain_and_coded(
+        self, rows: Tensor, code: Tensor, axis: int, upstreams: Sequence[Upstream]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Gradients of Σ s and Σ c s at each upstream, c the code of the index of `axis`."""
+        if not upstreams:
+            return []
+        edges = [upstream.edge for upstream in upstreams]
+        probe_vector = self.random(rows, *rows.shape)
         shape = [1] * rows.ndim
         shape[axis] = -1
         plain = gradients([(rows, probe_vector)], edges, self._cuts)
         coded = gradients([(rows, probe_vector * code.view(shape))], edges, self._cuts)
-        entered = False
-        for upstream, p, c in zip(upstreams, plain, coded, strict=True):
-            if p is None or c is None:
-                continue
-            p, c = upstream.rows(p), upstream.rows(c)
-            ratio, single = sign_of(p, c)
-            zero = vanishes(p)
-            if not bool((single | zero).all()):
-                return False
-            if by_example and not bool(((ratio * code[:, None].to(ratio) > 0) | zero).all()):
-                return False
-            entered = entered or not bool(zero.all())
-        return entered
+        return [
+            (upstream.rows(p), upstream.rows(c))
+            for upstream, p, c in zip(upstreams, plain, coded, strict=True)
+            if p is not None and c is not None
+        ]
 
 
 def _map(

@@ -93,13 +93,10 @@ class RecordingTap(Tap):
         self.origins: dict[AttentionCall, Term] = {}
         self._projected: dict[Any, tuple[weakref.ref, GradientEdge | None]] = {}
 
-    def __torch_function__(
-        self, func: Callable, types_: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def _called(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         terms = self._terms(func, args, kwargs) if func in ADDITIONS else None
         made = len(self.calls)
-        out = super().__torch_function__(func, types_, args, kwargs)
+        out = super()._called(func, args, kwargs)
         if terms is not None and isinstance(out, Tensor) and out.requires_grad:
             self.additions.append(Addition(terms, get_gradient_edge(out), self.modules.name()))
         for call in self.calls[made:]:

@@ -1,0 +1,52 @@
+"""Detections, by one of our methods and by one of Captum's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from captum.attr import Saliency
+
+from captum_attn import GenericAttention
+from captum_attn.detection import explain_detections
+from tests.fuzz.models import detector
+from tests.fuzz.public import Public
+
+MODEL = detector()
+
+
+def of_output(**said: Any) -> Any:
+    """What a detector with that output is told."""
+
+    def model(pixel_values: torch.Tensor) -> dict[str, Any]:
+        return MODEL(pixel_values) | said
+
+    return explain_detections(
+        Saliency(model), {"pixel_values": torch.rand(2, 3, 8, 8)}, activation="softmax"
+    )
+
+
+def arguments(method: Any) -> dict[str, Any]:
+    return {
+        "method": method(MODEL), "inputs": {"pixel_values": torch.rand(2, 3, 8, 8)},
+        "activation": "softmax", "threshold": 0.0,
+    }  # fmt: skip
+
+
+PUBLIC = [
+    Public(
+        f"explain_detections by {method.__name__}", explain_detections,
+        lambda method=method: arguments(method),
+        {
+            "method": "anything", "inputs": "anything-volume", "threshold": "share",
+            "activation": "choice-auto", "queries": "anything?-empty_list,numbers",
+            "max_detections": "count?", "target_sizes": "anything?-array", "id2label": "mapping?",
+            "show_progress": "flag",
+        },
+        {"inputs": "expected", "threshold": "threshold"},
+    )
+    for method in (GenericAttention, Saliency)
+] + [
+    Public("a detector's output", of_output, dict, {"logits": "tensor", "pred_boxes": "tensor"},
+           {"logits": "logits", "pred_boxes": "boxes"}),
+]  # fmt: skip
