@@ -118,6 +118,8 @@ class Engine:
         additional = request.additional_forward_args
         values = checked(inputs, additional)
         observation = observe(forward_func, values, additional, roots, self.structure, self.tap)
+        for mixed in observation.wiring.mixed_states:
+            mixed.mixing.draws = options.mixing_draws or mixed.mixing.draws
         states = observation.wiring.updates
         active = active_calls(states, request.layers, roots, request.start_layer)
         return Run(observation, options, active)

@@ -26,14 +26,21 @@ class SharedOptions:
     Args:
         block_size (int, optional): the number of queries whose attention maps are formed at a time.
             Default: as many as suit the cache and the free memory.
+        mixing_draws (int, optional): the number of random vectors by which it is estimated how
+            something else than attention (a convolution, a recurrence, linear attention) mixes
+            tokens. Default: as many as keep the error of a map under 5 %, fewer for wide models.
     """
 
     block_size: int | None = None
+    mixing_draws: int | None = None
 
     def __post_init__(self) -> None:
-        size = self.block_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise OptionError(f"block_size: expected an int >= 1 or None, got {size!r}")
+        for name in ("block_size", "mixing_draws"):
+            size = getattr(self, name)
+            if size is not None and (
+                isinstance(size, bool) or not isinstance(size, int) or size < 1
+            ):
+                raise OptionError(f"{name}: expected an int >= 1 or None, got {size!r}")
         for name, kind in _types(type(self)).items():
             value = getattr(self, name)
             if not _fits(value, kind):
