@@ -40,7 +40,7 @@ from captum_attn.attr._run import Run
 from captum_attn.errors import OptionError
 from captum_attn.objectives import Objective
 from captum_attn.observe import AttentionCall, Block
-from captum_attn.observe.capture.restore import root_of
+from captum_attn.observe.capture.restore import modules_of, root_of
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.streams.states import AttentionState, State
@@ -313,8 +313,10 @@ class AttentionAttribution(GradientAttribution):
                 batches that do not fit into memory; every input, and whatever else holds a value
                 for each example, is divided. Default: all at once.
             **options: the method's own, see the class; and `block_size` (int, optional), the number
-                of queries whose attention maps are formed at a time. Default: as many as suit the
-                cache and the free memory.
+                of queries whose attention maps are formed at a time (default: as many as suit the
+                cache and the free memory), and `mixing_draws` (int, optional), the number of random
+                vectors by which mixing of tokens by something else than attention is estimated
+                (default: as many as keep the error of a map under 5 %).
 
         Returns:
             *Tensor*, *tuple of Tensor* or *dict* of **attributions**: in the container of the
@@ -577,7 +579,8 @@ class AttentionAttribution(GradientAttribution):
         """
         request = Request(target, additional_forward_args, objective, readout, start_layer)
         with self._run(inputs, request, options) as run:
-            return describe(run, self._rules(run.options))
+            roots = modules_of(self.forward_func)
+            return describe(run, self._rules(run.options), roots)
 
     @classmethod
     def settled(cls, options: Mapping[str, Any]) -> SharedOptions:

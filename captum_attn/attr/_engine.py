@@ -127,6 +127,8 @@ class Engine:
             forward_func, values, additional, roots, self.structure, self.tap,
             () if rules is None else (rules,),
         )  # fmt: skip
+        for mixed in observation.wiring.mixed_states:
+            mixed.mixing.draws = options.mixing_draws or mixed.mixing.draws
         states = observation.wiring.updates
         active = active_calls(states, request.layers, roots, request.start_layer)
         run = Run(observation, options, active)
