@@ -13,6 +13,7 @@ from captum_attn.attr import (
     TransformerAttribution,
     TransformerLRP,
     VTranM,
+    rules,
 )
 from captum_attn.errors import AttnError
 from captum_attn.evaluation import evaluate
@@ -36,4 +37,5 @@ __all__ = [
     "evaluate",
     "metrics",
     "objectives",
+    "rules",
 ]

@@ -1,7 +1,6 @@
 """The attribution methods, and what a method of one's own needs: its base, `Run` and `Block`."""
 
 from captum_attn.attr._base import AttentionAttribution, Block, Result, Run
-from captum_attn.attr._rule_sets import RULE_SETS
 from captum_attn.attr.attn_lrp import AttnLRP
 from captum_attn.attr.conservative_lrp import ConservativeLRP
 from captum_attn.attr.cp_lrp import CPLRP
@@ -13,12 +12,8 @@ from captum_attn.attr.rollout import AttentionRollout
 from captum_attn.attr.transformer_attribution import TransformerAttribution
 from captum_attn.attr.transformer_lrp import TransformerLRP
 from captum_attn.attr.vtranm import VTranM
-from captum_attn.observe.operators.bridge import Operation, Shares
-from captum_attn.observe.operators.kinds import KINDS
 
 __all__ = [
-    "KINDS",
-    "RULE_SETS",
     "AttentionAttribution",
     "AttentionRollout",
     "AttnLRP",
@@ -27,12 +22,10 @@ __all__ = [
     "ConservativeLRP",
     "GenericAttention",
     "HeterogenousAttention",
-    "Operation",
     "PartialLRP",
     "RawAttention",
     "Result",
     "Run",
-    "Shares",
     "TransformerAttribution",
     "TransformerLRP",
     "VTranM",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from captum._utils.progress import progress
@@ -35,11 +35,12 @@ from captum_attn.attr._propagate import (
 )
 from captum_attn.attr._request import Readout, Request
 from captum_attn.attr._results import Result, matrices_by_name
+from captum_attn.attr._rule_sets import RULE_SETS
 from captum_attn.attr._run import Run
 from captum_attn.errors import OptionError
 from captum_attn.objectives import Objective
 from captum_attn.observe import AttentionCall, Block
-from captum_attn.observe.capture.restore import root_of
+from captum_attn.observe.capture.restore import modules_of, root_of
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.streams.states import AttentionState, State
@@ -77,6 +78,9 @@ class AttentionAttribution(GradientAttribution):
     class Options(SharedOptions):
         """Options of a method; a subclass adds fields with their types and defaults."""
 
+    # What stands for A in a method that may have either: the map itself, or its relevance R_A.
+    MapKind = Literal["attention", "lrp"]
+
     needs_gradient: ClassVar[bool] = True
     keeps_graph: ClassVar[bool] = False
     tap: ClassVar[type[Tap]] = Tap
@@ -95,7 +99,7 @@ class AttentionAttribution(GradientAttribution):
         super().__init__(root_of(forward_func))
         self.layers = layers
         self._engine = Engine(
-            self.needs_gradient, self.keeps_graph, self.default_objective(), self.tap, self.rules
+            self.needs_gradient, self.keeps_graph, self.default_objective(), self.tap, self._rules
         )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -109,9 +113,16 @@ class AttentionAttribution(GradientAttribution):
         """What is explained where the user names no objective; None: the logit."""
         return None
 
-    def rules(self, options: Any) -> Rules | None:
-        """The rules of a relevance pass beside the gradient's; None: no such pass is wanted."""
+    def rules(self, options: Any) -> Rules | str | None:
+        """The rules of a relevance pass beside the gradient's, or the name of a published table.
+
+        None: no such pass is wanted, and `run.attention_relevance` is not there.
+        """
         return None
+
+    def _rules(self, options: Any) -> Rules | None:
+        rules = self.rules(options)
+        return RULE_SETS[rules] if isinstance(rules, str) else rules
 
     def weigh_heads(self, run: Run[Any], block: Block) -> Tensor:
         """What the method makes of A, head by head: (B, F, H, q', k'), for the block's queries."""
@@ -302,8 +313,10 @@ class AttentionAttribution(GradientAttribution):
                 batches that do not fit into memory; every input, and whatever else holds a value
                 for each example, is divided. Default: all at once.
             **options: the method's own, see the class; and `block_size` (int, optional), the number
-                of queries whose attention maps are formed at a time. Default: as many as suit the
-                cache and the free memory.
+                of queries whose attention maps are formed at a time (default: as many as suit the
+                cache and the free memory), and `mixing_draws` (int, optional), the number of random
+                vectors by which mixing of tokens by something else than attention is estimated
+                (default: as many as keep the error of a map under 5 %).
 
         Returns:
             *Tensor*, *tuple of Tensor* or *dict* of **attributions**: in the container of the
@@ -566,7 +579,8 @@ class AttentionAttribution(GradientAttribution):
         """
         request = Request(target, additional_forward_args, objective, readout, start_layer)
         with self._run(inputs, request, options) as run:
-            return describe(run, self.rules(run.options))
+            roots = modules_of(self.forward_func)
+            return describe(run, self._rules(run.options), roots)
 
     @classmethod
     def settled(cls, options: Mapping[str, Any]) -> SharedOptions:

@@ -127,6 +127,8 @@ class Engine:
             forward_func, values, additional, roots, self.structure, self.tap,
             () if rules is None else (rules,),
         )  # fmt: skip
+        for mixed in observation.wiring.mixed_states:
+            mixed.mixing.draws = options.mixing_draws or mixed.mixing.draws
         states = observation.wiring.updates
         active = active_calls(states, request.layers, roots, request.start_layer)
         run = Run(observation, options, active)
@@ -149,12 +151,13 @@ class Engine:
             observation.output = value.objective.detach()  # a language model's is large
         reads = [] if request.matrices else run.cached("reads", observation.reads)
         calls = [s.call for s in run.attention_states if run.counts(s.call) and self.needs_gradient]
-        rules = self.rules(run.options)
         mixes = bool(observation.wiring.mixed_states)  # a mixing hop asks autograd again
+        rules = self.rules(run.options)
         keep = self.keeps_graph or several or mixes or rules is not None
         run.backward = run_backward(observation, request, value, calls, reads, run.like, keep)
         if rules is not None:
-            edges, again = [call.edge for call in calls], self.keeps_graph or several or mixes
+            again = self.keeps_graph or several or mixes
+            edges = [call.edge for call in calls]
             found = ruled_pass(observation, value.objective, edges, rules, again)
             run.backward.relevances = dict(zip(calls, found, strict=True))
         run.again = partial(self._again, forward_func, request, run.options)

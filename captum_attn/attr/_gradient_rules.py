@@ -98,6 +98,16 @@ def _normalised_groups(op: Operation, x: Tensor) -> tuple[list[int], Tensor | No
     return groups, None if weight is None else weight.view(channels), eps
 
 
+def epsilon(op: Operation, g: Tensor, eps: float = 1e-6) -> list[Tensor]:
+    """LRP-epsilon of linear layers and convolutions: R / (y + eps) in place of R / y, R = g y.
+
+    Args:
+        eps (float): with the sign of y; 0 is LRP-0, the ordinary gradient.
+    """
+    y = op.output
+    return op.vjp(g * y / (y + torch.where(y < 0, -eps, eps)))
+
+
 def gamma(
     op: Operation, g: Tensor, value: float, attention: bool = True, stabiliser: float = 1e-6
 ) -> tuple[Tensor | None]:

@@ -211,8 +211,8 @@ class InputRelevance(AttentionAttribution):
                 f"layers: {self.get_name()} follows the whole model to its inputs; expected None"
             )
         settings = self.needs_gradient, self.keeps_graph, self.default_objective()
-        self._engine: InputEngine = InputEngine(*settings, self.tap, self.rules, form=self.form)
-        self._token_engine = TokenEngine(*settings, RecordingTap, self.rules, form=self.form)
+        self._engine: InputEngine = InputEngine(*settings, self.tap, self._rules, form=self.form)
+        self._token_engine = TokenEngine(*settings, RecordingTap, self._rules, form=self.form)
 
     def table(self, options: Any) -> Rules:
         """The method's own table of rules."""

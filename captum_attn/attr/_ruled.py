@@ -14,6 +14,7 @@ from captum_attn.observe.observation import Watched
 from captum_attn.observe.operators.audit import custom_functions, nodes_without_rule
 from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.operators.examples import AmbiguousBatchError
+from captum_attn.observe.tracing.autograd_graph import gradients
 
 
 def ruled_pass(
@@ -36,9 +37,7 @@ def ruled_pass(
 
     def one_pass(vector: Tensor, apart: bool, keep: bool) -> list[Tensor | None]:
         with operators.cell.following(rules, last=not keep, apart=apart):
-            return list(
-                torch.autograd.grad(value, ends, vector, retain_graph=keep, allow_unused=True)
-            )
+            return gradients([(value, vector)], ends, keep=keep)
 
     try:
         return one_pass(torch.ones_like(value), run.batch == 1, first)

@@ -27,7 +27,7 @@ class ConservativeLRP(InputRelevance):
         norm (str): "mean" differentiates the mean of a norm (the paper's LN rule), "mean_std" holds
             it constant, too (the default of the authors' script). Default: "mean".
         rules (Mapping or str, optional): other rules for some kinds of operations, or a published
-            table by name, see `captum_attn.attr.RULE_SETS`. Default: None.
+            table by name, see `captum_attn.attr.rules`. Default: None.
 
     Examples::
 

@@ -33,7 +33,7 @@ class CPLRP(InputRelevance):
         gamma_attention (bool): whether the projections of attention calls have it, too.
             Default: True.
         rules (Mapping or str, optional): other rules for some kinds of operations, or a published
-            table by name, see `captum_attn.attr.RULE_SETS`. Default: None.
+            table by name, see `captum_attn.attr.rules`. Default: None.
 
     Examples::
 

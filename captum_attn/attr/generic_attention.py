@@ -4,13 +4,10 @@ Bi-Modal and Encoder-Decoder Transformers", ICCV 2021 (GAE)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from captum_attn.attr._base import AttentionAttribution, Block, BlockRow, Flow, Run, Step
-from captum_attn.attr._relevance_rules import transformer_lrp
-from captum_attn.observe.operators.bridge import Rules
 
 
 def positive_heads(attention: Tensor, gradient: Tensor) -> Tensor:
@@ -66,14 +63,14 @@ class GenericAttention(AttentionAttribution):
         self_in_rule_10: bool = True
         aggregate: bool = True
         discard_self: bool = False
-        relevance: Literal["attention", "lrp"] = "attention"
+        relevance: AttentionAttribution.MapKind = "attention"
 
     @classmethod
     def get_name(cls) -> str:
         return "Generic Attention (GAE)"
 
-    def rules(self, options: Options) -> Rules | None:
-        return transformer_lrp() if options.relevance == "lrp" else None
+    def rules(self, options: Options) -> str | None:
+        return "transformer_lrp" if options.relevance == "lrp" else None
 
     def weigh_heads(self, run: Run[Options], block: Block) -> Tensor:
         by_lrp = run.options.relevance == "lrp"

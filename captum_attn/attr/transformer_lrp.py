@@ -34,7 +34,7 @@ class TransformerLRP(InputRelevance):
         joint (bool): False divides the two parts of Z in linear layers apart; with `renorm=False`
             this is the authors' older baseline "LRP". Default: True.
         rules (Mapping or str, optional): other rules for some kinds of operations, or a published
-            table by name, see `captum_attn.attr.RULE_SETS`. Default: None.
+            table by name, see `captum_attn.attr.rules`. Default: None.
 
     Examples::
 

@@ -154,11 +154,14 @@ def sensitivity() -> tuple:
     metric = quantus.FaithfulnessCorrelation(
         nr_runs=40, subset_size=7, perturb_baseline=0.0, **QUIET
     )  # fmt: skip
+    state = np.random.get_state()
+    np.random.seed(0)
     np.random.choice = remembered
     try:
         theirs = metric(model=NET, softmax=False, channel_first=True, **GIVEN)
     finally:
         np.random.choice = choose
+        np.random.set_state(state)
     ours = []
     for i, target in enumerate(TARGETS):
         own = drawn[i :: len(TARGETS)]  # run by run, example by example
@@ -290,7 +293,7 @@ COMPARISONS = [
     Comparison("insertion (fill zero)", "Petsiuk et al. 2018 (RISE)", PLAIN, insertion),
     Comparison("saco", "Wu et al., CVPR 2024, Algorithm 1", PLAIN, saco),
     Comparison("sensitivity_n (one n)", "Ancona et al., ICLR 2018",
-               "Quantus, FaithfulnessCorrelation", sensitivity),
+               "Quantus, FaithfulnessCorrelation (float32)", sensitivity),
     Comparison("top_k_intersection", "Theiner et al., WACV 2022", "Quantus", top_k),
     Comparison("relevance_rank", "Arras et al. 2022", "Quantus", rank),
     Comparison("sparseness", "Chalasani et al., ICML 2020", "Quantus, which adds 1e-7", gini),

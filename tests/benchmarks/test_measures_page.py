@@ -14,7 +14,8 @@ from tests.benchmarks import false_positives, held_against, pages
 def test_a_measure_is_what_it_was_held_against(row: held_against.Comparison) -> None:
     pytest.importorskip("quantus")
     pytest.importorskip("cv2")
-    assert row.difference < (1e-5 if "1e-7" in row.against else 1e-9)
+    coarse = "1e-7" in row.against or "float32" in row.against
+    assert row.difference < (1e-6 if coarse else 1e-9)
 
 
 def test_the_page_lists_every_row() -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from captum_attn.observe.observation import tensor_of
 from captum_attn.observe.operators import kinds
 from captum_attn.observe.operators.call import Call, tensors
 from captum_attn.observe.operators.operators import Operators
@@ -194,11 +193,3 @@ def _batch_shift(call: Call, g: Tensor) -> Tensor:
     shift = -mean / (var + call.argument(7, "eps", 1e-5)).sqrt()
     shift = shift if weight is None else shift * weight
     return _over_channels(shift if bias is None else shift + bias, g)
-
-
-def counted(model: Any, enter: Any, rules: Any, batch: int, tap: Any) -> tuple[Any, Counting]:
-    """The output of a run under `rules`, and the books that a backward pass fills."""
-    operators = Counting(tap, batch, [rules])
-    with tap.modules, operators, tap:
-        output = tensor_of(enter())
-    return output, operators

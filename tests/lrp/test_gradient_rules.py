@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from captum_attn.attr import RULE_SETS
 from captum_attn.attr._gradient_rules import attn_lrp, conservative, cp_lrp, with_gamma
+from captum_attn.attr.rules import RULE_SETS
 from tests.lrp.run import arriving, numbers
 
 ATTN, CP, ALI = RULE_SETS["attn_lrp"], RULE_SETS["cp_lrp"], RULE_SETS["conservative"]

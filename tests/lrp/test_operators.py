@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from captum_attn import AttnLRP, ConservativeLRP, TransformerAttribution, TransformerLRP
-from captum_attn.attr import KINDS, RULE_SETS, Shares
+from captum_attn.attr.rules import KINDS, RULE_SETS, Shares
 from captum_attn.errors import InputError, OptionError, RuleError, TargetError
 from captum_attn.observe.operators import kinds
 from tests.lrp.run import arriving, numbers, ran

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from captum_attn.attr import RULE_SETS
 from captum_attn.attr._relevance_rules import transformer_lrp
+from captum_attn.attr.rules import RULE_SETS
 from tests.lrp.run import arriving, numbers
 
 RULES = RULE_SETS["transformer_lrp"]

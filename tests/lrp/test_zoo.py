@@ -16,8 +16,8 @@ from captum_attn import (
     TransformerAttribution,
     TransformerLRP,
 )
-from captum_attn.attr import RULE_SETS
 from captum_attn.attr._ruled import ruled_pass
+from captum_attn.attr.rules import RULE_SETS
 from captum_attn.objectives import logit
 from captum_attn.observe.capture.restore import left_as_found, modules_of
 from captum_attn.observe.capture.tap import Tap

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from captum_attn.attr import RULE_SETS
 from captum_attn.attr._ruled import check_ruled, ruled_pass
+from captum_attn.attr.rules import RULE_SETS
 from captum_attn.errors import RuleError
 from captum_attn.observe.capture.restore import left_as_found
 from captum_attn.observe.capture.tap import Tap

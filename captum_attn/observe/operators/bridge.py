@@ -55,7 +55,7 @@ class Cell:
     """What the backward pass that runs now asks for, shared by all nodes of one forward pass.
 
     Args:
-        batch (int): number of examples.
+        batch (int): number of examples, known when the run is over.
         rules (mapping, optional): kind of operation -> rule; None: the ordinary gradient.
         last (bool): whether no other pass follows, so that values may go as they are used.
         apart (bool): whether the pass is one example's alone.

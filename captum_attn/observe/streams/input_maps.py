@@ -12,7 +12,13 @@ from torch.autograd.graph import GradientEdge
 from captum_attn.errors import WiringError
 from captum_attn.observe.capture.leaf import Leaf
 from captum_attn.observe.streams.states import InputMap
-from captum_attn.observe.tracing.autograd_graph import Graph, Node, before_node, gradients, shape_of
+from captum_attn.observe.tracing.autograd_graph import (
+    Graph,
+    Node,
+    before_node,
+    gradients,
+    shape_of,
+)
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 

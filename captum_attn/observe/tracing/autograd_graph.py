@@ -146,6 +146,22 @@ class Graph:
         return closed
 
 
+def before_node(node: Node) -> list[tuple[Node, int]]:
+    """What the ordinary gradient reaches next from a node.
+
+    The identity nodes that rules put into a graph (`observe.operators`) have more edges, which it
+    does not take: `passes_on` of them say how many it takes.
+    """
+    edges = node.next_functions
+    taken = getattr(node, "passes_on", len(edges))
+    return [(n, nr) for n, nr in edges[:taken] if n is not None]
+
+
+def is_identity(node: Node) -> bool:
+    """Whether a node is one of those that rules put into a graph."""
+    return hasattr(node, "passes_on")
+
+
 @dataclass(frozen=True)
 class Root:
     """The raw output, before the target is selected: where it hangs in the graph.
@@ -169,22 +185,6 @@ class Root:
         edge = get_gradient_edge(output) if output.requires_grad else None
         like = output.detach().new_empty(0)
         return Root(edge, tuple(output.shape), like, detached_from)
-
-
-def before_node(node: Node) -> list[tuple[Node, int]]:
-    """What the ordinary gradient reaches next from a node.
-
-    The identity nodes that rules put into a graph (`observe.operators`) have more edges, which it
-    does not take: `passes_on` of them say how many it takes.
-    """
-    edges = node.next_functions
-    taken = getattr(node, "passes_on", len(edges))
-    return [(n, nr) for n, nr in edges[:taken] if n is not None]
-
-
-def is_identity(node: Node) -> bool:
-    """Whether a node is one of those that rules put into a graph."""
-    return hasattr(node, "passes_on")
 
 
 def bits(members: int) -> Iterator[int]:

@@ -136,6 +136,7 @@ def _as_on_the_way(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool
     """
     edges = [GradientEdge(node, 0) for node in asked.path]
     by_index, by_row, by_example = asked.tracer.spread(rows, (axis, rows.ndim - 2, examples), edges)
+    reached = asked.tracer.reached_axes(rows, edges)
     number = {node: i for i, node in enumerate(asked.path)}
     for i, node in enumerate(asked.path):
         if by_index[i].in_one <= _MOST:
@@ -145,9 +146,22 @@ def _as_on_the_way(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool
         if any(k is not None and by_row[k].in_one > _MOST for k in mixed):
             return False
         if mixed:
-            along = by_index[i].axes | by_row[i].axes | by_example[i].axes
+            if _is_product(node, asked.tracer, rows):
+                return False
+            along = by_index[i].axes | by_row[i].axes | by_example[i].axes | reached[i]
             return any(size > 1 and a not in along for a, size in enumerate(shape_of(node)))
     return None
+
+
+def _is_product(node: Node, tracer: TokenTracer, like: Tensor) -> bool:
+    """Whether an operation is a plain matrix product: every element enters all of one axis."""
+    shape = shape_of(node)
+    for before, number in node.next_functions:
+        if before is not None and tracer.mixes(
+            GradientEdge(node, 0), shape, GradientEdge(before, number), like
+        ):
+            return True
+    return False
 
 
 def _splits(lead: tuple[int, ...], batch: int) -> list[list[tuple[str, int]]]:
