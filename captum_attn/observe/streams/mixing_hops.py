@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,9 @@ class MixingHops:
     """
 
     def __init__(self, wiring: Wiring) -> None:
-        self.wiring, self.graph, self.tracer = wiring, wiring.graph, wiring.tracer
+        # by a weak reference: the wiring holds its hops, and is to be freed when its run is over
+        self.wiring: Wiring = weakref.proxy(wiring)
+        self.graph, self.tracer = wiring.graph, wiring.tracer
         self.states: list[MixedState] = []
         self._at: dict[Any, MixedState] = {}
 
