@@ -158,8 +158,8 @@ def _axes(
                 return tuple(axis - 1 for axis in along)
             node = before[0]
     vector = torch.zeros(shape_of(node), dtype=end.dtype, device=end.device)
-    cell = (slice(None), *(size // 2 for size in shape_of(node)[1:]))
-    vector[cell] = 1
+    center = tuple(size // 2 for size in shape_of(node)[1:])
+    vector.movedim(0, -1)[center] = 1
     (seen,) = gradients([(GradientEdge(node, 0), vector)], [end])
     if seen is not None and float(seen.ne(0).float().mean()) > _WHOLE:
         return ()

@@ -36,6 +36,7 @@ from captum_attn.observe.tracing.autograd_graph import (
     Node,
     Root,
     depends_on_content,
+    edge_of,
     gradients,
 )
 from captum_attn.observe.tracing.axis_roles import Asked, Roles, leading_roles, roles_by_output
@@ -226,15 +227,15 @@ class Wiring:
     def _roles(self, call: AttentionCall, *operands: tuple[Tensor, int]) -> Roles:
         def settle() -> Roles | None:
             for operand, members in operands:
-                upstreams = [
-                    self.upstream(m) for m in self.graph.members(self.graph.named(members))
-                ]
+                stems = self.graph.members(self.graph.named(members))
+                upstreams = [self.upstream(m) for m in stems]
                 last = operand is operands[-1][0]
                 if (upstreams or last) and operand.ndim - 2 == len(call.lead):
                     start = operand.grad_fn
                     path = [] if start is None else self.graph.between(start, members)
                     upstreams = [u for u in upstreams if u.batched]
-                    asked = Asked(operand, self.batch, upstreams, path, self.tracer)
+                    ends = {edge_of(member).node for member in stems}
+                    asked = Asked(operand, self.batch, upstreams, path, ends, self.tracer)
                     found = leading_roles(call, asked)
                     if found is not None:
                         return found
