@@ -89,6 +89,8 @@ class Operators(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types_: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        if self.tap.is_paused:
+            return func(*args, **(kwargs or {}))
         name, in_place = kinds.read(func)
         call = Call(func, name, args, kwargs or {})
         if name in kinds.CONSTANT:
