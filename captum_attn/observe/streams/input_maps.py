@@ -71,7 +71,7 @@ def enter(
             stacklevel=2,
         )
         to = torch.arange(shape[0]).view(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
-        return InputMap(leaf, to.reshape(1, -1).to(rows.device), shape)
+        return InputMap(leaf, to.reshape(1, -1).to(leaf.tensor.device), shape)
     raise WiringError(
         f"how {leaf.name!r} of shape {tuple(leaf.tensor.shape)} becomes {rows.shape[1]} tokens "
         "could not be observed: its elements enter several tokens and no feature map on the way "

@@ -137,7 +137,7 @@ class MixingHops:
             return None
 
     def _by_support(self, edge: GradientEdge, call: AttentionCall, values: Tensor) -> list[Layout]:
-        """The layouts of a place, the one first in which an operand's row sees the fewest tokens."""
+        """The layouts of a place: first the one in which an operand's row sees fewest tokens."""
         rows, batch = call.rows(values), self.wiring.batch
         vector = torch.zeros_like(rows)
         vector[:, rows.shape[1] // 2] = self.tracer.random(rows, rows.shape[2])
@@ -284,11 +284,10 @@ class MixingHops:
         self, downs: list[Downstream], operand: Operand, found: list[Member]
     ) -> tuple[State, list[Upstream]] | None:
         """The state in which several members have met before anything mixed their tokens."""
-        last: GradientEdge | None = None
-        for last in self.graph.on_every_way([down.edge for down in downs], operand.named):
-            pass
-        if last is None:
+        common = list(self.graph.on_every_way([down.edge for down in downs], operand.named))
+        if not common:
             return None
+        last = common[-1]
         upstreams = [self.wiring.upstream(member) for member in found]
         for layout in layouts(shape_of(last.node, last.output_nr), self.wiring.batch):
             tokens = Tokens(last, layout)

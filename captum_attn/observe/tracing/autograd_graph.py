@@ -123,7 +123,7 @@ class Graph:
             node = heapq.heappop(order)[2]
             outputs = waiting.pop(node)
             if not order and len(outputs) == 1:
-                yield GradientEdge(node, *outputs)
+                yield GradientEdge(node, outputs.pop())
             for before, number in before_node(node):
                 if not self.reach(before) & goal:
                     continue
