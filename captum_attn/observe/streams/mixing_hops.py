@@ -20,7 +20,7 @@ from captum_attn.observe.streams.states import (
     State,
     joined_name,
 )
-from captum_attn.observe.tracing.autograd_graph import Member, gradients, shape_of
+from captum_attn.observe.tracing.autograd_graph import Member, Node, gradients, shape_of
 from captum_attn.observe.tracing.layout import Layout, layouts
 from captum_attn.observe.tracing.mixing import Mixing
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
@@ -205,8 +205,9 @@ class MixingHops:
     ) -> Iterator[tuple[int, GradientEdge]]:
         """Places that all operands are made of, behind the projection, the nearest first."""
         projected = False
-        for number, edge in enumerate(self.graph.on_every_way(operands, goal)):
-            name = edge.node.name().rstrip("0123456789").removesuffix("Backward")
+        for number, (edge, passed) in enumerate(self.graph.on_every_way(operands, goal)):
+            projected |= any(_name(node) in _PROJECTIONS for node in passed)
+            name = _name(edge.node)
             if name in _VIEWS:
                 continue
             if name in _PROJECTIONS and not projected:
@@ -285,7 +286,7 @@ class MixingHops:
     ) -> tuple[State, list[Upstream]] | None:
         """The state in which several members have met before anything mixed their tokens."""
         last: GradientEdge | None = None
-        for last in self.graph.on_every_way([down.edge for down in downs], operand.named):
+        for last, _ in self.graph.on_every_way([down.edge for down in downs], operand.named):
             pass
         if last is None:
             return None
@@ -307,6 +308,10 @@ class MixingHops:
         calls = self.graph.calls(operand.named)
         before = f"between {calls[-1].module!r} and " if calls else "before "
         return tuple(dict.fromkeys(names)) or (before + repr(operand.call.module),)
+
+
+def _name(node: Node) -> str:
+    return node.name().rstrip("0123456789").removesuffix("Backward")
 
 
 def _like(edge: GradientEdge) -> Tensor:
