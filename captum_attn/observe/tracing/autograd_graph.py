@@ -106,11 +106,12 @@ class Graph:
 
     def on_every_way(
         self, starts: Iterable[Tensor | GradientEdge], goal: int
-    ) -> Iterator[GradientEdge]:
+    ) -> Iterator[tuple[GradientEdge, list[Node]]]:
         """What every path from `starts` back to `goal` leads through, nearest to them first.
 
         Nodes are taken in the order in which they were made, the last one first: where no other
-        one is waiting, all paths have met.
+        one is waiting, all paths have met. Each place comes with the nodes between it and the one
+        before.
         """
         waiting: dict[Node, set[int]] = {}
         for start in starts:
@@ -118,12 +119,15 @@ class Graph:
             waiting.setdefault(edge.node, set()).add(edge.output_nr)
         order = [(-n._sequence_nr(), i, n) for i, n in enumerate(waiting)]
         heapq.heapify(order)
-        count = len(order)
+        count, passed = len(order), []  # type: int, list[Node]
         while order:
             node = heapq.heappop(order)[2]
             outputs = waiting.pop(node)
             if not order and len(outputs) == 1:
-                yield GradientEdge(node, outputs.pop())
+                yield GradientEdge(node, outputs.pop()), passed
+                passed = []
+            else:
+                passed.append(node)
             for before, number in before_node(node):
                 if not self.reach(before) & goal:
                     continue
