@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from captum_attn.errors import AttnError
+from captum_attn.errors import WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf
 from captum_attn.observe.capture.own_state import recompute
