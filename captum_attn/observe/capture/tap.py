@@ -25,6 +25,7 @@ from captum_attn.observe.capture.contraction import PRODUCTS, Contraction, align
 from captum_attn.observe.capture.functions import (
     BATCH_NORMS,
     DETACH,
+    OPERATORS,
     SOFTMAX,
     TOKEN_MAKERS,
     TOKEN_MIXERS,

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from captum_attn.errors import AttnError
-from captum_attn.errors import WiringError
+from captum_attn.errors import AttnError, WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf
 from captum_attn.observe.capture.own_state import recompute
@@ -185,6 +184,11 @@ def gradients(
                 ends, list(inputs), vectors, retain_graph=keep, allow_unused=True
             )
         return list(found)
+    except NotImplementedError as error:
+        raise WiringError(
+            f"a layer of the model has no derivative ({error}), so relevance cannot be traced "
+            "through it; use layers that are differentiable (not quantised for inference alone)"
+        ) from error
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
