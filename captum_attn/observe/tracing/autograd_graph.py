@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from captum_attn.errors import AttnError
+from captum_attn.errors import AttnError, WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf
 from captum_attn.observe.capture.own_state import recompute
@@ -232,7 +232,7 @@ def gradients(
             products.
     """
     ends, vectors = zip(*outputs, strict=True)
-    with cut_at(cuts), _overwriting_named(), recompute():
+    with cut_at(cuts), _failures_named(), recompute():
         found = torch.autograd.grad(
             ends,
             list(inputs),
@@ -245,9 +245,15 @@ def gradients(
 
 
 @contextmanager
-def _overwriting_named() -> Iterator[None]:
+def _failures_named() -> Iterator[None]:
+    """A pass that torch cannot take says why in words that help."""
     try:
         yield
+    except NotImplementedError as error:
+        raise WiringError(
+            f"a layer of the model has no derivative ({error}), so relevance cannot be traced "
+            "through it; use layers that are differentiable (not quantised for inference alone)"
+        ) from error
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
