@@ -26,6 +26,7 @@ from captum_attn.observe.capture.restore import left_as_found, modules_of
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.streams.structure_cache import StructureCache
+from captum_attn.observe.tracing.autograd_graph import gradients
 
 Made = TypeVar("Made")
 # The targets, or what chooses them by the model's output.
@@ -161,6 +162,7 @@ class Engine:
             found = ruled_pass(observation, value.objective, edges, rules, again)
             run.backward.relevances = dict(zip(calls, found, strict=True))
         run.again = partial(self._again, forward_func, request, run.options)
+        run.asked = partial(self._depended_on, forward_func, request, run.options)
         return run
 
     def _again(
@@ -171,6 +173,23 @@ class Engine:
         with torch.enable_grad():
             run = self._observed(forward_func, inputs, request, options, roots)
             return self._explain(run, forward_func, request)
+
+    def _depended_on(
+        self, forward_func: Callable, request: Request, options: SharedOptions, inputs: Inputs
+    ) -> set[str]:
+        """Names of the inputs that what is explained has a gradient for."""
+        roots = modules_of(forward_func)
+        with left_as_found(roots), torch.enable_grad():
+            seen = self._observed(forward_func, inputs, request, options, roots).observation
+            value = explained_value(seen, request, self.needs_gradient).objective
+            leaves = [leaf for leaf in seen.tap.leaves if leaf.name]
+            ones = torch.ones_like(value)
+            found = gradients([(value, ones)], [leaf.tensor for leaf in leaves], keep=False)
+        return {
+            leaf.name
+            for leaf, gradient in zip(leaves, found, strict=True)
+            if gradient is not None and bool(gradient.any())
+        }
 
 
 def _requests(

@@ -49,6 +49,7 @@ class Run(Generic[Own]):
         active (set of int): indices of the calls that count (`layers`, `start_layer`).
         backward (Backward): the gradients, and the rows that the output reads.
         again (callable): inputs -> the run of the same target on them, see `rerun`.
+        asked (callable): inputs -> names of those that what is explained has a gradient for.
         shared (dict or None): what the targets of one forward pass have in common.
     """
 
@@ -57,6 +58,7 @@ class Run(Generic[Own]):
     active: set[int]
     backward: Backward = field(default_factory=Backward)
     again: Callable[[Inputs], Run] | None = None
+    asked: Callable[[Inputs], set[str]] | None = None
     shared: dict[Any, Any] | None = None
 
     # ------------------------------------------------------------------------ what is explained
@@ -90,6 +92,15 @@ class Run(Generic[Own]):
         """
         assert self.again is not None, "nothing has been explained yet"
         return self.again(inputs)
+
+    def depended_on(self, inputs: Inputs) -> set[str]:
+        """The inputs that what is explained has a gradient for; a forward and a backward pass more.
+
+        Args:
+            inputs: as the user gave them.
+        """
+        assert self.asked is not None, "nothing has been explained yet"
+        return self.asked(inputs)
 
     # ------------------------------------------------------------------------ attention calls
     @property

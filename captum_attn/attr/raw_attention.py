@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from captum_attn.attr._base import AttentionAttribution, Block, Relevance, Run
+from captum_attn.attr._base import AttentionAttribution, Block, Run
 from captum_attn.attr._layers import calls_of_layer
+from captum_attn.attr._results import Result
 from captum_attn.observe.capture.restore import modules_of
 from captum_attn.observe.streams.states import AttentionState, State
 
@@ -48,14 +48,5 @@ class RawAttention(AttentionAttribution):
     def shown_calls(self, run: Run[Options], state: State) -> list[AttentionState]:
         return calls_of_layer(run, state, run.options.layer, modules_of(self.forward_func))
 
-    def relevance(self, run: Run[Options]) -> Relevance:
-        relevance = super().relevance(run)
-        if not any(source.entries for source in relevance):
-            read = ", ".join(repr(state.stream) for state in run.weights)
-            warnings.warn(
-                f"the attention call of {read} that is shown reads learned tokens alone, so that "
-                "every input gets 0; AttentionRollout and GenericAttention follow the tokens "
-                "further down",
-                stacklevel=4,
-            )
-        return relevance
+    def explain(self, run: Run[Options]) -> Result:
+        return Result(run, self.relevance(run), shows_calls=True)

@@ -71,7 +71,7 @@ def enter(
             stacklevel=2,
         )
         to = torch.arange(shape[0]).view(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
-        return InputMap(leaf, to.reshape(1, -1).to(rows.device), shape)
+        return InputMap(leaf, to.reshape(1, -1).to(leaf.tensor.device), shape)
     raise WiringError(
         f"how {leaf.name!r} of shape {tuple(leaf.tensor.shape)} becomes {rows.shape[1]} tokens "
         "could not be observed: its elements enter several tokens and no feature map on the way "
@@ -158,8 +158,8 @@ def _axes(
                 return tuple(axis - 1 for axis in along)
             node = before[0]
     vector = torch.zeros(shape_of(node), dtype=end.dtype, device=end.device)
-    cell = (slice(None), *(size // 2 for size in shape_of(node)[1:]))
-    vector[cell] = 1
+    center = tuple(size // 2 for size in shape_of(node)[1:])
+    vector.movedim(0, -1)[center] = 1
     (seen,) = gradients([(GradientEdge(node, 0), vector)], [end])
     if seen is not None and float(seen.ne(0).float().mean()) > _WHOLE:
         return ()

@@ -43,6 +43,7 @@ class StreamBuilder:
         self.graph, self.batch, self.tracer, self.kept = graph, batch, tracer, kept
         self.sources: list[Source] = []
         self.initial_states: list[InitialState] = []
+        self.added: set[str] = set()  # inputs that are added to tokens of another one
         self._learned: list[tuple[int, InitialState]] = []
 
     def learned(self, members: int, n: int, asking: bool) -> State:
@@ -120,12 +121,15 @@ class StreamBuilder:
         taken = torch.zeros(self.batch, rows.shape[1], dtype=torch.bool)
         for leaf, token_map in sorted(leaves, key=lambda pair: pair[0].order):
             if (among or entries) and leaf.ids is not None and token_map.mixed:
+                self.added.add(leaf.name)
                 continue  # spread over tokens that are there already, as the id of their image is
             entry = enter(leaf, token_map, rows, self.graph, self.tracer, self.kept)
             here = covered(TokenMap(entry.to), rows.shape[1], self.batch)
             if not (here & taken).any() and all(e.leaf.name != leaf.name for e in entries):
                 taken |= here
                 entries.append(entry)
+            else:
+                self.added.add(leaf.name)
         return entries
 
     def _own_part(self, entry: InputMap, n: int) -> Part:

@@ -36,6 +36,7 @@ from captum_attn.observe.tracing.autograd_graph import (
     Node,
     Root,
     depends_on_content,
+    edge_of,
     gradients,
 )
 from captum_attn.observe.tracing.axis_roles import Asked, Roles, leading_roles, roles_by_output
@@ -78,6 +79,7 @@ class Wiring:
         self._known: dict[int, list[tuple[list[TokenMap], State]]] = {}
         self.mixers = tap.mixers
         self.mixing_hops = MixingHops(self)
+        self._refuse_underivable()
         for call in tap.calls:
             self._wire(call)
         if self.mixed_states and not structure.warned:
@@ -198,6 +200,17 @@ class Wiring:
                     "reentrant gradient checkpointing) around it"
                 )
 
+    def _refuse_underivable(self) -> None:
+        """Raises if what an input was made into went through an operator without a derivative."""
+        for node, where in self.tap.underivable.items():
+            reached = self.graph.reach(node)
+            if self.graph.named(reached):
+                raise WiringError(
+                    f"{where} has no derivative (int8 and other quantised layers have none), so "
+                    "relevance cannot be traced through it; explain the model before it was "
+                    "quantised, or a quantisation whose layers are differentiable"
+                )
+
     # ------------------------------------------------------------------------ layout
     def _is_ordinary(self, call: AttentionCall, asked: int, read: int, values: Tensor) -> bool:
         """The ordinary hop, checked in one go: laid out as the call before, tokens in place."""
@@ -226,15 +239,15 @@ class Wiring:
     def _roles(self, call: AttentionCall, *operands: tuple[Tensor, int]) -> Roles:
         def settle() -> Roles | None:
             for operand, members in operands:
-                upstreams = [
-                    self.upstream(m) for m in self.graph.members(self.graph.named(members))
-                ]
+                stems = self.graph.members(self.graph.named(members))
+                upstreams = [self.upstream(m) for m in stems]
                 last = operand is operands[-1][0]
                 if (upstreams or last) and operand.ndim - 2 == len(call.lead):
                     start = operand.grad_fn
                     path = [] if start is None else self.graph.between(start, members)
                     upstreams = [u for u in upstreams if u.batched]
-                    asked = Asked(operand, self.batch, upstreams, path, self.tracer)
+                    ends = {edge_of(member).node for member in stems}
+                    asked = Asked(operand, self.batch, upstreams, path, ends, self.tracer)
                     found = leading_roles(call, asked)
                     if found is not None:
                         return found

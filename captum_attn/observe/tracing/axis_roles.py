@@ -8,7 +8,7 @@ the projection a token's features lie in one head each, before it they enter eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,7 @@ class Asked:
         batch (int): number of examples.
         upstreams (sequence of Upstream): what it stems from, with the tokens of every example.
         path (sequence of Node): the graph's nodes on the way, nearest to the operand first.
+        ends (collection of Node): the nodes of `upstreams`, where the way ends.
         tracer (TokenTracer): asks autograd.
     """
 
@@ -40,6 +41,7 @@ class Asked:
     batch: int
     upstreams: Sequence[Upstream]
     path: Sequence[Node]
+    ends: Collection[Node]
     tracer: TokenTracer
 
 
@@ -141,7 +143,8 @@ def _as_on_the_way(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool
     for i, node in enumerate(asked.path):
         if by_index[i].in_one <= _MOST:
             continue
-        mixed = [number.get(n) for n, _ in before_node(node)]
+        before = [n for n, _ in before_node(node)]
+        mixed = [number.get(n) for n in before if n in number or n in asked.ends]
         mixed = [k for k in mixed if k is None or by_index[k].in_one <= _MOST]
         if any(k is not None and by_row[k].in_one > _MOST for k in mixed):
             return False

@@ -8,7 +8,8 @@ attention calls, the tokens u that leave the one enter the tokens t of the other
 rows that sum to 1, over everything that lies between (a skip connection is in the Jacobian). It is
 the index map where the hop is one, and causal where the hop is. With independent random r_i,
 
-    w^T T  =  E ‖Σ_i √(w_i / N_i) (∂t_i/∂u_j)^T r_i‖²,    N_i = Σ_j ‖∂t_i/∂u_j‖² = E ‖Σ_j ∂t_i/∂u_j v_j‖²,
+    w^T T  =  E ‖Σ_i √(w_i / N_i) (∂t_i/∂u_j)^T r_i‖²,
+    N_i    =  Σ_j ‖∂t_i/∂u_j‖²  =  E ‖Σ_j ∂t_i/∂u_j v_j‖²,
 
 so that a row vector takes a few backward passes, and N a few forward ones: the derivative of a
 backward pass, which is linear in the vector that it is given.
@@ -43,8 +44,8 @@ class Mixing:
 
     Args:
         downs (sequence of Downstream): what is made of the tokens t, (B, n, features) each.
-        members (sequence of (int, sequence of Upstream)): for each state that is mixed its number of
-            tokens, and where the gradient of its tokens u is taken.
+        members (sequence of (int, sequence of Upstream)): for each state that is mixed its number
+            of tokens, and where the gradient of its tokens u is taken.
         cuts (sequence of graph nodes): the outputs of attention calls, which the hop ends at.
         seed (int): of the random numbers.
 
@@ -138,7 +139,7 @@ class Mixing:
             return [self._noise(d, draw, i) * size[..., None] for i, d in enumerate(self.downs)]
 
         found = self._pulled(vectors, range(self.draws))
-        total = sum(rows.sum(1, keepdim=True) for rows in found)
+        total = torch.stack([rows.sum(1, keepdim=True) for rows in found]).sum(0)
         scale = weights.sum(1, keepdim=True) / torch.where(total > 0, total, 1)
         return [rows * scale for rows in found]
 
@@ -314,7 +315,7 @@ class Mixing:
 
 def _shares(squares: Sequence[Tensor]) -> list[Tensor]:
     """Rows divided by their sums over all members; a row that depends on none of them stays 0."""
-    total = sum(one.sum(-1, keepdim=True) for one in squares)
+    total = torch.stack([one.sum(-1, keepdim=True) for one in squares]).sum(0)
     return [one / torch.where(total > 0, total, 1) for one in squares]
 
 

@@ -260,17 +260,8 @@ class TokenTracer:
         probe_vector = torch.zeros_like(rows)
         middle = rows.shape[-2] // 2
         probe_vector[..., middle, :] = self.random(rows, *rows.shape[:-2], rows.shape[-1])
-        axes = []
-        for found in gradients([(rows, probe_vector)], edges, self._cuts):
-            seen = None if found is None else found != 0
-            axes.append(
-                frozenset(
-                    axis
-                    for axis in range(0 if seen is None else seen.ndim)
-                    if not bool(seen.movedim(axis, 0).flatten(1).any(1).all())
-                )
-            )
-        return axes
+        found = gradients([(rows, probe_vector)], edges, self._cuts)
+        return [frozenset() if g is None else _partly_zero(g) for g in found]
 
     def mixes(self, edge: Any, shape: tuple[int, ...], before: Any, like: Tensor) -> bool:
         """Whether each element of `before` enters all indices of a single axis of an operation.
@@ -355,3 +346,10 @@ def _map(
         if found is not None:
             return TokenMap(found[0], tuple(found[1:]))
     return TokenMap(mixed=True, partial=position)
+
+
+def _partly_zero(tensor: Tensor) -> frozenset[int]:
+    """The axes at some index of which everything is zero."""
+    seen = tensor != 0
+    axes = range(tensor.ndim)
+    return frozenset(a for a in axes if not bool(seen.movedim(a, 0).flatten(1).any(1).all()))

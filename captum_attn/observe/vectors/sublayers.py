@@ -25,6 +25,10 @@ from captum_attn.observe.vectors.recording_tap import Addition, Term
 
 # Steps that leave a token what it was: views, constant factors, and constants that are added.
 _CONSTANT_STEPS = MOVES | {"Add", "Sub"}
+# Steps of which rotary is made, beside those: whatever else is done to a token makes a branch.
+_TURNS = _CONSTANT_STEPS | set(
+    "Neg Stack Unbind Flip Roll ViewAsComplex ViewAsReal torch::autograd::AccumulateGrad".split()
+)
 
 
 @dataclass(eq=False)
@@ -152,7 +156,7 @@ class SubLayers:
         if call.q.grad_fn is None:
             return set()
         nodes = self.graph.between(call.q.grad_fn, self._asked[call])
-        last = next((i for i, node in enumerate(nodes) if _projects([node])), -1)
+        last = next((i for i, node in enumerate(nodes) if _transforms([node])), -1)
         return set(nodes[last + 1 :]) | set(self._stops(self._asked[call]))
 
     def _begins(self, call: AttentionCall, terms: list[Term]) -> bool:
@@ -232,7 +236,7 @@ class SubLayers:
             return None
         path = {*graph.between(branch.edge.node, version), *self._stops(version)}
         start = _on(skip, path)
-        if start is None or not _projects(_from(branch.edge.node, start.node)):
+        if start is None or not _transforms(_from(branch.edge.node, start.node)):
             return None
         if not graph.calls(version) and not self._in_first_block(addition):
             return None
@@ -298,8 +302,7 @@ def _on(term: Term, path: Container[Node]) -> GradientEdge | None:
     node, output = term.edge.node, term.edge.output_nr
     while node not in path:
         before = before_node(node)
-        name = node.name().rstrip("0123456789").removesuffix("Backward")
-        if len(before) != 1 or not (is_identity(node) or name in _CONSTANT_STEPS):
+        if len(before) != 1 or not (is_identity(node) or _name(node) in _CONSTANT_STEPS):
             return None
         node, output = before[0]
     return GradientEdge(node, output)
@@ -315,10 +318,16 @@ def _from(end: Node, start: Node) -> list[Node]:
     return queue
 
 
-def _projects(path: Iterable[Node]) -> bool:
-    """Whether there is a projection on a path: a feed-forward branch has one, rotary has none."""
-    names = {node.name().lower() for node in path}
-    return any(word in name for name in names for word in ("mm", "conv", "bilinear"))
+def _transforms(path: Iterable[Node]) -> bool:
+    """Whether tokens are transformed on a path, and not just moved, scaled and turned (rotary).
+
+    By what it is not: a projection may be any function (a quantised one has a name of its own).
+    """
+    return any(_name(node) not in _TURNS for node in path)
+
+
+def _name(node: Node) -> str:
+    return node.name().rstrip("0123456789").removesuffix("Backward")
 
 
 def _edge(term: Term) -> GradientEdge:
