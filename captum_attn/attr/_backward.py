@@ -96,8 +96,8 @@ def run_backward(
         raise ReadoutError(
             "the gradient of the explained output vanishes at every token it could read (a "
             "saturated or dead head, a class without weights such as the padding token's, an "
-            "output that depends on no token): choose another target, or give `readout=`, a "
-            "row, a LongTensor (B,) of rows, or weights (B, n)"
+            "output that depends on no token, a layer without a derivative): choose another "
+            "target, or give `readout=`, a row, a LongTensor (B,) of rows, or weights (B, n)"
         )
     if (
         reads

@@ -72,6 +72,7 @@ class AttentionAttribution(GradientAttribution):
         keeps_graph (bool): True for a rule that asks autograd for more than the gradients at the
             attention calls.
         tap (type): what watches the model run.
+        confinable (bool): whether `layers`, `start_layer` and `readout` mean anything to it.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ class AttentionAttribution(GradientAttribution):
     needs_gradient: ClassVar[bool] = True
     keeps_graph: ClassVar[bool] = False
     tap: ClassVar[type[Tap]] = Tap
+    confinable: ClassVar[bool] = True
 
     def __init__(self, forward_func: Callable, layers: Layers | None = None) -> None:
         if isinstance(forward_func, type):

@@ -203,6 +203,7 @@ class InputRelevance(AttentionAttribution):
         rules: Mapping | str | None = None
 
     form: ClassVar[Form] = "gradient"
+    confinable = False
 
     def __init__(self, forward_func: Callable, layers: Layers | None = None) -> None:
         super().__init__(forward_func, layers)

@@ -25,6 +25,7 @@ from captum_attn.observe.capture.contraction import PRODUCTS, Contraction, align
 from captum_attn.observe.capture.functions import (
     BATCH_NORMS,
     DETACH,
+    OPERATORS,
     SOFTMAX,
     TOKEN_MAKERS,
     TOKEN_MIXERS,
@@ -65,6 +66,7 @@ class Tap(TorchFunctionMode):
         leaves (list of Leaf): in the order in which they entered.
         blind (list of UntracedCall): calls that ran without grad.
         mixers (dict): graph node of another token mixer's output -> its module's name.
+        underivable (dict): graph node of an operator without a derivative -> what ran it.
     """
 
     def __init__(self, root: nn.Module | None = None) -> None:
@@ -75,6 +77,7 @@ class Tap(TorchFunctionMode):
         self.leaves: list[Leaf] = []
         self.blind: list[UntracedCall] = []
         self.mixers: dict[Any, str] = {}
+        self.underivable: dict[Any, str] = {}
         self._scores, self._provenance = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         self._order: dict[str, int] = {}
         self._given: dict[str, Tensor] = {}
@@ -124,6 +127,8 @@ class Tap(TorchFunctionMode):
         if func in TOKEN_MAKERS and torch.is_grad_enabled():
             args = mapped(self._learned_leaf, args)
         out = self.own.run(func, args, kwargs)
+        if isinstance(func, OPERATORS):
+            self._note_underivable(func, out)
         if func in BATCH_NORMS and out.requires_grad:
             out.register_hook(partial(laid_out, out.shape, out.stride()))
         self._follow(func, args, kwargs, out)
@@ -300,6 +305,13 @@ class Tap(TorchFunctionMode):
         if id(value) not in self._learned:
             self._learned[id(value)] = (value, self._born(value))
         return self._learned[id(value)][1]
+
+    def _note_underivable(self, func: Any, out: Any) -> None:
+        """Keeps operators whose gradient autograd drops: it warns in the backward pass, no more."""
+        for tensor in tensors((out,)):
+            node = tensor.grad_fn
+            if node is not None and "NotImplemented" in node.name():
+                self.underivable[node] = f"{self.modules.name()!r} ({func})"
 
     # ------------------------------------------------------------------------ following
     def _follow(self, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:

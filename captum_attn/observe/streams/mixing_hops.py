@@ -20,7 +20,7 @@ from captum_attn.observe.streams.states import (
     State,
     joined_name,
 )
-from captum_attn.observe.tracing.autograd_graph import Member, gradients, shape_of
+from captum_attn.observe.tracing.autograd_graph import Member, Node, gradients, shape_of
 from captum_attn.observe.tracing.layout import Layout, layouts
 from captum_attn.observe.tracing.mixing import Mixing
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
@@ -205,8 +205,9 @@ class MixingHops:
     def _places(self, operands: Sequence[Tensor], goal: int) -> Iterator[tuple[int, GradientEdge]]:
         """Places that all operands are made of, behind the projection, the nearest first."""
         projected = False
-        for number, edge in enumerate(self.graph.on_every_way(operands, goal)):
-            name = edge.node.name().rstrip("0123456789").removesuffix("Backward")
+        for number, (edge, passed) in enumerate(self.graph.on_every_way(operands, goal)):
+            projected |= any(_name(node) in _PROJECTIONS for node in passed)
+            name = _name(edge.node)
             if name in _VIEWS:
                 continue
             if name in _PROJECTIONS and not projected:
@@ -284,7 +285,8 @@ class MixingHops:
         self, downs: list[Downstream], operand: Operand, found: list[Member]
     ) -> tuple[State, list[Upstream]] | None:
         """The state in which several members have met before anything mixed their tokens."""
-        common = list(self.graph.on_every_way([down.edge for down in downs], operand.named))
+        ways = self.graph.on_every_way([down.edge for down in downs], operand.named)
+        common = [edge for edge, _ in ways]
         if not common:
             return None
         last = common[-1]
@@ -306,6 +308,10 @@ class MixingHops:
         calls = self.graph.calls(operand.named)
         before = f"between {calls[-1].module!r} and " if calls else "before "
         return tuple(dict.fromkeys(names)) or (before + repr(operand.call.module),)
+
+
+def _name(node: Node) -> str:
+    return node.name().rstrip("0123456789").removesuffix("Backward")
 
 
 def _like(edge: GradientEdge) -> Tensor:

@@ -79,6 +79,7 @@ class Wiring:
         self._known: dict[int, list[tuple[list[TokenMap], State]]] = {}
         self.mixers = tap.mixers
         self.mixing_hops = MixingHops(self)
+        self._refuse_underivable()
         for call in tap.calls:
             self._wire(call)
         if self.mixed_states and not structure.warned:
@@ -197,6 +198,17 @@ class Wiring:
                     "a `detach`, so relevance cannot be traced through it; expected a model that "
                     "is differentiable throughout: remove the `no_grad`/`detach` (or turn off "
                     "reentrant gradient checkpointing) around it"
+                )
+
+    def _refuse_underivable(self) -> None:
+        """Raises if what an input was made into went through an operator without a derivative."""
+        for node, where in self.tap.underivable.items():
+            reached = self.graph.reach(node)
+            if self.graph.named(reached):
+                raise WiringError(
+                    f"{where} has no derivative (int8 and other quantised layers have none), so "
+                    "relevance cannot be traced through it; explain the model before it was "
+                    "quantised, or a quantisation whose layers are differentiable"
                 )
 
     # ------------------------------------------------------------------------ layout
