@@ -107,8 +107,8 @@ def run_backward(
         raise TargetError(
             "the gradient of what is explained is zero at every attention call, so that its maps "
             "would be: an objective that is constant or saturated, a class without weights, a "
-            "readout that the output does not depend on; explain the output itself (no "
-            "`objective=`), or another target"
+            "readout that the output does not depend on; explain the output itself "
+            "(objective=objectives.logit), or another target"
         )
     if request.causal:
         for state, weights in result.weights.items():

@@ -238,21 +238,20 @@ class Wiring:
 
     def _roles(self, call: AttentionCall, *operands: tuple[Tensor, int]) -> Roles:
         def settle() -> Roles | None:
-            for operand, members in operands:
-                stems = self.graph.members(self.graph.named(members))
-                upstreams = [self.upstream(m) for m in stems]
+            entered = False
+            for operand, latest in operands:
                 last = operand is operands[-1][0]
-                if (upstreams or last) and operand.ndim - 2 == len(call.lead):
-                    start = operand.grad_fn
-                    path = [] if start is None else self.graph.between(start, members)
-                    upstreams = [u for u in upstreams if u.batched]
-                    ends = {edge_of(member).node for member in stems}
-                    asked = Asked(operand, self.batch, upstreams, path, ends, self.tracer)
-                    found = leading_roles(call, asked)
-                    if found is not None:
-                        return found
-            from_inputs = any(self.graph.named(members) for _, members in operands)
-            return None if from_inputs else self._roles_by_output(call)
+                everything = self.graph.named(self.graph.reach(operand)) if latest else 0
+                for members in dict.fromkeys((latest, everything)):
+                    asked = self._asked_of(operand, members)
+                    if (asked.ends or last) and operand.ndim - 2 == len(call.lead):
+                        found = leading_roles(call, asked)
+                        if found is not None:
+                            return found
+                    if self.tracer.any_enters(operand, asked.upstreams):
+                        entered = True
+                        break  # else the latest calls add nothing (a dead layer): those before
+            return None if entered else self._roles_by_output(call)
 
         roles = self.structure.get_or_compute(("roles", call.index), settle)
         if roles is None:
@@ -264,6 +263,13 @@ class Wiring:
                 "confine the method to other calls with `layers=`"
             )
         return roles
+
+    def _asked_of(self, operand: Tensor, members: int) -> Asked:
+        stems, start = self.graph.members(self.graph.named(members)), operand.grad_fn
+        path = [] if start is None else self.graph.between(start, members)
+        upstreams = [u for u in map(self.upstream, stems) if u.batched]
+        ends = {edge_of(member).node for member in stems}
+        return Asked(operand, self.batch, upstreams, path, ends, self.tracer)
 
     def _roles_by_output(self, call: AttentionCall) -> Roles | None:
         root = self.root
