@@ -17,6 +17,7 @@ from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.streams.readout import Read, find_reads
 from captum_attn.observe.streams.structure_cache import StructureCache
+from captum_attn.observe.streams.unseen import warn_of_unseen
 from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import Graph, Root
 from captum_attn.observe.tracing.token_tracer import TokenTracer
@@ -96,6 +97,7 @@ def observe(
     graph = Graph(tap.calls, tap.leaves)
     root = Root.of(output, tap.detached_from(output))
     wiring = Wiring(tap, graph, root, batch, TokenTracer(graph.cuts), structure)
+    warn_of_unseen(root, wiring, graph)
     return Observation(output, root, batch, tap, graph, wiring, names)
 
 
