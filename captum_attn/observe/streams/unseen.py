@@ -8,7 +8,7 @@ how such a layer moves tokens is asked as for any other mixing.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import Graph, Node, Root
@@ -26,19 +26,23 @@ def warn_of_unseen(root: Root, wiring: Wiring, graph: Graph) -> None:
     def find() -> list[str]:
         if root.edge is None:
             return []
-        seen = {node for call in wiring.tap.calls for node in _back(call.edge.node, _PRODUCTS)}
-        seen |= {call.edge.node for call in wiring.tap.calls}
+        seen = {n for call in wiring.tap.calls for n in _back(call.edge.node, _is_last_step)}
         found = [node for node in _all(root.edge.node) if node not in seen and _attends(node)]
         places = [_where(node, wiring, graph) for node in found]
+        places += [
+            f"in {module!r} (deformable attention: it samples at places that it computes)"
+            for node, module in wiring.tap.mixers.items()
+            if node.name().startswith("GridSampler")
+        ]
         return list(dict.fromkeys(places))
 
     if "unseen" not in wiring.structure.entries:
         places = wiring.structure.get_or_compute("unseen", find)
         if places:
             warnings.warn(
-                f"attention ran that could not be seen (a scripted helper, a raw kernel), "
+                "attention ran that could not be seen (a scripted helper, a raw kernel, sampling), "
                 f"{'; '.join(places)}: what it moves is not explained as attention; choose an "
-                "`sdpa` or `eager` implementation",
+                "`sdpa` or `eager` implementation, if there is one",
                 stacklevel=2,
             )
 
@@ -60,32 +64,47 @@ def _where(node: Node, wiring: Wiring, graph: Graph) -> str:
 
 def _attends(node: Node) -> bool:
     """Whether a node is the product of a softmax of a product with values, or a kernel's."""
-    name = node.name()
-    if any(word in name.lower() for word in _KERNELS):
+    if _is_kernel(node):
         return True
-    if "DifferentiableGraph" in name:  # scripted: what is inside cannot be seen
+    if "DifferentiableGraph" in node.name():  # scripted: what is inside cannot be seen
         return sum(before is not None for before, _ in node.next_functions) >= _OPERANDS
-    if not name.startswith(_PRODUCTS) or not _of_activations(node):
+    if not _is_product(node) or not _of_activations(node):
         return False
-    softmaxes = [n for start, _ in node.next_functions if start for n in _back(start, ("Softmax",))]
+    softmaxes = [n for start, _ in node.next_functions if start for n in _back(start, _is_softmax)]
     return any(
         _of_activations(product)
         for softmax in softmaxes
         for start, _ in softmax.next_functions
         if start
-        for product in _back(start, _PRODUCTS)
+        for product in _back(start, _is_product)
     )
+
+
+def _is_kernel(node: Node) -> bool:
+    return any(word in node.name().lower() for word in _KERNELS)
+
+
+def _is_product(node: Node) -> bool:
+    return node.name().startswith(_PRODUCTS)
+
+
+def _is_softmax(node: Node) -> bool:
+    return node.name().startswith("Softmax")
+
+
+def _is_last_step(node: Node) -> bool:
+    return _is_kernel(node) or _is_product(node)
 
 
 def _of_activations(product: Node) -> bool:
     return sum(before is not None for before, _ in product.next_functions) > 1
 
 
-def _back(start: Node, names: tuple[str, ...]) -> Iterator[Node]:
-    """The nearest nodes of these names, by way of no linear map."""
+def _back(start: Node, wanted: Callable[[Node], bool]) -> Iterator[Node]:
+    """The nearest nodes of a kind, by way of no linear map."""
     seen, queue = {start}, [(start, 0)]
     for node, far in queue:
-        if node.name().startswith(names):
+        if wanted(node):
             yield node
         elif not node.name().startswith(_LINEAR) and far < _FAR:
             fresh = [n for n, _ in node.next_functions if n is not None and n not in seen]
