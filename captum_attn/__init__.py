@@ -2,11 +2,18 @@
 
 from captum_attn import errors, metrics, objectives
 from captum_attn.attr import (
+    CPLRP,
     AttentionRollout,
+    AttnLRP,
+    ConservativeLRP,
     GenericAttention,
     HeterogenousAttention,
+    PartialLRP,
     RawAttention,
+    TransformerAttribution,
+    TransformerLRP,
     VTranM,
+    rules,
 )
 from captum_attn.errors import AttnError
 from captum_attn.evaluation import evaluate
@@ -16,12 +23,19 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionRollout",
     "AttnError",
+    "AttnLRP",
+    "CPLRP",
+    "ConservativeLRP",
     "GenericAttention",
     "HeterogenousAttention",
+    "PartialLRP",
     "RawAttention",
+    "TransformerAttribution",
+    "TransformerLRP",
     "VTranM",
     "errors",
     "evaluate",
     "metrics",
     "objectives",
+    "rules",
 ]

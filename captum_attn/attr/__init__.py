@@ -1,20 +1,32 @@
 """The attribution methods, and what a method of one's own needs: its base, `Run` and `Block`."""
 
 from captum_attn.attr._base import AttentionAttribution, Block, Result, Run
+from captum_attn.attr.attn_lrp import AttnLRP
+from captum_attn.attr.conservative_lrp import ConservativeLRP
+from captum_attn.attr.cp_lrp import CPLRP
 from captum_attn.attr.generic_attention import GenericAttention
 from captum_attn.attr.heterogenous import HeterogenousAttention
+from captum_attn.attr.partial_lrp import PartialLRP
 from captum_attn.attr.raw_attention import RawAttention
 from captum_attn.attr.rollout import AttentionRollout
+from captum_attn.attr.transformer_attribution import TransformerAttribution
+from captum_attn.attr.transformer_lrp import TransformerLRP
 from captum_attn.attr.vtranm import VTranM
 
 __all__ = [
     "AttentionAttribution",
     "AttentionRollout",
+    "AttnLRP",
     "Block",
+    "CPLRP",
+    "ConservativeLRP",
     "GenericAttention",
     "HeterogenousAttention",
+    "PartialLRP",
     "RawAttention",
     "Result",
     "Run",
+    "TransformerAttribution",
+    "TransformerLRP",
     "VTranM",
 ]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from captum_attn import objectives
+from captum_attn._checks import FAILURES, shown, shown_error
 from captum_attn.attr._request import Request
-from captum_attn.errors import InputError, ReadoutError, TargetError
+from captum_attn.errors import AttnError, InputError, ReadoutError, TargetError
 from captum_attn.observe import AttentionCall, Observation
 from captum_attn.observe.streams.readout import Read, given_weights
 from captum_attn.observe.streams.states import State
@@ -26,6 +27,8 @@ class Backward:
         reads (list of Read): the states that the output reads.
         weights (dict): state -> the weights of its rows, (B, n).
         gradients (dict): call -> gradient of the objective at its output, None where it is zero.
+        relevances (dict): call -> relevance at its output, None where it is zero; of methods with
+            rules.
         last_rows (dict): stream -> the last row that is read, (B, 1), where those behind it are
             left out (`Request.causal`).
     """
@@ -33,6 +36,7 @@ class Backward:
     reads: list[Read] = field(default_factory=list)
     weights: dict[State, Tensor] = field(default_factory=dict)
     gradients: dict[AttentionCall, Tensor | None] = field(default_factory=dict)
+    relevances: dict[AttentionCall, Tensor | None] = field(default_factory=dict)
     last_rows: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -95,6 +99,17 @@ def run_backward(
             "output that depends on no token, a layer without a derivative): choose another "
             "target, or give `readout=`, a row, a LongTensor (B,) of rows, or weights (B, n)"
         )
+    if (
+        reads
+        and calls
+        and not any(g is not None and bool(g.any()) for g in result.gradients.values())
+    ):
+        raise TargetError(
+            "the gradient of what is explained is zero at every attention call, so that its maps "
+            "would be: an objective that is constant or saturated, a class without weights, a "
+            "readout that the output does not depend on; explain the output itself (no "
+            "`objective=`), or another target"
+        )
     if request.causal:
         for state, weights in result.weights.items():
             rows = torch.arange(state.n, device=weights.device)
@@ -126,7 +141,15 @@ def explained_value(observation: Observation, request: Request, with_gradient: b
         )
     if objective is None:
         return Value(stand_in, stand_in)
-    value = objective(output, target)
+    try:
+        value = objective(output, target)
+    except AttnError:
+        raise
+    except FAILURES as error:
+        raise TargetError(
+            f"objective: failed on an output of shape {tuple(output.shape)} and the target "
+            f"{shown(target)}: {shown_error(error)}; expected a callable (output, target) -> (B,)"
+        ) from error
     if not isinstance(value, Tensor) or value.shape != (batch,):
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TargetError(f"objective: expected a tensor of shape ({batch},), got {got}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from captum._utils.progress import progress
@@ -14,12 +14,13 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_attn._checks import flag
 from captum_attn.attr._batches import in_batches
 from captum_attn.attr._blocks import UNCHANGED, LinearRule
 from captum_attn.attr._describe import Description, describe
 from captum_attn.attr._engine import Engine, Objectives, Targets
 from captum_attn.attr._inputs import Inputs
-from captum_attn.attr._layers import Layers
+from captum_attn.attr._layers import Layers, check_layers
 from captum_attn.attr._options import SharedOptions, showing
 from captum_attn.attr._propagate import (
     BlockRow,
@@ -34,12 +35,14 @@ from captum_attn.attr._propagate import (
 )
 from captum_attn.attr._request import Readout, Request
 from captum_attn.attr._results import Result, matrices_by_name
+from captum_attn.attr._rule_sets import RULE_SETS
 from captum_attn.attr._run import Run
 from captum_attn.errors import OptionError
 from captum_attn.objectives import Objective
 from captum_attn.observe import AttentionCall, Block
-from captum_attn.observe.capture.restore import root_of
+from captum_attn.observe.capture.restore import modules_of, root_of
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.streams.states import AttentionState, State
 from captum_attn.observe.streams.to_inputs import check_interpolation
 
@@ -69,25 +72,36 @@ class AttentionAttribution(GradientAttribution):
         keeps_graph (bool): True for a rule that asks autograd for more than the gradients at the
             attention calls.
         tap (type): what watches the model run.
+        confinable (bool): whether `layers`, `start_layer` and `readout` mean anything to it.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Options(SharedOptions):
         """Options of a method; a subclass adds fields with their types and defaults."""
 
+    # What stands for A in a method that may have either: the map itself, or its relevance R_A.
+    MapKind = Literal["attention", "lrp"]
+
     needs_gradient: ClassVar[bool] = True
     keeps_graph: ClassVar[bool] = False
     tap: ClassVar[type[Tap]] = Tap
+    confinable: ClassVar[bool] = True
 
     def __init__(self, forward_func: Callable, layers: Layers | None = None) -> None:
+        if isinstance(forward_func, type):
+            raise OptionError(
+                f"expected a model or a callable that runs one, got the class "
+                f"{forward_func.__name__}: pass an object of it"
+            )
         if not callable(forward_func):
             raise OptionError(
                 f"expected a model or a callable that runs one, got {type(forward_func).__name__}"
             )
+        check_layers(layers)
         super().__init__(root_of(forward_func))
         self.layers = layers
         self._engine = Engine(
-            self.needs_gradient, self.keeps_graph, self.default_objective(), self.tap
+            self.needs_gradient, self.keeps_graph, self.default_objective(), self.tap, self._rules
         )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -100,6 +114,17 @@ class AttentionAttribution(GradientAttribution):
     def default_objective(self) -> Objective | None:
         """What is explained where the user names no objective; None: the logit."""
         return None
+
+    def rules(self, options: Any) -> Rules | str | None:
+        """The rules of a relevance pass beside the gradient's, or the name of a published table.
+
+        None: no such pass is wanted, and `run.attention_relevance` is not there.
+        """
+        return None
+
+    def _rules(self, options: Any) -> Rules | None:
+        rules = self.rules(options)
+        return RULE_SETS[rules] if isinstance(rules, str) else rules
 
     def weigh_heads(self, run: Run[Any], block: Block) -> Tensor:
         """What the method makes of A, head by head: (B, F, H, q', k'), for the block's queries."""
@@ -290,8 +315,10 @@ class AttentionAttribution(GradientAttribution):
                 batches that do not fit into memory; every input, and whatever else holds a value
                 for each example, is divided. Default: all at once.
             **options: the method's own, see the class; and `block_size` (int, optional), the number
-                of queries whose attention maps are formed at a time. Default: as many as suit the
-                cache and the free memory.
+                of queries whose attention maps are formed at a time (default: as many as suit the
+                cache and the free memory), and `mixing_draws` (int, optional), the number of random
+                vectors by which mixing of tokens by something else than attention is estimated
+                (default: as many as keep the error of a map under 5 %).
 
         Returns:
             *Tensor*, *tuple of Tensor* or *dict* of **attributions**: in the container of the
@@ -464,6 +491,7 @@ class AttentionAttribution(GradientAttribution):
         request = Request(
             None, additional_forward_args, None, readout, start_layer, self.layers, causal
         )
+        flag("show_progress", show_progress)
         count, results = self._engine.explained_each(
             self.forward_func, inputs, targets, request, self.settled(options), objective,
             lambda run: make(self.explain(run)),
@@ -490,7 +518,9 @@ class AttentionAttribution(GradientAttribution):
         Returns:
             dict: (row stream, source stream) -> (B, n_row, n_source).
         """
-        request = Request(target, additional_forward_args, objective, None, start_layer)
+        request = Request(
+            target, additional_forward_args, objective, start_layer=start_layer, matrices=True
+        )
         with self._run(inputs, request, options) as run:
             last = run.final_states()
             return matrices_by_name(run, last, self.matrices(run, last.values()))
@@ -514,7 +544,9 @@ class AttentionAttribution(GradientAttribution):
             list of (AttentionCall, Tensor): (B, H, q, k) each, (B F, H, q, k) where F sequences
             (windows, channels) are folded beside each other; `call.module` names the module.
         """
-        request = Request(target, additional_forward_args, objective, None, start_layer)
+        request = Request(
+            target, additional_forward_args, objective, start_layer=start_layer, matrices=True
+        )
         with self._run(inputs, request, options) as run:
             return [
                 (state.call, self.weigh_heads(run, Block(state.call)).flatten(0, 1))
@@ -549,7 +581,8 @@ class AttentionAttribution(GradientAttribution):
         """
         request = Request(target, additional_forward_args, objective, readout, start_layer)
         with self._run(inputs, request, options) as run:
-            return describe(run)
+            roots = modules_of(self.forward_func)
+            return describe(run, self._rules(run.options), roots)
 
     @classmethod
     def settled(cls, options: Mapping[str, Any]) -> SharedOptions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,17 +11,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from captum_attn._checks import FAILURES, shown, shown_error
 from captum_attn.attr._backward import Backward, explained_value, run_backward
 from captum_attn.attr._inputs import Inputs, checked
 from captum_attn.attr._layers import active_calls
 from captum_attn.attr._options import SharedOptions
-from captum_attn.attr._request import Request
+from captum_attn.attr._request import Request, check_objective
+from captum_attn.attr._ruled import check_ruled, ruled_pass
 from captum_attn.attr._run import Run
-from captum_attn.errors import TargetError
+from captum_attn.errors import AttnError, TargetError
 from captum_attn.objectives import Objective, logit
 from captum_attn.observe import observe
 from captum_attn.observe.capture.restore import left_as_found, modules_of
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.streams.structure_cache import StructureCache
 from captum_attn.observe.tracing.autograd_graph import gradients
 
@@ -41,6 +44,7 @@ class Engine:
         default_objective (callable, optional): explained where the user names none; None: the
             output that the target selects.
         tap (type): what watches the model run.
+        rules (callable): a method's options -> the rules of its relevance pass, or None.
         structure (StructureCache): what was found out about the model's structure.
     """
 
@@ -48,6 +52,7 @@ class Engine:
     keeps_graph: bool
     default_objective: Objective | None
     tap: type[Tap]
+    rules: Callable[[Any], Rules | None] = lambda options: None
     structure: StructureCache = field(default_factory=StructureCache)
 
     @contextmanager
@@ -118,10 +123,24 @@ class Engine:
         """One forward pass, of which nothing is explained yet."""
         additional = request.additional_forward_args
         values = checked(inputs, additional)
-        observation = observe(forward_func, values, additional, roots, self.structure, self.tap)
+        rules = self.rules(options)
+        observation = observe(
+            forward_func, values, additional, roots, self.structure, self.tap,
+            () if rules is None else (rules,),
+        )  # fmt: skip
+        for mixed in observation.wiring.mixed_states:
+            mixed.mixing.draws = options.mixing_draws or mixed.mixing.draws
         states = observation.wiring.updates
         active = active_calls(states, request.layers, roots, request.start_layer)
-        return Run(observation, options, active)
+        run = Run(observation, options, active)
+        if rules is not None:
+            self._check_rules(run, rules)
+        return run
+
+    def _check_rules(self, run: Run, rules: Rules) -> None:
+        """Relevance must have a rule wherever it passes on its way to the calls that count."""
+        outputs = [s.call.edge.node for s in run.attention_states if run.counts(s.call)]
+        check_ruled(run.observation, outputs, rules)
 
     def _explain(self, run: Run, forward_func: Callable, request: Request) -> Run:
         """One backward pass of what the user asked for, or of the method's own objective."""
@@ -131,10 +150,17 @@ class Engine:
         value = explained_value(observation, request, self.needs_gradient)
         if not several:
             observation.output = value.objective.detach()  # a language model's is large
-        reads = [] if request.readout is None else run.cached("reads", observation.reads)
+        reads = [] if request.matrices else run.cached("reads", observation.reads)
         calls = [s.call for s in run.attention_states if run.counts(s.call) and self.needs_gradient]
-        keep = self.keeps_graph or several
+        mixes = bool(observation.wiring.mixed_states)  # a mixing hop asks autograd again
+        rules = self.rules(run.options)
+        keep = self.keeps_graph or several or mixes or rules is not None
         run.backward = run_backward(observation, request, value, calls, reads, run.like, keep)
+        if rules is not None:
+            again = self.keeps_graph or several or mixes
+            edges = [call.edge for call in calls]
+            found = ruled_pass(observation, value.objective, edges, rules, again)
+            run.backward.relevances = dict(zip(calls, found, strict=True))
         run.again = partial(self._again, forward_func, request, run.options)
         run.asked = partial(self._depended_on, forward_func, request, run.options)
         return run
@@ -171,7 +197,7 @@ def _requests(
 ) -> list[Request]:
     """A request for each target; refused before the first backward pass if one does not fit."""
     with torch.no_grad():
-        chosen = _checked(targets(outputs[-1]) if callable(targets) else targets)
+        chosen = _listed(_chosen(targets, outputs[-1]) if callable(targets) else targets)
         outputs.clear()
         for target in chosen:
             if target is not None:
@@ -183,18 +209,33 @@ def _requests(
     ]
 
 
-def _checked(targets: Any) -> list[Any]:
-    single = targets.ndim == 0 if isinstance(targets, Tensor) else isinstance(targets, (str, int))
-    if single or not isinstance(targets, Iterable):
+def _chosen(targets: Callable[[Any], Iterable[Any]], output: Any) -> Iterable[Any]:
+    try:
+        return targets(output)
+    except AttnError:
+        raise
+    except FAILURES as error:
+        raise TargetError(
+            f"targets: failed on the model's output, {shown(output)}: {shown_error(error)}; "
+            "expected a callable output -> targets"
+        ) from error
+
+
+def _listed(targets: Any) -> list[Any]:
+    try:
+        if isinstance(targets, (str, bytes, Mapping)):
+            raise TypeError
+        return list(targets)
+    except FAILURES as error:  # an int, a tensor without rows
         raise TargetError(
             "targets: expected several targets, or a callable that is given the model's output "
-            f"and returns them; got {targets!r}: use `attribute` for a single one"
-        )
-    return list(targets)
+            f"and returns them; got {shown(targets)}: use `attribute` for a single one"
+        ) from error
 
 
 def _for_each(objective: Objectives, count: int) -> Sequence[Objective | None]:
     if not isinstance(objective, (list, tuple)):
+        check_objective(objective)
         return [objective] * count  # type: ignore[list-item]
     if len(objective) != count:
         raise TargetError(

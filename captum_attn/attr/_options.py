@@ -9,6 +9,7 @@ from functools import wraps
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from captum_attn._checks import shown
 from captum_attn.errors import OptionError
 
 Settled = TypeVar("Settled", bound="SharedOptions")
@@ -26,18 +27,24 @@ class SharedOptions:
     Args:
         block_size (int, optional): the number of queries whose attention maps are formed at a time.
             Default: as many as suit the cache and the free memory.
+        mixing_draws (int, optional): the number of random vectors by which it is estimated how
+            something else than attention (a convolution, a recurrence, linear attention) mixes
+            tokens. Default: as many as keep the error of a map under 5 %, fewer for wide models.
     """
 
     block_size: int | None = None
+    mixing_draws: int | None = None
 
     def __post_init__(self) -> None:
-        size = self.block_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise OptionError(f"block_size: expected an int >= 1 or None, got {size!r}")
+        for name in ("block_size", "mixing_draws"):
+            count = getattr(self, name)
+            whole = isinstance(count, int) and not isinstance(count, bool)
+            if count is not None and (not whole or not 1 <= count < 2**31):
+                raise OptionError(f"{name}: expected an int >= 1 or None, got {shown(count)}")
         for name, kind in _types(type(self)).items():
             value = getattr(self, name)
             if not _fits(value, kind):
-                raise OptionError(f"{name}: expected {_described(kind)}, got {value!r}")
+                raise OptionError(f"{name}: expected {_described(kind)}, got {shown(value)}")
 
     @classmethod
     def settle(cls: type[Settled], given: Mapping[str, Any], method: str) -> Settled:

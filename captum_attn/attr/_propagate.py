@@ -16,6 +16,7 @@ from captum_attn.observe.streams.states import (
     AttentionState,
     InitialState,
     LearnedState,
+    MixedState,
     ParallelState,
     Part,
     RearrangedState,
@@ -65,6 +66,9 @@ def relevance_rows(
         elif isinstance(state, RearrangedState):
             for part in state.parts:
                 add(arriving, part.state, _taken(rows, part))
+        elif isinstance(state, MixedState):
+            for before, passed_on in zip(state.parts, state.mixing.passed(rows), strict=True):
+                add(arriving, before, passed_on)
         elif isinstance(state, ParallelState):
             add(arriving, state.base, rows * (1 - len(state.branches)))
             for branch in state.branches:
@@ -275,6 +279,10 @@ def _raised(state: State, maps: Mapping[State, BlockRow], like: Tensor) -> Block
         for part in state.parts:
             for source, block in maps[part.state].items():
                 add(rows, source, moved(block, part, state.n))
+    elif isinstance(state, MixedState):
+        for before, mixing in zip(state.parts, state.mixing.matrices(), strict=True):
+            for source, block in maps[before].items():
+                add(rows, source, mixing.to(block) @ block)
     elif isinstance(state, ParallelState):
         base = maps[state.base]
         rows = dict(base)

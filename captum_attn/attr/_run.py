@@ -27,6 +27,7 @@ from captum_attn.attr._propagate import (
     is_cross_attention,
     is_self_attention,
 )
+from captum_attn.attr._relevance_rules import quotient
 from captum_attn.observe import AttentionCall, Block, Observation
 from captum_attn.observe.capture.attention_call import attention_map, working_dtype
 from captum_attn.observe.streams.states import AttentionState, State, ancestry
@@ -150,6 +151,23 @@ class Run(Generic[Own]):
         call = block.call
         shape = (self.batch, call.windows, call.heads, block.n_q, block.n_k)
         return torch.zeros(shape, dtype=self.like.dtype, device=call.q.device)
+
+    def attention_relevance(self, block: Block) -> Tensor:
+        """R_A, the relevance of A, (B, F, H, q', k'); zeros where none arrives at the call.
+
+        R_A = c A ∘ (sd(R_O, A V) V^T) with R_O what arrives at the call's output, c = 1/2, or 1
+        where A or V is no activation.
+        """
+        call, attention = block.call, block.attention()
+        arriving = self.backward.relevances.get(call)
+        if arriving is None:
+            return torch.zeros_like(attention)
+        values, operators = block.values(), self.observation.operators
+        assert operators is not None
+        scored = operators.is_activation(call.q) or operators.is_activation(call.k)
+        share = 0.5 if scored and operators.is_activation(call.v) else 1.0
+        outputs = quotient(block.output_rows(arriving), attention @ values)
+        return (outputs @ values.mT).mul_(attention).mul_(share)
 
     def has_gradient(self, call: AttentionCall) -> bool:
         """Whether the objective depends on a call at all."""

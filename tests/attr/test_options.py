@@ -12,10 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn import (
+    CPLRP,
     AttentionRollout,
+    AttnLRP,
+    ConservativeLRP,
     GenericAttention,
     HeterogenousAttention,
+    PartialLRP,
     RawAttention,
+    TransformerAttribution,
+    TransformerLRP,
     VTranM,
 )
 from captum_attn.attr import AttentionAttribution, Block, Result, Run
@@ -28,8 +34,15 @@ OWN = {
     AttentionRollout: {"head_fusion": "mean"},
     GenericAttention: {
         "normalize": True, "self_in_rule_10": True, "aggregate": True, "discard_self": False,
+        "relevance": "attention",
     },
     HeterogenousAttention: {"correction": "positive", "noise_link": False, "part": "all"},
+    AttnLRP: {"rules": None, "eps": 0.0, "gamma": None, "gamma_attention": True},
+    CPLRP: {"rules": None, "eps": 0.0, "gamma": None, "gamma_attention": True},
+    ConservativeLRP: {"rules": None, "norm": "mean"},
+    TransformerLRP: {"rules": None, "renorm": True, "joint": True},
+    PartialLRP: {"layer": -1, "renorm": True, "joint": True},
+    TransformerAttribution: {"normalize": False, "renorm": True, "joint": True},
     VTranM: {"length": True, "direction": True, "aggregate": True},
 }  # fmt: skip
 CALLS = (
@@ -73,7 +86,8 @@ def test_a_method_of_a_method_shows_both_options() -> None:
             power: float = 1.0
 
     names = list(inspect.signature(Child.attribute).parameters)
-    assert names[-6:] == [*OWN[GenericAttention], "power", "block_size"]
+    expected = [*OWN[GenericAttention], "power", "block_size"]
+    assert names[-len(expected) :] == expected
     assert "power" not in inspect.signature(GenericAttention.attribute).parameters
     model, inputs = case()
     found = Child(model).attribute(inputs, 1, power=2)

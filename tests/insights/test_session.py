@@ -253,7 +253,7 @@ def test_unknown_names_are_refused(session):
         session.explain("first", example, "magic")
     with pytest.raises(OptionError, match=r"model: expected one of \['first', 'second'\]"):
         session.predict("third", example)
-    with pytest.raises(InputError, match="models: expected a model, .* got str"):
+    with pytest.raises(InputError, match="models: expected a model, .* got 'resnet'"):
         Session("resnet", CLASSES, photo(), [Batch(images(1))])  # type: ignore[arg-type]
 
 

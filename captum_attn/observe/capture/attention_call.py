@@ -214,10 +214,12 @@ class Block:
         Args:
             gradient (Tensor): the one at the call's output, as it arrives.
         """
-        call = self.call
-        dtype = working_dtype(gradient.dtype)
-        value = call.fold(self._keys(call.v.detach())).to(dtype)
-        return self._of_rows(call.output_rows(gradient)).to(dtype) @ value.mT
+        return self.output_rows(gradient) @ self.values().mT
+
+    def output_rows(self, arriving: Tensor) -> Tensor:
+        """What arrives at the call's output, (B, F, H, q', d_v), in the working precision."""
+        rows = self._of_rows(self.call.output_rows(arriving))
+        return rows.to(working_dtype(arriving.dtype))
 
     def _operand(self, tensor: Tensor) -> Tensor:
         return self.call.fold(tensor.detach()).to(working_dtype(tensor.dtype))

@@ -99,11 +99,16 @@ class Tap(TorchFunctionMode):
         past = self._provenance.get(tensor)
         return past.detached_from if past is not None else ()
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether another run is in progress, inside a hook of the model."""
+        return own_state() not in (None, self.own)
+
     # ------------------------------------------------------------------------ the mode
     def __torch_function__(
         self, func: Callable, types_: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        if own_state() not in (None, self.own):  # another run, inside a hook of the model
+        if self.is_paused:
             return func(*args, **(kwargs or {}))
         args, kwargs = self.own.arguments(func, args, kwargs or {})
         return self.own.result(self._called(func, args, kwargs))

@@ -12,8 +12,14 @@ from torch.autograd.graph import GradientEdge
 from captum_attn.errors import WiringError
 from captum_attn.observe.capture.leaf import Leaf
 from captum_attn.observe.streams.states import InputMap
-from captum_attn.observe.tracing.autograd_graph import Graph, Node, gradients, shape_of
-from captum_attn.observe.tracing.token_map import TokenMap, Upstream
+from captum_attn.observe.tracing.autograd_graph import (
+    Graph,
+    Node,
+    before_node,
+    gradients,
+    shape_of,
+)
+from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 _AT_ONCE = 16  # nodes of the graph that are asked in one go
@@ -24,7 +30,7 @@ _WHOLE = 0.9  # the share of an input that counts as all of it: dead units see n
 def enter(
     leaf: Leaf,
     token_map: TokenMap,
-    rows: Tensor,
+    rows: Tensor | Downstream,
     graph: Graph,
     tracer: TokenTracer,
     kept: dict[Any, Any],
@@ -65,7 +71,7 @@ def enter(
             stacklevel=2,
         )
         to = torch.arange(shape[0]).view(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
-        return InputMap(leaf, to.reshape(1, -1).to(rows.device), shape)
+        return InputMap(leaf, to.reshape(1, -1).to(leaf.tensor.device), shape)
     raise WiringError(
         f"how {leaf.name!r} of shape {tuple(leaf.tensor.shape)} becomes {rows.shape[1]} tokens "
         "could not be observed: its elements enter several tokens and no feature map on the way "
@@ -75,7 +81,7 @@ def enter(
 
 
 def _feature_grid(
-    leaf: Leaf, rows: Tensor, graph: Graph, tracer: TokenTracer
+    leaf: Leaf, rows: Tensor | Downstream, graph: Graph, tracer: TokenTracer
 ) -> tuple[Tensor, tuple[int, ...], tuple[int, ...] | None] | None:
     """The feature map on the way with one cell for each token, the nearest to the input."""
     batch = rows.shape[0]
@@ -145,7 +151,7 @@ def _axes(
                 node, along = nearer, axes
                 break
         else:
-            before = [n for n, _ in node.next_functions if n is not None and graph.reach(n) & bit]
+            before = [n for n, _ in before_node(node) if graph.reach(n) & bit]
             if not before or len(shape_of(before[0])) != len(shape_of(node)):
                 break
             if graph.is_stop(before[0]):

@@ -17,16 +17,19 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from captum_attn.errors import ReadoutError
+from captum_attn.errors import InputError, ReadoutError
 from captum_attn.observe.capture.attention_call import AttentionCall, positions, working_dtype
+from captum_attn.observe.capture.tensor_kinds import check_kind
 from captum_attn.observe.streams.states import State
 from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import (
     Graph,
     Node,
     Root,
+    before_node,
     depends_on_content,
     gradients,
+    is_identity,
     shape_of,
 )
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
@@ -144,12 +147,8 @@ def find_reads(root: Root, wiring: Wiring, graph: Graph) -> list[Read]:
             "the output does not depend on any attention call that ran: expected a model whose "
             "output reads attended tokens; explain another output with a callable around the model"
         )
-    grouped: dict[str, list[AttentionCall]] = {}
-    for call in calls:
-        grouped.setdefault(wiring.after(call).stream, []).append(call)
     reads = []
-    for group in grouped.values():
-        state = wiring.version(group)
+    for state, group in wiring.versions(calls):
         goal = sum(graph.bit[call] for call in group)
         places = _places(root, root.edge, goal, state, wiring, graph)
         read_on = any(
@@ -181,9 +180,7 @@ def _places(
     seen, queue = {start.node}, [(start.node, start.output_nr)]
     for node, output_nr in queue:
         before = [
-            (n, nr)
-            for n, nr in node.next_functions
-            if n is not None and not graph.is_stop(n) and graph.reach(n) & goal
+            (n, nr) for n, nr in before_node(node) if not graph.is_stop(n) and graph.reach(n) & goal
         ]
         places = bears(node, output_nr)
         passes = len(before) == 1 and _moves(node) and (_moves(before[0][0]) or bears(*before[0]))
@@ -246,7 +243,7 @@ def _uncropped(root: Root, start: GradientEdge, call: AttentionCall, wiring: Wir
 
 
 def _moves(node: Node) -> bool:
-    return node.name().rstrip("0123456789").removesuffix("Backward") in MOVES
+    return is_identity(node) or node.name().rstrip("0123456789").removesuffix("Backward") in MOVES
 
 
 def _token_orders(shape: tuple[int, ...], batch: int, n: int) -> list[tuple[int, ...]]:
@@ -291,7 +288,13 @@ def given_weights(readout: Any, read: Read, batch: int, like: Tensor) -> Tensor:
     if isinstance(readout, bool) or not isinstance(readout, (int, Tensor)):
         raise ReadoutError(f"{expected}; got {readout!r}")
     if isinstance(readout, int):
+        if not -n <= readout < n:
+            raise ReadoutError(f"{expected}; got {readout}")
         readout = torch.full((batch,), readout)
+    try:
+        check_kind("readout", readout)
+    except InputError as error:
+        raise ReadoutError(f"{expected}; {error}") from error
     if readout.ndim in (1, 2) and readout.shape[0] != batch and batch % max(len(readout), 1) == 0:
         readout = readout.repeat_interleave(batch // max(len(readout), 1), 0)  # NoiseTunnel
     dtype = working_dtype(like.dtype)
@@ -300,8 +303,10 @@ def given_weights(readout: Any, read: Read, batch: int, like: Tensor) -> Tensor:
         if not bool(torch.isfinite(weights).all()) or bool((weights == 0).all(1).any()):
             raise ReadoutError(f"{expected}; got weights that are not finite or all zero")
         return weights
-    if readout.ndim != 1 or len(readout) != batch or readout.is_floating_point():
+    whole = not readout.is_floating_point() and readout.dtype != torch.bool
+    if readout.ndim != 1 or len(readout) != batch or not whole:
         raise ReadoutError(f"{expected}; got {tuple(readout.shape)} of {readout.dtype}")
+    readout = readout.long()
     if bool(((readout < -n) | (readout >= n)).any()):
         raise ReadoutError(f"{expected}; got {readout.tolist()}")
     weights = torch.zeros(batch, n, dtype=dtype, device=like.device)

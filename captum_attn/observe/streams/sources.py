@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +19,14 @@ from captum_attn.observe.streams.states import (
     RearrangedState,
     Source,
     State,
+    joined_name,
 )
 from captum_attn.observe.streams.windows import renumbered, unfolded
 from captum_attn.observe.tracing.autograd_graph import Graph, Member
-from captum_attn.observe.tracing.token_map import IDENTITY, TokenMap, Upstream
+from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
+
+_AT_ONCE = 4  # earlier calls that are asked about in one go
 
 
 class StreamBuilder:
@@ -54,11 +57,20 @@ class StreamBuilder:
         self._learned.append((members, state))
         return state
 
+    def rows_of(self, leaf: Leaf) -> InitialState:
+        """The stream that begins with the rows of an embedding or of a (B, n, D) input."""
+        if leaf.ids is None:
+            n, entry = leaf.tensor.shape[1], _rowwise(leaf)
+        else:
+            n = leaf.tensor.shape[:-1].numel() // self.batch
+            entry = InputMap(leaf, None, tuple(leaf.shape[1:]))
+        return self._born_with(entry) or self._born(leaf.name, n, [entry])
+
     def joined(
         self,
         parts: list[Part],
         leaves: Sequence[tuple[Leaf, TokenMap]],
-        rows: Tensor,
+        rows: Tensor | Downstream,
         members: int,
         asking: bool,
         folded: bool,
@@ -92,13 +104,13 @@ class StreamBuilder:
             return RearrangedState(born.stream, n, (Part(born, place[None]),))
         own = [self._own_part(entry, n) for entry in entries]
         streams = dict.fromkeys(part.state.stream for part in own or parts)
-        name = next(iter(streams)) if own else "+".join(streams)
+        name = next(iter(streams)) if own else joined_name(streams)
         if asking and not own and len(streams) > 1:
             name = self._unique(name)
         return RearrangedState(name, n, (*parts, *own))
 
     def _entries(
-        self, rows: Tensor, leaves: Sequence[tuple[Leaf, TokenMap]], among: bool
+        self, rows: Tensor | Downstream, leaves: Sequence[tuple[Leaf, TokenMap]], among: bool
     ) -> list[InputMap]:
         """Of the inputs that enter here, those that carry the content of their positions.
 
@@ -132,7 +144,7 @@ class StreamBuilder:
             to = torch.where(here, torch.arange(n), -1).to(leaf.tensor.device)
         return Part(self._born(leaf.name, n, [entry]), to)
 
-    def _learned_parts(self, rows: Tensor, members: int) -> list[Part]:
+    def _learned_parts(self, rows: Tensor | Downstream, members: int) -> list[Part]:
         """Rows of a `queries` stream among other keys: a resampler's `cat(media, latents)`."""
         parts = []
         for known, state in self._learned:
@@ -213,9 +225,9 @@ def bypassing(
     older: dict[Member, TokenMap] = {}
     if not earlier or not bool(vacant.any()):
         return older
-    latest_first = list(reversed(earlier))
-    probed = tracer.maps(rows, [Upstream.call(call) for call in latest_first])
-    for call, token_map in zip(latest_first, probed, strict=True):
+    for call, token_map in _latest_first(rows, earlier, tracer):
+        if not bool(vacant.any()):
+            break
         standing = []
         for to in token_map.places if not token_map.mixed else ():
             to = torch.arange(n)[None] if to is None else to.cpu()
@@ -227,6 +239,17 @@ def bypassing(
             older[call] = TokenMap(standing[0], tuple(standing[1:]))
             vacant &= ~covered(older[call], n, batch)
     return older
+
+
+def _latest_first(
+    rows: Tensor, earlier: Sequence[AttentionCall], tracer: TokenTracer
+) -> Iterator[tuple[AttentionCall, TokenMap]]:
+    """Calls with their maps to the rows, the latest first, asked for only as far as they are."""
+    calls = list(reversed(earlier))
+    for start in range(0, len(calls), _AT_ONCE):
+        chunk = calls[start : start + _AT_ONCE]
+        maps = tracer.maps(rows, [Upstream.call(call) for call in chunk])
+        yield from zip(chunk, maps, strict=True)
 
 
 def _row_places(to: Tensor | None, n: int) -> Tensor | None:

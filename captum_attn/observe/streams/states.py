@@ -8,7 +8,7 @@ the order of execution; every propagation rule walks it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf
+from captum_attn.observe.tracing.mixing import Mixing
 
 
 @dataclass(eq=False)
@@ -130,6 +131,25 @@ class RearrangedState(State):
 
 
 @dataclass(eq=False)
+class MixedState(State):
+    """Tokens mixed by something else than attention, R = Σ T_k R_k; rows of all T_k sum to 1.
+
+    Args:
+        parts (tuple of State): the states that are mixed.
+        mixing (Mixing): T, with a member for each of them.
+        by (tuple of str): what mixes them, for people.
+    """
+
+    parts: tuple[State, ...]
+    mixing: Mixing
+    by: tuple[str, ...] = ()
+
+    @property
+    def before(self) -> tuple[State, ...]:
+        return self.parts
+
+
+@dataclass(eq=False)
 class ParallelState(State):
     """Parallel branches of one version, x + f(x) + g(x): R = R_base + sum(R_i - R_base)."""
 
@@ -159,10 +179,15 @@ def streams_of(state: State) -> tuple[str, ...]:
     """The streams that a state's rows belong to: several for joined keys, none for constants."""
     if isinstance(state, LearnedState):
         return ()
-    if isinstance(state, RearrangedState):
-        found = [name for part in state.parts for name in streams_of(part.state)]
+    if isinstance(state, (RearrangedState, MixedState)):
+        found = [name for before in state.before for name in streams_of(before)]
         return tuple(dict.fromkeys(found))
     return (state.stream,)
+
+
+def joined_name(streams: Iterable[str]) -> str:
+    """The name of streams in one sequence: every input's name once, joined with +."""
+    return "+".join(dict.fromkeys(name for stream in streams for name in stream.split("+")))
 
 
 def ancestry(states: list[State]) -> Iterator[State]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_attn.errors import OptionError
+from captum_attn._checks import one_of
 from captum_attn.observe.streams.input_maps import varies
 from captum_attn.observe.streams.states import InputMap, Source
 
@@ -20,8 +20,7 @@ INTERPOLATIONS = ("bilinear", "nearest")
 
 def check_interpolation(interpolation: str) -> None:
     """Refuses an unknown `interpolation`."""
-    if interpolation not in INTERPOLATIONS:
-        raise OptionError(f"interpolation: expected one of {INTERPOLATIONS}, got {interpolation!r}")
+    one_of("interpolation", interpolation, INTERPOLATIONS)
 
 
 def to_input(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor:

@@ -10,11 +10,15 @@ from torch import Tensor
 
 from captum_attn.observe.streams.states import InputMap
 from captum_attn.observe.tracing.autograd_graph import gradients
+from captum_attn.observe.tracing.token_map import Downstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 
 def unfolded(
-    entries: Sequence[InputMap], rows: Tensor, learned: Sequence[Tensor], tracer: TokenTracer
+    entries: Sequence[InputMap],
+    rows: Tensor | Downstream,
+    learned: Sequence[Tensor],
+    tracer: TokenTracer,
 ) -> Tensor | None:
     """Where the tokens of an input are among windows, in the order of the input's elements.
 
@@ -22,7 +26,7 @@ def unfolded(
 
     Args:
         entries (sequence of InputMap): the inputs that enter.
-        rows (Tensor): (B, n, features), all windows in a row.
+        rows (Tensor or Downstream): (B, n, features), all windows in a row.
         learned (sequence of Tensor): the parameters that may stand among them.
         tracer (TokenTracer): for a random vector.
 
@@ -38,8 +42,9 @@ def unfolded(
     first.scatter_reduce_(0, torch.where(to[0] < 0, n, to[0]), steps, "amin")
     padding = first[:n] == elements
     if learned and bool(padding.any()):
-        probe_vector = tracer.random(rows, *rows.shape) * padding[:, None]
-        if any(g is not None and bool(g.any()) for g in gradients([(rows, probe_vector)], learned)):
+        down = rows if isinstance(rows, Downstream) else Downstream.rows(rows)
+        vector = down.placed(tracer.random(down.like, *down.shape) * padding[:, None])
+        if any(g is not None and bool(g.any()) for g in gradients([(down.edge, vector)], learned)):
             return None
     place = first[:n].argsort(stable=True)[: n - int(padding.sum())]
     in_place = len(place) == n and torch.equal(place, torch.arange(n, device=place.device))

@@ -19,8 +19,16 @@ from captum_attn.errors import InputError, WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf, UntracedCall
 from captum_attn.observe.capture.tap import Tap
-from captum_attn.observe.streams.sources import StreamBuilder, bypassing, with_residual
-from captum_attn.observe.streams.states import AttentionState, ParallelState, Part, Source, State
+from captum_attn.observe.streams.mixing_hops import MixingHops, Operand
+from captum_attn.observe.streams.sources import StreamBuilder, bypassing, covered, with_residual
+from captum_attn.observe.streams.states import (
+    AttentionState,
+    MixedState,
+    ParallelState,
+    Part,
+    Source,
+    State,
+)
 from captum_attn.observe.streams.structure_cache import StructureCache
 from captum_attn.observe.tracing.autograd_graph import (
     Graph,
@@ -32,7 +40,7 @@ from captum_attn.observe.tracing.autograd_graph import (
     gradients,
 )
 from captum_attn.observe.tracing.axis_roles import Asked, Roles, leading_roles, roles_by_output
-from captum_attn.observe.tracing.token_map import IDENTITY, TokenMap, Upstream
+from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 
@@ -69,15 +77,17 @@ class Wiring:
         self.updates: list[AttentionState] = []
         self._after: dict[AttentionCall, AttentionState] = {}
         self._known: dict[int, list[tuple[list[TokenMap], State]]] = {}
-        self._passed_over: list[str] = []
+        self.mixers = tap.mixers
+        self.mixing_hops = MixingHops(self)
         self._refuse_underivable()
         for call in tap.calls:
             self._wire(call)
-        if self._passed_over and not structure.warned:
+        if self.mixed_states and not structure.warned:
             structure.warned = True
+            by = dict.fromkeys(name for state in self.mixed_states for name in state.by)
             warnings.warn(
-                "attention is explained, other ways of mixing tokens are passed over: "
-                + ", ".join(dict.fromkeys(self._passed_over)),
+                "tokens are mixed by something else than attention, which is followed by how "
+                f"strongly each depends on each (see `describe`): {', '.join(by)}",
                 stacklevel=2,
             )
 
@@ -85,24 +95,40 @@ class Wiring:
     def sources(self) -> list[Source]:
         return self.stream_builder.sources
 
+    @property
+    def mixed_states(self) -> list[MixedState]:
+        """The states whose tokens something else than attention has mixed."""
+        return self.mixing_hops.states
+
     def after(self, call: AttentionCall) -> AttentionState:
         """The version of its stream that a call makes."""
         return self._after[call]
 
     def version(self, calls: list[AttentionCall]) -> State:
         """The version of one stream that several parallel calls make together."""
+        versions = self.versions(calls)
+        if len(versions) == 1:
+            return versions[0][0]
         after = [self._after[call] for call in calls]
-        if len(after) == 1:
-            return after[0]
-        base = after[0].query_state
-        if any(state.query_state is not base for state in after):
-            modules = ", ".join(repr(state.call.module) for state in after)
-            raise WiringError(
-                f"versions of the stream {base.stream!r} that part at different places are joined "
-                f"({modules}; queries {[tuple(s.call.q.shape) for s in after]}); confine the "
-                "method with `layers=`"
-            )
-        return ParallelState(base.stream, base.n, base, tuple(after))
+        modules = ", ".join(repr(state.call.module) for state in after)
+        raise WiringError(
+            f"versions of the stream {after[0].stream!r} that part at different places are joined "
+            f"({modules}; queries {[tuple(s.call.q.shape) for s in after]}); confine the method "
+            "with `layers=`"
+        )
+
+    def versions(self, calls: list[AttentionCall]) -> list[tuple[State, list[AttentionCall]]]:
+        """The versions of streams that calls make, each with those that make it together."""
+        groups: dict[tuple[str, State], list[AttentionCall]] = {}
+        for call in calls:
+            after = self._after[call]
+            groups.setdefault((after.stream, after.query_state), []).append(call)
+        made: list[tuple[State, list[AttentionCall]]] = []
+        for (stream, base), group in groups.items():
+            branches = tuple(self._after[call] for call in group)
+            together = ParallelState(stream, base.n, base, branches)
+            made.append((branches[0] if len(branches) == 1 else together, group))
+        return made
 
     def final_states(self) -> dict[str, State]:
         """The last version of every stream, by the stream's name."""
@@ -130,12 +156,25 @@ class Wiring:
             asked &= read  # q = k = x + position, v = x: the positions are no tokens of their own
         if not self._is_ordinary(call, asked, read, values):
             call.roles = self._roles(call, (call.q, asked), (values, read))
-        asks = self._state(call, "q", call.q, asked)
-        reads = self._state(call, "v", values, read)
+        asks, reads = self._born(call, values, asked, read) or (
+            self._state(call, "q", call.q, asked),
+            self._state(call, "v", values, read),
+        )
         number = sum(update.stream == asks.stream for update in self.updates)
         update = AttentionState(asks.stream, asks.n, call, asks, reads, number)
         self.updates.append(update)
         self._after[call] = update
+
+    def _born(
+        self, call: AttentionCall, values: Tensor, asked: int, read: int
+    ) -> tuple[State, State] | None:
+        """What asks and what answers, where both begin with the same inputs in unlike pieces."""
+        named = self.graph.named(asked)
+        if not named or named != self.graph.named(read) or self.graph.calls(named):
+            return None
+        if call.rows(call.q).shape[1] == call.rows(values).shape[1]:
+            return None
+        return self.mixing_hops.born(call, values, named)
 
     def _latest(self, tensor: Tensor) -> int:
         return self.graph.latest(self.graph.reach(tensor))
@@ -201,7 +240,7 @@ class Wiring:
         def settle() -> Roles | None:
             for operand, members in operands:
                 stems = self.graph.members(self.graph.named(members))
-                upstreams = [self._upstream(m) for m in stems]
+                upstreams = [self.upstream(m) for m in stems]
                 last = operand is operands[-1][0]
                 if (upstreams or last) and operand.ndim - 2 == len(call.lead):
                     start = operand.grad_fn
@@ -246,7 +285,7 @@ class Wiring:
                     f"{leaf.name!r} (one image's scores for all texts), or repeat it"
                 )
 
-    def _upstream(self, member: Member) -> Upstream:
+    def upstream(self, member: Member) -> Upstream:
         if isinstance(member, AttentionCall):
             return Upstream.call(member)
         if member.ids is not None:
@@ -265,18 +304,65 @@ class Wiring:
             if state.n == n and all(a.same(b) for a, b in zip(known, maps, strict=True)):
                 return state
         pairs = list(zip(found, maps, strict=True))
+        if self._are_mixed(pairs, n):
+            state = self.mixing_hops.state(self._mixed_operand(call, side, operand, named))
+        else:
+            folded = call.windows > 1
+            state = self.met(pairs, rows, members, asking=side == "q", folded=folded)
+        self._known.setdefault(named, []).append((maps, state))
+        return state
+
+    def met(
+        self,
+        pairs: list[tuple[Member, TokenMap]],
+        rows: Tensor | Downstream,
+        members: int,
+        asking: bool,
+        folded: bool = False,
+    ) -> State:
+        """The state that several members make together, each with its map to the rows."""
         after = [(self._after[m], t) for m, t in pairs if isinstance(m, AttentionCall)]
         leaves = [(m, t) for m, t in pairs if not isinstance(m, AttentionCall)]
         one_stream = len({state.stream for state, _ in after}) == 1
         if one_stream and not leaves and all(t.to is None for _, t in after):
-            state = self.version([update.call for update, _ in after])
-        else:
-            parts = [Part(update, to) for update, t in after for to in t.places]
-            state = self.stream_builder.joined(
-                parts, leaves, rows, members, asking=side == "q", folded=call.windows > 1
-            )
-        self._known.setdefault(named, []).append((maps, state))
-        return state
+            versions = self.versions([update.call for update, _ in after])
+            if len(versions) > 1:
+                return self.mixing_hops.added(versions, rows)
+            return versions[0][0]
+        parts = [Part(update, to) for update, t in after for to in t.places]
+        return self.stream_builder.joined(
+            parts, leaves, rows, members, asking=asking, folded=folded
+        )
+
+    def _are_mixed(self, pairs: list[tuple[Member, TokenMap]], n: int) -> bool:
+        """Whether tokens of earlier calls, or ids that fill positions, enter several positions.
+
+        Not so for ids that are added to tokens which are there already (the kind of an image), nor
+        for overlapping pictures, which are followed by the feature map that they become.
+        """
+        there = torch.zeros(self.batch, n, dtype=torch.bool)
+        for member, token_map in sorted(pairs, key=lambda pair: _order(pair[0])):
+            if not token_map.mixed:
+                there |= covered(token_map, n, self.batch)
+            elif (
+                isinstance(member, AttentionCall)
+                or member.ids is not None
+                and not bool(there.all())
+            ):
+                return True
+        return False
+
+    def _mixed_operand(
+        self, call: AttentionCall, side: str, operand: Tensor, named: int
+    ) -> Operand:
+        """An operand whose tokens are mixed, with what was made of the same ones beside it."""
+
+        def alike(other: Tensor) -> bool:
+            reached = self.graph.named(self._latest(other))
+            return other is not operand and bool(reached) and not reached & ~named
+
+        beside = [t for t in (call.q, call.k, call.v) if alike(t) and t.grad_fn is not None]
+        return Operand(call, side, operand, tuple(beside), named)
 
     def _maps(
         self, call: AttentionCall, side: str, rows: Tensor, named: int, operand: Tensor
@@ -286,15 +372,18 @@ class Wiring:
         if kept is not None:
             return self.graph.members(kept[0]), kept[1]
         found = self.graph.members(named)
+        if ("mixed", call.index, side) in self.structure.entries:
+            return found, self.structure.entries["mixed", call.index, side]
         known = self._known.get(named, [])
         likely = [maps for maps, state in known if state.n == rows.shape[1]]
-        maps = list(self.tracer.maps(rows, [self._upstream(m) for m in found], likely))
+        maps = list(self.tracer.maps(rows, [self.upstream(m) for m in found], likely))
+        mixed = any(token_map.mixed for token_map in maps)
+        if self._are_mixed(list(zip(found, maps, strict=True)), rows.shape[1]):
+            self.structure.entries["mixed", call.index, side] = maps
+            return found, maps
         for i, member in enumerate(found):
             if isinstance(member, AttentionCall):
-                if maps[i].mixed:
-                    maps[i] = self._pass_over(call, member, rows, operand, named)
                 maps[i] = with_residual(maps, i, rows.shape[1])
-        mixed = any(token_map.mixed for token_map in maps)
         earlier = [] if mixed else self.graph.calls(self.graph.reach(operand) & ~named)
         older = bypassing(rows, maps, earlier, self.tracer)
         members = named | sum(self.graph.bit[member] for member in older)
@@ -313,17 +402,6 @@ class Wiring:
             depends_on_content(self.graph.between(operand.grad_fn, members)) for operand in operands
         )
 
-    def _pass_over(
-        self, call: AttentionCall, member: AttentionCall, rows: Tensor, operand: Tensor, goal: int
-    ) -> TokenMap:
-        """Tokens are mixed on the way by something else than attention."""
-        if self._after[member].n != rows.shape[1]:
-            raise WiringError(
-                f"between {member.module!r} ({self._after[member].n} tokens) and {call.module!r} "
-                f"({rows.shape[1]} tokens) the tokens are mixed in a way that could not be "
-                "observed; confine the method to one side with `layers=`"
-            )
-        path = self.graph.between(operand.grad_fn, goal)
-        mixers = [self.tap.mixers[node] for node in path if node in self.tap.mixers]
-        self._passed_over += mixers or [f"between {member.module!r} and {call.module!r}"]
-        return IDENTITY
+
+def _order(member: Member) -> int:
+    return -1 if isinstance(member, AttentionCall) else member.order

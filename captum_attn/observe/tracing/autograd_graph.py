@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +57,7 @@ class Graph:
             if node in reached:
                 stack.pop()
                 continue
-            before = [n for n, _ in node.next_functions if n is not None]
+            before = [n for n, _ in before_node(node)]
             waiting = [n for n in before if n not in reached]
             if waiting:
                 stack.extend(waiting)
@@ -94,13 +96,47 @@ class Graph:
         """The nodes on the paths from `start` back to `goal`, nearest to `start` first."""
         seen, queue = {start}, [start]
         for node in queue:
-            for before, _ in node.next_functions:
-                if before is None or before in seen or before in self._stops:
+            for before, _ in before_node(node):
+                if before in seen or before in self._stops:
                     continue
                 if self.reach(before) & goal:
                     seen.add(before)
                     queue.append(before)
         return queue
+
+    def on_every_way(
+        self, starts: Iterable[Tensor | GradientEdge], goal: int
+    ) -> Iterator[tuple[GradientEdge, list[Node]]]:
+        """What every path from `starts` back to `goal` leads through, nearest to them first.
+
+        Nodes are taken in the order in which they were made, the last one first: where no other
+        one is waiting, all paths have met. Each place comes with the nodes between it and the one
+        before.
+        """
+        waiting: dict[Node, set[int]] = {}
+        for start in starts:
+            edge = get_gradient_edge(start) if isinstance(start, Tensor) else start
+            waiting.setdefault(edge.node, set()).add(edge.output_nr)
+        order = [(-n._sequence_nr(), i, n) for i, n in enumerate(waiting)]
+        heapq.heapify(order)
+        count, passed = len(order), []  # type: int, list[Node]
+        while order:
+            node = heapq.heappop(order)[2]
+            outputs = waiting.pop(node)
+            if not order and len(outputs) == 1:
+                yield GradientEdge(node, outputs.pop()), passed
+                passed = []
+            else:
+                passed.append(node)
+            for before, number in before_node(node):
+                if not self.reach(before) & goal:
+                    continue
+                if before in self._stops:
+                    return
+                if before not in waiting:
+                    heapq.heappush(order, (-before._sequence_nr(), count, before))
+                    count += 1
+                waiting.setdefault(before, set()).add(number)
 
     def is_stop(self, node: Node) -> bool:
         """Whether the node is the output of a call, or a leaf."""
@@ -112,6 +148,22 @@ class Graph:
         for bit in bits(members):
             closed |= self._closure.get(bit, 0)
         return closed
+
+
+def before_node(node: Node) -> list[tuple[Node, int]]:
+    """What the ordinary gradient reaches next from a node.
+
+    The identity nodes that rules put into a graph (`observe.operators`) have more edges, which it
+    does not take: `passes_on` of them say how many it takes.
+    """
+    edges = node.next_functions
+    taken = getattr(node, "passes_on", len(edges))
+    return [(n, nr) for n, nr in edges[:taken] if n is not None]
+
+
+def is_identity(node: Node) -> bool:
+    """Whether a node is one of those that rules put into a graph."""
+    return hasattr(node, "passes_on")
 
 
 @dataclass(frozen=True)
@@ -169,21 +221,34 @@ def gradients(
     inputs: Iterable[Any],
     cuts: Iterable[Node] = (),
     keep: bool = True,
+    several: bool = False,
 ) -> list[Tensor | None]:
     """Vector-Jacobian product of `outputs` (each with its vector) with respect to `inputs`.
 
     Args:
         cuts (iterable of graph nodes): where the gradient arrives, but does not pass through.
         keep (bool): False frees what the pass goes through as it goes; no other may follow.
+        several (bool): whether the first axis of the vectors, and of the result, counts several
+            products.
     """
     ends, vectors = zip(*outputs, strict=True)
-    handles = [node.register_prehook(_stop) for node in cuts]
+    with cut_at(cuts), _failures_named(), recompute():
+        found = torch.autograd.grad(
+            ends,
+            list(inputs),
+            vectors,
+            retain_graph=keep,
+            allow_unused=True,
+            is_grads_batched=several,
+        )
+    return list(found)
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    """A pass that torch cannot take says why in words that help."""
     try:
-        with recompute():
-            found = torch.autograd.grad(
-                ends, list(inputs), vectors, retain_graph=keep, allow_unused=True
-            )
-        return list(found)
+        yield
     except NotImplementedError as error:
         raise WiringError(
             f"a layer of the model has no derivative ({error}), so relevance cannot be traced "
@@ -197,6 +262,14 @@ def gradients(
             "its run and the last of the targets (by an optimizer in another thread?), or an "
             f"activation, in place, by the model itself; torch says: {error}"
         ) from error
+
+
+@contextmanager
+def cut_at(cuts: Iterable[Node]) -> Iterator[None]:
+    """No gradient passes through these nodes."""
+    handles = [node.register_prehook(_stop) for node in cuts]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

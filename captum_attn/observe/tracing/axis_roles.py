@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_attn.observe.capture.attention_call import BATCH, HEAD, WINDOW, AttentionCall
-from captum_attn.observe.tracing.autograd_graph import Node, shape_of
+from captum_attn.observe.tracing.autograd_graph import Node, before_node, shape_of
 from captum_attn.observe.tracing.token_map import Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
@@ -138,19 +138,33 @@ def _as_on_the_way(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool
     """
     edges = [GradientEdge(node, 0) for node in asked.path]
     by_index, by_row, by_example = asked.tracer.spread(rows, (axis, rows.ndim - 2, examples), edges)
+    reached = asked.tracer.reached_axes(rows, edges)
     number = {node: i for i, node in enumerate(asked.path)}
     for i, node in enumerate(asked.path):
         if by_index[i].in_one <= _MOST:
             continue
-        before = [n for n, _ in node.next_functions if n is not None]
+        before = [n for n, _ in before_node(node)]
         mixed = [number.get(n) for n in before if n in number or n in asked.ends]
         mixed = [k for k in mixed if k is None or by_index[k].in_one <= _MOST]
         if any(k is not None and by_row[k].in_one > _MOST for k in mixed):
             return False
         if mixed:
-            along = by_index[i].axes | by_row[i].axes | by_example[i].axes
+            if _is_product(node, asked.tracer, rows):
+                return False
+            along = by_index[i].axes | by_row[i].axes | by_example[i].axes | reached[i]
             return any(size > 1 and a not in along for a, size in enumerate(shape_of(node)))
     return None
+
+
+def _is_product(node: Node, tracer: TokenTracer, like: Tensor) -> bool:
+    """Whether an operation is a plain matrix product: every element enters all of one axis."""
+    shape = shape_of(node)
+    for before, number in node.next_functions:
+        if before is not None and tracer.mixes(
+            GradientEdge(node, 0), shape, GradientEdge(before, number), like
+        ):
+            return True
+    return False
 
 
 def _splits(lead: tuple[int, ...], batch: int) -> list[list[tuple[str, int]]]:

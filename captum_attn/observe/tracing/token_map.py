@@ -41,6 +41,15 @@ class Upstream:
         return Upstream(leaf.tensor, lambda g: leaf.rows(g, batch))
 
     @staticmethod
+    def rows_of(leaf: Leaf, batch: int) -> Upstream:
+        """The rows of an embedding or of a float input, (B, n, D)."""
+        return (
+            Upstream.tokens(leaf, batch)
+            if leaf.ids is not None
+            else Upstream(leaf.tensor, lambda g: g)
+        )
+
+    @staticmethod
     def elements(leaf: Any, batched: bool = True) -> Upstream:
         """Every single element of a tensor."""
 
@@ -65,6 +74,11 @@ class Downstream:
     shape: tuple[int, int, int]
     placed: Callable[[Tensor], Tensor]
     like: Tensor
+
+    @property
+    def grad_fn(self) -> Any:
+        """Its node of the graph, as a tensor's."""
+        return self.edge.grad_fn if isinstance(self.edge, Tensor) else self.edge.node
 
     @staticmethod
     def rows(rows: Tensor) -> Downstream:

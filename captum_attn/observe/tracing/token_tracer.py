@@ -252,6 +252,43 @@ class TokenTracer:
             found.append([Spread.of(*pair) for pair in zip(plain, coded, strict=True)])
         return found
 
+    def reached_axes(self, rows: Tensor, edges: Sequence[Any]) -> list[frozenset[int]]:
+        """The axes of each edge's tensor of which one row of `rows` does not see every index.
+
+        Tokens lie along these, also where a row sees its neighbours (pooled or convolved queries).
+        """
+        probe_vector = torch.zeros_like(rows)
+        middle = rows.shape[-2] // 2
+        probe_vector[..., middle, :] = self.random(rows, *rows.shape[:-2], rows.shape[-1])
+        found = gradients([(rows, probe_vector)], edges, self._cuts)
+        return [frozenset() if g is None else _partly_zero(g) for g in found]
+
+    def mixes(self, edge: Any, shape: tuple[int, ...], before: Any, like: Tensor) -> bool:
+        """Whether each element of `before` enters all indices of a single axis of an operation.
+
+        Args:
+            edge: the operation's output.
+            shape (tuple of int): its shape.
+            before: what the operation was given.
+            like (Tensor): of its dtype and device.
+        """
+
+        def found(vector: Tensor) -> Tensor | None:
+            return gradients([(edge, vector)], [before], self._cuts)[0]
+
+        probe_vector = self.random(like, *shape)
+        plain, spread = found(probe_vector), []
+        for axis, size in enumerate(shape):
+            code = self._signs(like, size).view([-1 if a == axis else 1 for a in range(len(shape))])
+            in_one = Spread.of(plain, found(probe_vector * code)).in_one
+            spread += [axis] if size > 1 and in_one <= 0.5 else []
+        if len(spread) != 1:
+            return False
+        one = torch.zeros_like(probe_vector)
+        one.select(spread[0], shape[spread[0]] // 2).fill_(1.0)
+        seen = found(one * probe_vector)
+        return seen is not None and plain is not None and bool(((seen != 0) == (plain != 0)).all())
+
     def _plain_and_coded(
         self, rows: Tensor, code: Tensor, axis: int, upstreams: Sequence[Upstream]
     ) -> list[tuple[Tensor, Tensor]]:
@@ -309,3 +346,10 @@ def _map(
         if found is not None:
             return TokenMap(found[0], tuple(found[1:]))
     return TokenMap(mixed=True, partial=position)
+
+
+def _partly_zero(tensor: Tensor) -> frozenset[int]:
+    """The axes at some index of which everything is zero."""
+    seen = tensor != 0
+    axes = range(tensor.ndim)
+    return frozenset(a for a in axes if not bool(seen.movedim(a, 0).flatten(1).any(1).all()))

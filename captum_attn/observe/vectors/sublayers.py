@@ -14,7 +14,13 @@ from torch.autograd.graph import GradientEdge
 
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.streams.readout import MOVES
-from captum_attn.observe.tracing.autograd_graph import Graph, Node, edge_of
+from captum_attn.observe.tracing.autograd_graph import (
+    Graph,
+    Node,
+    before_node,
+    edge_of,
+    is_identity,
+)
 from captum_attn.observe.vectors.recording_tap import Addition, Term
 
 # Steps that leave a token what it was: views, constant factors, and constants that are added.
@@ -295,8 +301,8 @@ def _on(term: Term, path: Container[Node]) -> GradientEdge | None:
         return None
     node, output = term.edge.node, term.edge.output_nr
     while node not in path:
-        before = [(n, nr) for n, nr in node.next_functions if n is not None]
-        if len(before) != 1 or _name(node) not in _CONSTANT_STEPS:
+        before = before_node(node)
+        if len(before) != 1 or not (is_identity(node) or _name(node) in _CONSTANT_STEPS):
             return None
         node, output = before[0]
     return GradientEdge(node, output)
@@ -306,7 +312,7 @@ def _from(end: Node, start: Node) -> list[Node]:
     """The nodes from `end` backwards, as far as `start`."""
     seen, queue = {end, start}, [end]
     for node in queue:
-        before = [n for n, _ in node.next_functions if n is not None and n not in seen]
+        before = [n for n, _ in before_node(node) if n not in seen]
         queue += before
         seen.update(before)
     return queue

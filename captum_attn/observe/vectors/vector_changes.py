@@ -6,8 +6,9 @@ E-tilde is what the values of a head, or a feed-forward branch, would add to the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from captum_attn.observe.tracing.token_map import TokenMap
 from captum_attn.observe.vectors.output_projection import Branch
 from captum_attn.observe.vectors.padding import Padding
 from captum_attn.observe.vectors.placements import Placement, Placements
-from captum_attn.observe.vectors.recording_tap import RecordingTap
+from captum_attn.observe.vectors.recording_tap import RecordingTap, Term
 from captum_attn.observe.vectors.sublayers import FeedForward, Residual, SubLayers
 
 _WAY_OUT = "leave the block out with `layers=`, or set length=False and direction=False"
@@ -149,6 +150,12 @@ class VectorChanges:
         if rows is not None and parts and all(part.state is update.query_state for part in parts):
             moved = [gathered(rows, inverted(TokenMap(part.to), n)) for part in parts]
             return torch.stack(moved).sum(0), real
+        origin, placement = self._key_term(update)
+        return placement.rows(origin.vectors()), real
+
+    def _key_term(self, update: AttentionState) -> tuple[Term, Placement]:
+        """The tensor that a call's values are projected from."""
+        call, n = update.call, update.call.positions[1]
         origin = self.tap.origins.get(call)
         placement = None if origin is None else self.placements.before(call, "v", origin)
         if origin is None or placement is None:
@@ -157,7 +164,7 @@ class VectorChanges:
                 "(it reads other tokens than those it updates, and no tensor of one row for each "
                 f"of its {n} keys was projected to its values); {_WAY_OUT}"
             )
-        return placement.rows(origin.vectors()), real
+        return origin, placement
 
     # ------------------------------------------------------------------------ feed-forward
     def keeps(self, update: AttentionState) -> bool:
@@ -278,24 +285,46 @@ class VectorChanges:
     # ------------------------------------------------------------------------ tokens
     def initial(self, state: InitialState) -> Tensor:
         """Lengths of the tokens that enter the first block, (B, n)."""
+        term, rows = self.entering(state)
+        if term is None:  # these tokens are asked for, and then no longer there
+            device = self.tap.calls[0].v.device
+            return torch.ones(self.placements.batch, state.n, device=device)
+        return _lengths(rows(term.vectors()))
+
+    def entering(self, state: InitialState) -> tuple[Term | None, Callable[[Tensor], Tensor]]:
+        """The tensor of tokens that enter the first block, and how it is laid out.
+
+        Returns:
+            tuple: the tensor, None where no skip connection holds it; and what brings one of its
+            shape to (B, n, D).
+        """
         for branch, placement in self._by_state().get(state, []):
-            return _lengths(placement.rows(branch.skip.vectors()))
+            return branch.skip, placement.rows
         for update in self.wiring.updates:
             for side, used in ((True, update.query_state), (False, update.key_state)):
                 parts = used.parts if isinstance(used, RearrangedState) else ()
                 part = next((p for p in parts if p.state is state), None)
                 if used is not state and part is None:
                     continue
-                rows = self._skip_rows(update.call) if side else self._keys(update)[0]
-                if rows is None:  # these tokens are asked for, and then no longer there
-                    return torch.ones(
-                        self.placements.batch, state.n, device=self.tap.calls[0].v.device
-                    )
-                return _lengths(rows if part is None else gathered(rows, part.to))
+                if side and self._residual(update.call).skip is None:
+                    return None, lambda tensor: tensor
+                term, placement = self._query_term(update) if side else self._key_term(update)
+                to = None if part is None else part.to
+                return term, partial(_placed, placement, to, part is not None)
         raise WiringError(
             f"the vectors of the stream {state.stream!r} before its first attention could not be "
             "observed; set length=False"
         )
+
+    def _query_term(self, update: AttentionState) -> tuple[Term, Placement]:
+        skip = self._residual(update.call).skip
+        assert skip is not None
+        return skip, self._placement(update.call)
+
+
+def _placed(placement: Placement, to: Tensor | None, moved: bool, tensor: Tensor) -> Tensor:
+    rows = placement.rows(tensor)
+    return gathered(rows, to) if moved else rows
 
 
 def _change(skip: Tensor, rows: Tensor, real: Tensor | None, module: str) -> VectorChange:
