@@ -20,6 +20,7 @@ from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.operators.operators import Operators
 from captum_attn.observe.streams.readout import Read, find_reads
 from captum_attn.observe.streams.structure_cache import StructureCache
+from captum_attn.observe.streams.unseen import warn_of_unseen
 from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import Graph, Root
 from captum_attn.observe.tracing.token_tracer import TokenTracer
@@ -111,6 +112,7 @@ def wired(run: Watched, structure: StructureCache) -> Observation:
     graph = Graph(tap.calls, tap.leaves)
     root = Root.of(run.output, tap.detached_from(run.output))
     wiring = Wiring(tap, graph, root, run.batch, TokenTracer(graph.cuts), structure)
+    warn_of_unseen(root, wiring, graph)
     return Observation(**vars(run), root=root, graph=graph, wiring=wiring)
 
 
