@@ -137,7 +137,7 @@ class MixingHops:
             return None
 
     def _by_support(self, edge: GradientEdge, call: AttentionCall, values: Tensor) -> list[Layout]:
-        """The layouts of a place, the one first in which an operand's row sees the fewest tokens."""
+        """The layouts of a place, first the one in which a row sees the fewest tokens."""
         rows, batch = call.rows(values), self.wiring.batch
         vector = torch.zeros_like(rows)
         vector[:, rows.shape[1] // 2] = self.tracer.random(rows, rows.shape[2])
@@ -197,12 +197,11 @@ class MixingHops:
         if known is None:
             return None
         wanted, layout, token_map = known
-        edge = next(edge for number, edge in self._places(together, operand.named) if number == wanted)
+        places = self._places(together, operand.named)
+        edge = next(edge for number, edge in places if number == wanted)
         return Tokens(edge, layout), token_map
 
-    def _places(
-        self, operands: Sequence[Tensor], goal: int
-    ) -> Iterator[tuple[int, GradientEdge]]:
+    def _places(self, operands: Sequence[Tensor], goal: int) -> Iterator[tuple[int, GradientEdge]]:
         """Places that all operands are made of, behind the projection, the nearest first."""
         projected = False
         for number, (edge, passed) in enumerate(self.graph.on_every_way(operands, goal)):
@@ -285,11 +284,11 @@ class MixingHops:
         self, downs: list[Downstream], operand: Operand, found: list[Member]
     ) -> tuple[State, list[Upstream]] | None:
         """The state in which several members have met before anything mixed their tokens."""
-        last: GradientEdge | None = None
-        for last, _ in self.graph.on_every_way([down.edge for down in downs], operand.named):
-            pass
-        if last is None:
+        ways = self.graph.on_every_way([down.edge for down in downs], operand.named)
+        places = [edge for edge, _ in ways]
+        if not places:
             return None
+        last = places[-1]
         upstreams = [self.wiring.upstream(member) for member in found]
         for layout in layouts(shape_of(last.node, last.output_nr), self.wiring.batch):
             tokens = Tokens(last, layout)

@@ -255,14 +255,13 @@ class TokenTracer:
         probe_vector[..., middle, :] = self.random(rows, *rows.shape[:-2], rows.shape[-1])
         axes = []
         for found in gradients([(rows, probe_vector)], edges, self._cuts):
-            seen = None if found is None else found != 0
-            axes.append(
-                frozenset(
-                    axis
-                    for axis in range(0 if seen is None else seen.ndim)
-                    if not bool(seen.movedim(axis, 0).flatten(1).any(1).all())
-                )
-            )
+            seen = torch.ones(()) if found is None else found != 0
+            missed = [
+                axis
+                for axis in range(seen.ndim)
+                if not bool(seen.movedim(axis, 0).reshape(seen.shape[axis], -1).any(1).all())
+            ]
+            axes.append(frozenset(missed))
         return axes
 
     def mixes(self, edge: Any, shape: tuple[int, ...], before: Any, like: Tensor) -> bool:

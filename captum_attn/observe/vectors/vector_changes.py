@@ -18,7 +18,6 @@ from captum_attn.observe.capture.attention_call import AttentionCall, positions,
 from captum_attn.observe.observation import Observation
 from captum_attn.observe.streams.states import (
     AttentionState,
-    InitialState,
     ParallelState,
     RearrangedState,
     State,
@@ -276,7 +275,7 @@ class VectorChanges:
         return value if scale is None else value * scale
 
     # ------------------------------------------------------------------------ tokens
-    def initial(self, state: InitialState) -> Tensor:
+    def initial(self, state: State) -> Tensor:
         """Lengths of the tokens that enter the first block, (B, n)."""
         for branch, placement in self._by_state().get(state, []):
             return _lengths(placement.rows(branch.skip.vectors()))
