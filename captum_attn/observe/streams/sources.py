@@ -97,7 +97,9 @@ class StreamBuilder:
         if not parts:
             name = "+".join(dict.fromkeys(entry.leaf.name for entry in entries))
             learned = [leaf.tensor for leaf in self.graph.leaves(members) if not leaf.name]
-            place = unfolded(entries, rows, learned, self.tracer) if folded else None
+            place = None
+            if folded and isinstance(rows, Tensor):
+                place = unfolded(entries, rows, learned, self.tracer)
             if place is None:
                 return self._born(name, n, entries)
             born = self._born(name, len(place), [renumbered(entries[0], place, n)])

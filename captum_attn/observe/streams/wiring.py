@@ -350,11 +350,10 @@ class Wiring:
         for member, token_map in sorted(pairs, key=lambda pair: _order(pair[0])):
             if not token_map.mixed:
                 there |= covered(token_map, n, self.batch)
-            elif (
-                isinstance(member, AttentionCall)
-                or member.ids is not None
-                and not bool(there.all())
-            ):
+                continue
+            if isinstance(member, AttentionCall):
+                return True
+            if member.ids is not None and not bool(there.all()):
                 return True
         return False
 

@@ -124,7 +124,7 @@ class Graph:
             node = heapq.heappop(order)[2]
             outputs = waiting.pop(node)
             if not order and len(outputs) == 1:
-                yield GradientEdge(node, outputs.pop()), passed
+                yield GradientEdge(node, next(iter(outputs))), passed
                 passed = []
             else:
                 passed.append(node)

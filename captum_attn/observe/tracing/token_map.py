@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from captum_attn.observe.capture.attention_call import AttentionCall, positions
@@ -43,11 +44,9 @@ class Upstream:
     @staticmethod
     def rows_of(leaf: Leaf, batch: int) -> Upstream:
         """The rows of an embedding or of a float input, (B, n, D)."""
-        return (
-            Upstream.tokens(leaf, batch)
-            if leaf.ids is not None
-            else Upstream(leaf.tensor, lambda g: g)
-        )
+        if leaf.ids is not None:
+            return Upstream.tokens(leaf, batch)
+        return Upstream(leaf.tensor, lambda gradient: gradient)
 
     @staticmethod
     def elements(leaf: Any, batched: bool = True) -> Upstream:
@@ -74,6 +73,10 @@ class Downstream:
     shape: tuple[int, int, int]
     placed: Callable[[Tensor], Tensor]
     like: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.like.device
 
     @property
     def grad_fn(self) -> Any:

@@ -19,7 +19,6 @@ from captum_attn.observe.capture.attention_call import AttentionCall, positions,
 from captum_attn.observe.observation import Observation
 from captum_attn.observe.streams.states import (
     AttentionState,
-    InitialState,
     ParallelState,
     RearrangedState,
     State,
@@ -283,7 +282,7 @@ class VectorChanges:
         return value if scale is None else value * scale
 
     # ------------------------------------------------------------------------ tokens
-    def initial(self, state: InitialState) -> Tensor:
+    def initial(self, state: State) -> Tensor:
         """Lengths of the tokens that enter the first block, (B, n)."""
         term, rows = self.entering(state)
         if term is None:  # these tokens are asked for, and then no longer there
