@@ -115,15 +115,17 @@ class AttentionAttribution(GradientAttribution):
         """What is explained where the user names no objective; None: the logit."""
         return None
 
-    def rules(self, options: Any) -> Rules | str | None:
+    @classmethod
+    def rules(cls, options: Any) -> Rules | str | None:
         """The rules of a relevance pass beside the gradient's, or the name of a published table.
 
         None: no such pass is wanted, and `run.attention_relevance` is not there.
         """
         return None
 
-    def _rules(self, options: Any) -> Rules | None:
-        rules = self.rules(options)
+    @classmethod
+    def _rules(cls, options: Any) -> Rules | None:
+        rules = cls.rules(options)
         return RULE_SETS[rules] if isinstance(rules, str) else rules
 
     def weigh_heads(self, run: Run[Any], block: Block) -> Tensor:

@@ -215,12 +215,14 @@ class InputRelevance(AttentionAttribution):
         self._engine: InputEngine = InputEngine(*settings, self.tap, self._rules, form=self.form)
         self._token_engine = TokenEngine(*settings, RecordingTap, self._rules, form=self.form)
 
-    def table(self, options: Any) -> Rules:
+    @classmethod
+    def table(cls, options: Any) -> Rules:
         """The method's own table of rules."""
         raise NotImplementedError
 
-    def rules(self, options: Any) -> Rules:
-        return overlaid(self.table(options), options.rules, self.form)
+    @classmethod
+    def rules(cls, options: Any) -> Rules:
+        return overlaid(cls.table(options), options.rules, cls.form)
 
     def _run(
         self, inputs: Inputs, request: Request, options: Mapping[str, Any]
