@@ -99,11 +99,7 @@ def run_backward(
             "output that depends on no token, a layer without a derivative): choose another "
             "target, or give `readout=`, a row, a LongTensor (B,) of rows, or weights (B, n)"
         )
-    if (
-        reads
-        and calls
-        and not any(g is not None and bool(g.any()) for g in result.gradients.values())
-    ):
+    if calls and not any(g is not None and bool(g.any()) for g in result.gradients.values()):
         raise TargetError(
             "the gradient of what is explained is zero at every attention call, so that its maps "
             "would be: an objective that is constant or saturated, a class without weights, a "
@@ -125,11 +121,22 @@ def explained_value(observation: Observation, request: Request, with_gradient: b
     """
     output, batch = observation.output, observation.batch
     target, objective = request.target, request.objective
+    if not output.numel() or (len(output) if output.ndim else 1) != batch:
+        raise TargetError(
+            f"expected a model with an output for each of the {batch} examples, (B, ...); got one "
+            f"of shape {tuple(output.shape)}"
+        )
+    if with_gradient and not output.requires_grad:
+        raise TargetError(
+            "expected a model whose output has a gradient, got whole numbers, or a tensor that was "
+            "detached or computed under `no_grad`: explain the scores that it was made of"
+        )
     if target is None and (objective is not None or not with_gradient):
         # A class-agnostic method only asks which rows are read; a plain sum of the outputs has no
         # gradient behind a softmax or LayerNorm, a fixed random weighting has.
         generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(2, output.shape, generator=generator)[:1] * 2 - 1
+        shape = output.shape or (1,)
+        signs = torch.randint(2, shape, generator=generator)[:1] * 2 - 1
         finite = output.masked_fill(output == -torch.inf, 0)  # outputs that a model has masked
         stand_in = (finite * signs.to(output)).reshape(batch, -1).sum(1)
     else:

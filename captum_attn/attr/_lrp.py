@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ from captum_attn.attr._options import SharedOptions
 from captum_attn.attr._request import Readout, Request
 from captum_attn.attr._rule_sets import Form, overlaid
 from captum_attn.attr._ruled import check_ruled, ruled_pass, warn_of_hidden
-from captum_attn.errors import OptionError, WiringError
+from captum_attn.errors import OptionError, TargetError, WiringError
 from captum_attn.objectives import Objective
 from captum_attn.observe.capture.attention_call import working_dtype
 from captum_attn.observe.capture.leaf import Leaf
@@ -241,6 +241,7 @@ class InputRelevance(AttentionAttribution):
     def explain(self, run: Run[Any]) -> Result:
         assert isinstance(run, InputRun)
         if run.of_tokens is not None:
+            _check_any(run.of_tokens.values())
             return Result(run, run.of_tokens)
         batch, found = run.batch, dict[str, Tensor]()
         for leaf, relevance in run.arrived:
@@ -249,6 +250,7 @@ class InputRelevance(AttentionAttribution):
             if leaf.ids is not None:
                 relevance = leaf.rows(relevance, batch).sum(-1).view(leaf.shape)
             found[leaf.name] = found.get(leaf.name, 0) + relevance.to(run.like)
+        _check_any(found.values())
         return Result(run, None, found)
 
     def attribute_tokens(
@@ -344,3 +346,14 @@ class InputRelevance(AttentionAttribution):
             run = self._engine._observed(self.forward_func, inputs, request, settled, roots)
             found = describe_operations(run.observation, self.rules(settled))
         return Description((), (), (), found)
+
+
+def _check_any(relevance: Iterable[Tensor]) -> None:
+    """Refuses what would be zero everywhere."""
+    found = list(relevance)
+    if found and not any(bool(values.any()) for values in found):
+        raise TargetError(
+            "no input got any relevance: the explained output does not depend on the inputs (a "
+            "constant or saturated objective, a class without weights, a detached output); explain "
+            "another target"
+        )

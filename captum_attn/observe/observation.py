@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
 from captum_attn.observe.capture.reasons import reasons_named
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.capture.tensor_kinds import check_kind
 from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.operators.operators import Operators
 from captum_attn.observe.streams.readout import Read, find_reads
@@ -164,6 +165,7 @@ def watched(
         _misfits_named(given),
     ):
         output = tensor_of(forward())
+    check_kind("the model's output", output)
     batch = _examples({name: given[name] for name in names}, output)
     if operators is not None:
         operators.cell.batch = batch

@@ -290,7 +290,7 @@ class VectorChanges:
             return torch.ones(self.placements.batch, state.n, device=device)
         return _lengths(rows(term.vectors()))
 
-    def entering(self, state: InitialState) -> tuple[Term | None, Callable[[Tensor], Tensor]]:
+    def entering(self, state: State) -> tuple[Term | None, Callable[[Tensor], Tensor]]:
         """The tensor of tokens that enter the first block, and how it is laid out.
 
         Returns:
