@@ -3,6 +3,7 @@
 from captum_attn import errors, metrics, objectives
 from captum_attn.attr import (
     CPLRP,
+    AttentionGradCam,
     AttentionRollout,
     AttnLRP,
     ConservativeLRP,
@@ -21,6 +22,7 @@ from captum_attn.evaluation import evaluate
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionGradCam",
     "AttentionRollout",
     "AttnError",
     "AttnLRP",

@@ -1,6 +1,7 @@
 """The attribution methods, and what a method of one's own needs: its base, `Run` and `Block`."""
 
 from captum_attn.attr._base import AttentionAttribution, Block, Result, Run
+from captum_attn.attr.attention_gradcam import AttentionGradCam
 from captum_attn.attr.attn_lrp import AttnLRP
 from captum_attn.attr.conservative_lrp import ConservativeLRP
 from captum_attn.attr.cp_lrp import CPLRP
@@ -15,6 +16,7 @@ from captum_attn.attr.vtranm import VTranM
 
 __all__ = [
     "AttentionAttribution",
+    "AttentionGradCam",
     "AttentionRollout",
     "AttnLRP",
     "Block",

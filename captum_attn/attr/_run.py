@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -16,6 +16,7 @@ from captum_attn.attr._blocks import (
     LinearRule,
     QueriesPerBlock,
     Rule,
+    all_blocks,
     full_rule,
     queries_per_block,
 )
@@ -51,6 +52,7 @@ class Run(Generic[Own]):
         again (callable): inputs -> the run of the same target on them, see `rerun`.
         asked (callable): inputs -> names of those that what is explained has a gradient for.
         shared (dict or None): what the targets of one forward pass have in common.
+        notes (dict): what was worked out for this target, see `once`.
     """
 
     observation: Observation
@@ -60,6 +62,7 @@ class Run(Generic[Own]):
     again: Callable[[Inputs], Run] | None = None
     asked: Callable[[Inputs], set[str]] | None = None
     shared: dict[Any, Any] | None = None
+    notes: dict[Any, Any] = field(default_factory=dict, init=False)
 
     # ------------------------------------------------------------------------ what is explained
     @property
@@ -178,6 +181,10 @@ class Run(Generic[Own]):
         """How many queries of a call are in a block."""
         return queries_per_block(self.batch, self.options.block_size)
 
+    def blocks(self, call: AttentionCall) -> Iterator[Block]:
+        """All queries of a call, block by block."""
+        return iter(all_blocks(call, self.queries_per_block))
+
     def full_rule(self, call: AttentionCall, rule: Rule) -> LinearRule:
         """A rule for all queries of a call, formed block by block."""
         # the matrices of R stay where the first layer is
@@ -225,6 +232,12 @@ class Run(Generic[Own]):
         if key not in self.shared:
             self.shared[key] = make()
         return self.shared[key]
+
+    def once(self, key: Any, make: Callable[[], Made]) -> Made:
+        """What all blocks of this target have in common: made with the first that asks for it."""
+        if key not in self.notes:
+            self.notes[key] = make()
+        return self.notes[key]
 
     def share(self) -> None:
         """Makes the run one of several: A of the fused calls is formed once, if it fits."""

@@ -10,6 +10,7 @@ from captum.attr import Attribution, IntegratedGradients, Saliency
 from captum_attn._checks import number, one_of, shown, text
 from captum_attn.attr import (
     AttentionAttribution,
+    AttentionGradCam,
     AttentionRollout,
     GenericAttention,
     HeterogenousAttention,
@@ -31,6 +32,7 @@ METHODS: tuple[type[AttentionAttribution], ...] = (
     HeterogenousAttention,
     AttentionRollout,
     RawAttention,
+    AttentionGradCam,
 )
 # Beside ours, where every input is of floats; on token ids they fail.
 CAPTUM_METHODS: tuple[Method, ...] = (IntegratedGradients, Saliency)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from captum_attn import (
     CPLRP,
+    AttentionGradCam,
     AttentionRollout,
     AttnLRP,
     ConservativeLRP,
@@ -44,6 +45,7 @@ OWN = {
     PartialLRP: {"layer": -1, "renorm": True, "joint": True},
     TransformerAttribution: {"normalize": False, "renorm": True, "joint": True},
     VTranM: {"length": True, "direction": True, "aggregate": True},
+    AttentionGradCam: {"weights": "map"},
 }  # fmt: skip
 CALLS = (
     "attribute", "attribute_tokens", "attribute_each", "attribute_tokens_each", "relevance_maps",
