@@ -3,11 +3,13 @@
 from captum_attn import errors, metrics, objectives
 from captum_attn.attr import (
     CPLRP,
+    AttCAT,
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
     ConservativeLRP,
     GenericAttention,
+    GradSam,
     HeterogenousAttention,
     PartialLRP,
     RawAttention,
@@ -22,6 +24,7 @@ from captum_attn.evaluation import evaluate
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttCAT",
     "AttentionGradCam",
     "AttentionRollout",
     "AttnError",
@@ -29,6 +32,7 @@ __all__ = [
     "CPLRP",
     "ConservativeLRP",
     "GenericAttention",
+    "GradSam",
     "HeterogenousAttention",
     "PartialLRP",
     "RawAttention",

@@ -30,3 +30,29 @@ def attention_gradcam(A, G, weights="map", seen=None):
                 entries = [float(G[h, i, j]) for j in range(A.shape[2]) if seen[i, j] and i != j]
             weighted[h, i] = A[h, i] * (sum(entries) / len(entries) if entries else 0.0)
     return fuse_heads(weighted).clamp(min=0)
+
+
+def grad_sam(maps, gradients, axis="key"):
+    """1/(L H N) times the sum of A (grad A)^+ over layers, heads and the other axis."""
+    n = maps[0].shape[-1]
+    relevance = torch.zeros(n, dtype=torch.float64)
+    for A, G in zip(maps, gradients, strict=True):
+        for h in range(len(A)):
+            for i in range(n):
+                for j in range(n):
+                    token = j if axis == "key" else i
+                    relevance[token] += A[h, i, j] * max(float(G[h, i, j]), 0.0)
+    return relevance / (len(maps) * len(maps[0]) * n)
+
+
+# ------------------------------------------------------------ AttCAT
+
+
+def attcat(maps, vectors, gradients):
+    """vectors, gradients: (n, D) of what enters each layer."""
+    relevance = torch.zeros(maps[0].shape[-1], dtype=torch.float64)
+    for A, h, g in zip(maps, vectors, gradients, strict=True):
+        for i in range(len(relevance)):
+            received = sum(float(a) for a in A[:, :, i].flatten()) / (A.shape[0] * A.shape[1])
+            relevance[i] += received * sum(float(a * b) for a, b in zip(h[i], g[i], strict=True))
+    return relevance

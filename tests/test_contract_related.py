@@ -9,13 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_attn import AttentionGradCam
+from captum_attn import AttCAT, AttentionGradCam, GradSam
 from tests.test_contract import NAMES, PADDED, arguments, close
 from tests.zoo import TWINS, ZOO, Case, Sample, output_tensor
 
 METHODS: dict[str, tuple[type, dict[str, Any]]] = {
     "gradcam": (AttentionGradCam, {}),
     "gradcam_row": (AttentionGradCam, {"weights": "row"}),
+    "gradsam": (GradSam, {}),
+    "gradsam_query": (GradSam, {"axis": "query"}),
+    "attcat": (AttCAT, {}),
 }
 # Where the mean over heads is negative everywhere, Grad-CAM's clamp leaves nothing.
 CLAMPED = {("dinov2_registers", "gradcam"), ("distilbert", "gradcam")}

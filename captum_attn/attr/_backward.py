@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from captum_attn import objectives
 from captum_attn._checks import FAILURES, shown, shown_error
@@ -31,6 +32,7 @@ class Backward:
             rules.
         last_rows (dict): stream -> the last row that is read, (B, 1), where those behind it are
             left out (`Request.causal`).
+        objective (Tensor, optional): (B,), what is explained, of methods that keep the graph.
     """
 
     reads: list[Read] = field(default_factory=list)
@@ -38,6 +40,13 @@ class Backward:
     gradients: dict[AttentionCall, Tensor | None] = field(default_factory=dict)
     relevances: dict[AttentionCall, Tensor | None] = field(default_factory=dict)
     last_rows: dict[str, Tensor] = field(default_factory=dict)
+    objective: Tensor | None = None
+
+    def gradient_at(self, edge: GradientEdge | None) -> Tensor | None:
+        """The gradient of what is explained at a place in the graph; None where it is zero."""
+        if self.objective is None or edge is None:
+            return None
+        return _gradients(self.objective, [edge])[0]
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,8 @@ class Engine:
         rules = self.rules(run.options)
         keep = self.keeps_graph or several or mixes or rules is not None
         run.backward = run_backward(observation, request, value, calls, reads, run.like, keep)
+        if self.keeps_graph:
+            run.backward.objective = value.objective
         if rules is not None:
             again = self.keeps_graph or several or mixes
             edges = [call.edge for call in calls]

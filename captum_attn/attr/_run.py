@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from captum_attn.attr._backward import Backward
 from captum_attn.attr._blocks import (
@@ -175,6 +176,10 @@ class Run(Generic[Own]):
     def has_gradient(self, call: AttentionCall) -> bool:
         """Whether the objective depends on a call at all."""
         return self.backward.gradients.get(call) is not None
+
+    def gradient_at(self, edge: GradientEdge | None) -> Tensor | None:
+        """d objective / d the tensor at a place in the graph, of methods with `keeps_graph`."""
+        return self.backward.gradient_at(edge)
 
     @property
     def queries_per_block(self) -> QueriesPerBlock:

@@ -9,10 +9,12 @@ from captum.attr import Attribution, IntegratedGradients, Saliency
 
 from captum_attn._checks import number, one_of, shown, text
 from captum_attn.attr import (
+    AttCAT,
     AttentionAttribution,
     AttentionGradCam,
     AttentionRollout,
     GenericAttention,
+    GradSam,
     HeterogenousAttention,
     RawAttention,
     VTranM,
@@ -33,6 +35,8 @@ METHODS: tuple[type[AttentionAttribution], ...] = (
     AttentionRollout,
     RawAttention,
     AttentionGradCam,
+    GradSam,
+    AttCAT,
 )
 # Beside ours, where every input is of floats; on token ids they fail.
 CAPTUM_METHODS: tuple[Method, ...] = (IntegratedGradients, Saliency)

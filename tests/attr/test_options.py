@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from captum_attn import (
     CPLRP,
+    AttCAT,
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
     ConservativeLRP,
     GenericAttention,
+    GradSam,
     HeterogenousAttention,
     PartialLRP,
     RawAttention,
@@ -46,6 +48,8 @@ OWN = {
     TransformerAttribution: {"normalize": False, "renorm": True, "joint": True},
     VTranM: {"length": True, "direction": True, "aggregate": True},
     AttentionGradCam: {"weights": "map"},
+    GradSam: {"axis": "key"},
+    AttCAT: {},
 }  # fmt: skip
 CALLS = (
     "attribute", "attribute_tokens", "attribute_each", "attribute_tokens_each", "relevance_maps",

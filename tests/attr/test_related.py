@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from captum_attn import AttentionGradCam
+from captum_attn import AttCAT, AttentionGradCam, GradSam
+from captum_attn.errors import OptionError
 from tests import plain_related as plain
 from tests.attr.related import by_hand, inputs
 from tests.plain import close
@@ -63,3 +64,41 @@ def test_attention_gradcam_on_detr(detr, case, target):  # noqa: F811
     query, label = (int(expected[f"{case}.{target}.{key}"]) for key in ("query", "target"))
     tokens = AttentionGradCam(detr).attribute_tokens(detr_image(case), (query, label))
     close(tokens["pixel_values"][0], expected[f"{case}.{target}.attn_gradcam.R_q_i"])
+
+
+# ------------------------------------------------------------ Grad-SAM
+@pytest.mark.parametrize("axis", ["key", "query"])
+def test_grad_sam(axis):
+    x = inputs()
+    model, maps, gradients = by_hand(x, 1)
+    (found,) = GradSam(model).attribute_tokens(x, 1, axis=axis).values()
+    for i in range(3):
+        one = [A[i] for A in maps], [G[i] for G in gradients]
+        close(found[i], plain.grad_sam(*one, axis))
+
+
+# ------------------------------------------------------------ AttCAT
+def test_attcat():
+    x = inputs()
+    model, maps, _ = by_hand(x, 1)
+    entering = []
+
+    def enter(module, args):
+        args[0].retain_grad()
+        entering.append(args[0])
+
+    hooks = [block.register_forward_pre_hook(enter) for block in model.blocks]
+    model(x.clone().requires_grad_())[:, 1].sum().backward()
+    for hook in hooks:
+        hook.remove()
+    (found,) = AttCAT(model).attribute_tokens(x, 1).values()
+    for i in range(3):
+        maps_, vectors = [A[i] for A in maps], [h.detach()[i] for h in entering]
+        close(found[i], plain.attcat(maps_, vectors, [h.grad[i] for h in entering]))
+
+
+@pytest.mark.parametrize("method", [GradSam, AttCAT])
+def test_what_has_no_matrices_says_so(method):
+    x = inputs()
+    with pytest.raises(OptionError, match="no matrices of tokens by tokens"):
+        method(by_hand(x, 1)[0]).relevance_maps(x, 1)
