@@ -15,6 +15,7 @@ from captum_attn.attr import (
     RawAttention,
     TransformerAttribution,
     TransformerLRP,
+    TransitionAttention,
     VTranM,
     rules,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "RawAttention",
     "TransformerAttribution",
     "TransformerLRP",
+    "TransitionAttention",
     "VTranM",
     "errors",
     "evaluate",

@@ -56,3 +56,20 @@ def attcat(maps, vectors, gradients):
             received = sum(float(a) for a in A[:, :, i].flatten()) / (A.shape[0] * A.shape[1])
             relevance[i] += received * sum(float(a * b) for a, b in zip(h[i], g[i], strict=True))
     return relevance
+
+
+# ------------------------------------------------------------ averaged gradients: TAM, BI
+
+
+def feedback(gradients):
+    """E_h[(mean over steps)^+]; gradients: (H, q, k) of the last map at every step."""
+    return fuse_heads((sum(gradients) / len(gradients)).clamp(min=0))
+
+
+def tam(maps, gradients, row, start_layer=0, normalize=False):
+    """s of one row, times its feedback."""
+    s = fuse_heads(maps[-1])[row]
+    for A in reversed(maps[start_layer:-1]):
+        moved = s @ fuse_heads(A) + s
+        s = moved / 2 if normalize else moved
+    return s * feedback(gradients)[row]

@@ -14,6 +14,7 @@ from captum_attn.attr.raw_attention import RawAttention
 from captum_attn.attr.rollout import AttentionRollout
 from captum_attn.attr.transformer_attribution import TransformerAttribution
 from captum_attn.attr.transformer_lrp import TransformerLRP
+from captum_attn.attr.transition_attention import TransitionAttention
 from captum_attn.attr.vtranm import VTranM
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "Run",
     "TransformerAttribution",
     "TransformerLRP",
+    "TransitionAttention",
     "VTranM",
 ]

@@ -15,6 +15,7 @@ from captum_attn._checks import FAILURES, shown, shown_error
 from captum_attn.attr._request import Request
 from captum_attn.errors import AttnError, InputError, ReadoutError, TargetError
 from captum_attn.observe import AttentionCall, Observation
+from captum_attn.observe.observation import Watched
 from captum_attn.observe.streams.readout import Read, given_weights
 from captum_attn.observe.streams.states import State
 from captum_attn.observe.tracing.autograd_graph import gradients
@@ -126,7 +127,7 @@ def run_backward(
     return result
 
 
-def explained_value(observation: Observation, request: Request, with_gradient: bool) -> Value:
+def explained_value(observation: Watched, request: Request, with_gradient: bool) -> Value:
     """The explained scalars of a model's output.
 
     Args:

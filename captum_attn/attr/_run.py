@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -53,6 +54,8 @@ class Run(Generic[Own]):
         again (callable): inputs -> the run of the same target on them, see `rerun`.
         asked (callable): inputs -> names of those that what is explained has a gradient for.
         shared (dict or None): what the targets of one forward pass have in common.
+        inputs: as the user gave them.
+        along (callable): see `calls_on`.
         notes (dict): what was worked out for this target, see `once`.
     """
 
@@ -63,6 +66,8 @@ class Run(Generic[Own]):
     again: Callable[[Inputs], Run] | None = None
     asked: Callable[[Inputs], set[str]] | None = None
     shared: dict[Any, Any] | None = None
+    inputs: Any = None
+    along: Callable[..., list[tuple[AttentionCall, Tensor | None]]] | None = None
     notes: dict[Any, Any] = field(default_factory=dict, init=False)
 
     # ------------------------------------------------------------------------ what is explained
@@ -96,6 +101,26 @@ class Run(Generic[Own]):
         """
         assert self.again is not None, "nothing has been explained yet"
         return self.again(inputs)
+
+    def calls_on(
+        self, inputs: Inputs, calls: Sequence[AttentionCall], during: AbstractContextManager
+    ) -> list[tuple[AttentionCall, Tensor | None]]:
+        """Some calls as they are on other inputs, with the gradients that the same target has there.
+
+        A forward and a backward pass more, and nothing else: which tokens ask and answer is not
+        looked for again.
+
+        Args:
+            inputs: as the user gave them, but for their values.
+            calls (sequence of AttentionCall): those of this run.
+            during (context manager): what is done to the model meanwhile.
+
+        Returns:
+            list of (AttentionCall, Tensor or None): the call, without its graph, and the gradient at
+            its output; None where that is zero.
+        """
+        assert self.along is not None, "nothing has been explained yet"
+        return self.along(inputs, calls, during)
 
     def depended_on(self, inputs: Inputs) -> set[str]:
         """The inputs that what is explained has a gradient for; a forward and a backward pass more.

@@ -17,6 +17,7 @@ from captum_attn.attr import (
     GradSam,
     HeterogenousAttention,
     RawAttention,
+    TransitionAttention,
     VTranM,
 )
 from captum_attn.errors import OptionError
@@ -37,6 +38,7 @@ METHODS: tuple[type[AttentionAttribution], ...] = (
     AttentionGradCam,
     GradSam,
     AttCAT,
+    TransitionAttention,
 )
 # Beside ours, where every input is of floats; on token ids they fail.
 CAPTUM_METHODS: tuple[Method, ...] = (IntegratedGradients, Saliency)

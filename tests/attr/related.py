@@ -9,7 +9,7 @@ from tests.zoo import ZOO
 
 
 def by_hand(x: Tensor, target: int) -> tuple[torch.nn.Module, list[Tensor], list[Tensor]]:
-    """A model in float64 that reads all its tokens, its maps (B, H, n, n) and their gradients."""
+    """A model in float64, its maps (B, H, n, n) and their gradients."""
     model = ZOO["by_matmul"].fresh().double()
     record: list[Tensor] = []
     for block in model.blocks:  # type: ignore[union-attr]

@@ -25,6 +25,7 @@ from captum_attn import (
     RawAttention,
     TransformerAttribution,
     TransformerLRP,
+    TransitionAttention,
     VTranM,
 )
 from captum_attn.attr import AttentionAttribution, Block, Result, Run
@@ -50,6 +51,7 @@ OWN = {
     AttentionGradCam: {"weights": "map"},
     GradSam: {"axis": "key"},
     AttCAT: {},
+    TransitionAttention: {"n_steps": 20, "baselines": None, "normalize": False},
 }  # fmt: skip
 CALLS = (
     "attribute", "attribute_tokens", "attribute_each", "attribute_tokens_each", "relevance_maps",

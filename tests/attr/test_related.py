@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
-from captum_attn import AttCAT, AttentionGradCam, GradSam
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from captum_attn import AttCAT, AttentionGradCam, GradSam, TransitionAttention
 from captum_attn.errors import OptionError
 from tests import plain_related as plain
 from tests.attr.related import by_hand, inputs
@@ -18,8 +23,7 @@ VIT = "vit"
 
 # ------------------------------------------------------------ Grad-CAM
 @pytest.mark.parametrize("weights", ["map", "row"])
-def test_attention_gradcam_on_a_model_that_reads_all_tokens(weights):
-    """Several rows are read, each with its own weight: the mean of the clamped rows."""
+def test_attention_gradcam_of_every_row(weights):
     x = inputs()
     model, maps, gradients = by_hand(x, 1)
     (R,) = AttentionGradCam(model).relevance_maps(x, 1, weights=weights).values()
@@ -102,3 +106,68 @@ def test_what_has_no_matrices_says_so(method):
     x = inputs()
     with pytest.raises(OptionError, match="no matrices of tokens by tokens"):
         method(by_hand(x, 1)[0]).relevance_maps(x, 1)
+
+
+# ------------------------------------------------------------ TAM
+def along(x, target, n_steps, start=0.0):
+    """The gradients of the last map at every step, n_steps of (B, H, n, n)."""
+    steps = torch.linspace(0, 1, n_steps, dtype=torch.float64)
+    return [by_hand(start + a * (x - start), target)[2][-1] for a in steps]
+
+
+TAM_VIT = Path(__file__).parent.parent / "goldens" / "tam_vit"
+STARTS = [("tam_start0", {}), ("tam_start1", {"start_layer": 1}), ("tam_start2", {"start_layer": 2}),
+          ("tam_start3", {"start_layer": 3}), ("tam_start0_steps5", {"n_steps": 5}),
+          ("tam_start0_no_integral", {"n_steps": 1})]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["eager", "fused"])
+def tam_vit(request):
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = VisionTransformer(**json.loads((TAM_VIT / "config.json").read_text())["timm"])
+    for block in model.blocks:
+        block.attn.fused_attn = request.param
+    model.load_state_dict(load_file(TAM_VIT / "weights.safetensors"))
+    x = load_file(TAM_VIT / "inputs.safetensors")["pixel_values"].double()
+    return model.double().eval(), x, load_file(TAM_VIT / "expected.safetensors")
+
+
+@pytest.mark.parametrize(("name", "options"), STARTS)
+def test_tam_on_vit(tam_vit, name, options):
+    model, x, expected = tam_vit
+    method = TransitionAttention(model)
+    for k, target in enumerate((1, 3)):
+        found = method.attribute_tokens(x, target, **options)["x"]
+        close(found[:, 1:], expected[name][:, k])
+    targets = expected["argmax"]
+    close(method.attribute_tokens(x, targets)["x"][:, 1:], expected["tam_argmax_start0_batch2"])
+
+
+@pytest.mark.parametrize("plain_options", [{}, {"normalize": True}, {"start_layer": 1}])
+def test_tam_of_several_rows(plain_options):
+    """Every row that is read has a state and a feedback of its own."""
+    x = inputs()
+    model, maps, _ = by_hand(x, 1)
+    steps = along(x, 1, 4, 0.5)
+    method = TransitionAttention(model)
+    readout = torch.full(x.shape[:2], 1 / x.shape[1], dtype=torch.float64)
+    options = {**plain_options, "n_steps": 4, "baselines": 0.5}
+    (found,) = method.attribute_tokens(x, 1, readout=readout, **options).values()
+    (one_row,) = method.attribute_tokens(x, 1, readout=2, **options).values()
+    (R,) = method.relevance_maps(x, 1, **options).values()
+    for i in range(3):
+        one = [A[i] for A in maps], [G[i] for G in steps]
+        rows = [plain.tam(*one, row, **plain_options) for row in range(R.shape[1])]
+        close(R[i], torch.stack(rows))
+        close(found[i], sum(rows) / len(rows))
+        close(one_row[i], rows[2])
+
+
+def test_baselines_that_do_not_fit_are_refused():
+    x = inputs()
+    model = by_hand(x, 1)[0]
+    with pytest.raises(OptionError, match="baselines: expected a number, or a tensor that fits"):
+        TransitionAttention(model).attribute(x, 1, baselines=torch.zeros(2, 2, 2))
+    with pytest.raises(OptionError, match="n_steps: expected an int >= 1"):
+        TransitionAttention(model).attribute(x, 1, n_steps=0)
