@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from captum_attn import objectives
 from captum_attn._checks import FAILURES, shown, shown_error
 from captum_attn.attr._request import Request
 from captum_attn.errors import AttnError, InputError, ReadoutError, TargetError
 from captum_attn.observe import AttentionCall, Observation
+from captum_attn.observe.observation import Watched
 from captum_attn.observe.streams.readout import Read, given_weights
 from captum_attn.observe.streams.states import State
 from captum_attn.observe.tracing.autograd_graph import gradients
@@ -31,6 +33,7 @@ class Backward:
             rules.
         last_rows (dict): stream -> the last row that is read, (B, 1), where those behind it are
             left out (`Request.causal`).
+        objective (Tensor, optional): (B,), what is explained, of methods that keep the graph.
     """
 
     reads: list[Read] = field(default_factory=list)
@@ -38,6 +41,13 @@ class Backward:
     gradients: dict[AttentionCall, Tensor | None] = field(default_factory=dict)
     relevances: dict[AttentionCall, Tensor | None] = field(default_factory=dict)
     last_rows: dict[str, Tensor] = field(default_factory=dict)
+    objective: Tensor | None = None
+
+    def gradient_at(self, edge: GradientEdge | None) -> Tensor | None:
+        """The gradient of what is explained at a place in the graph; None where it is zero."""
+        if self.objective is None or edge is None:
+            return None
+        return _gradients(self.objective, [edge])[0]
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ def run_backward(
     return result
 
 
-def explained_value(observation: Observation, request: Request, with_gradient: bool) -> Value:
+def explained_value(observation: Watched, request: Request, with_gradient: bool) -> Value:
     """The explained scalars of a model's output.
 
     Args:

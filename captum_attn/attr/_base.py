@@ -144,7 +144,11 @@ class AttentionAttribution(GradientAttribution):
         keep = self.keep(run, block)
         if self.needs_gradient and not run.has_gradient(block.call):
             return LinearRule(keep)
-        return LinearRule(keep, self.weigh_heads(run, block).mean(2))
+        return LinearRule(keep, self.fuse_heads(self.weigh_heads(run, block)))
+
+    def fuse_heads(self, heads: Tensor) -> Tensor:
+        """E_h, (B, F, H, q', k') -> (B, F, q', k'); override it for a clamp after the mean."""
+        return heads.mean(2)
 
     def flow(self, run: Run[Any], flow: Flow) -> Tensor:
         """What one stream hands to another about one source, (B, n_s, n_x), in the matrix form."""
@@ -242,7 +246,7 @@ class AttentionAttribution(GradientAttribution):
         """One call's map as it is; below and above it, every token stays where it is."""
         if block.call is not shown.call:
             return UNCHANGED
-        return LinearRule(0.0, self.weigh_heads(run, block).mean(2))
+        return LinearRule(0.0, self.fuse_heads(self.weigh_heads(run, block)))
 
     def _only_matrix(self, run: Run[Any], shown: AttentionState, step: Step) -> BlockRow:
         """The same in the matrix form."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,13 @@ def attention_map(
     else:
         scores = scores + mask.to(scores.dtype)
     return scores.softmax(-1).nan_to_num(0.0)  # a row masked everywhere attends to nothing
+
+
+def detached(call: AttentionCall, like: AttentionCall) -> AttentionCall:
+    """A call without its graph, its axes as those of the same call in another run."""
+    weights = None if call.weights is None else call.weights.detach()
+    q, k, v = call.q.detach(), call.k.detach(), call.v.detach()
+    return replace(call, q=q, k=k, v=v, weights=weights, edge=like.edge, roles=like.roles)
 
 
 def positions(folded: Tensor) -> Tensor:

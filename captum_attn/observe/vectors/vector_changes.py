@@ -315,6 +315,20 @@ class VectorChanges:
             "observed; set length=False"
         )
 
+    def keys(self, update: AttentionState) -> tuple[Term, Callable[[Tensor], Tensor]]:
+        """The tensor of the tokens that answer a call, as it enters the block, and its layout.
+
+        Returns:
+            tuple: the tensor, that on the skip connection where the call reads what it updates; and
+            what brings one of its shape to (B, F k, D), in the order of the keys.
+        """
+        residual = self.layers.residuals.get(update.call)
+        own = update.key_state is update.query_state
+        if own and residual is not None and residual.skip is not None:
+            return residual.skip, self._placement(update.call).rows
+        term, placement = self._key_term(update)
+        return term, placement.rows
+
     def _query_term(self, update: AttentionState) -> tuple[Term, Placement]:
         skip = self._residual(update.call).skip
         assert skip is not None
