@@ -23,7 +23,7 @@ from captum_attn.observe.capture.attention_call import (
     working_dtype,
 )
 from captum_attn.observe.observation import Observation
-from captum_attn.observe.streams.readout import Read, given_weights
+from captum_attn.observe.streams.readout import Read, given_weights, pieces
 from captum_attn.observe.streams.states import AttentionState, Source, State, ancestry
 from captum_attn.observe.streams.to_inputs import in_order, input_order, to_input
 from captum_attn.observe.tracing.autograd_graph import gradients
@@ -213,6 +213,7 @@ class Run:
         keep |= any(read.read_on for read in self.reads)
         found = _gradients(value, [*wanted, *(call.edge for call in calls)], keep=keep)
         self.gradients = dict(zip(calls, found[len(wanted) :], strict=True))
+        norms: dict[Read, Tensor] = {}
         for read in self.reads:
             if not auto:
                 weights = given_weights(readout, read, seen.batch, self.like)
@@ -225,9 +226,14 @@ class Run:
                 at_edges = _gradients(value, read.edges, seen.graph.cuts)
             auto_weights = None if self._is_dead(read) else read.weights(at_edges)
             if auto_weights is None and stand_in is not value:  # e.g. a saturated probability
-                auto_weights = read.weights(_gradients(stand_in, read.edges, seen.graph.cuts))
+                at_edges = _gradients(stand_in, read.edges, seen.graph.cuts)
+                auto_weights = read.weights(at_edges)
+            arrived = read.norms(at_edges)
+            if arrived is not None:
+                norms[read] = arrived
             if auto_weights is not None:
                 self.weights[read.state] = auto_weights.to(self.like)
+        self._weigh_pieces(norms)
         if self.reads and not self.weights:
             raise ReadoutError(
                 "the gradient of the explained output vanishes at every token it could read (a "
@@ -239,6 +245,14 @@ class Run:
             for state, weights in self.weights.items():
                 rows = torch.arange(state.n, device=weights.device)
                 self.last[state.stream] = ((weights != 0) * rows).amax(1, keepdim=True)
+
+    def _weigh_pieces(self, norms: Mapping[Read, Tensor]) -> None:
+        """The pieces of one stream share its weights, which sum to 1."""
+        for group in pieces([read for read in self.reads if read in norms]):
+            total = torch.stack([norms[read].sum(1) for read in group]).sum(0)
+            if bool((total > 0).all() and torch.isfinite(total).all()):
+                for read in group:
+                    self.weights[read.state] = (norms[read] / total[:, None]).to(self.like)
 
     def _is_dead(self, read: Read) -> bool:
         """Whether no gradient at all arrives at the calls that made what is read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +13,10 @@ from captum._utils.common import _format_additional_forward_args, _run_forward
 from captum._utils.gradient import apply_gradient_requirements
 from torch import Tensor, nn
 
-from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
+from captum_attn.errors import AttnError, InputError, NoAttentionFoundError, WiringError
+from captum_attn.observe.capture.leaf import PACKED
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.streams.entering import RowsAreNotExamples
 from captum_attn.observe.streams.readout import Read, Root, find_reads
 from captum_attn.observe.streams.structure_cache import StructureCache
 from captum_attn.observe.streams.wiring import Wiring
@@ -63,47 +65,76 @@ def observe(
     the user's tensors are not touched.
     """
     tap = tap_class(roots[0] if len(roots) == 1 else None)
-    batch = _batch(inputs)
     if isinstance(inputs, Mapping):
         given, names = inputs, list(inputs)
         entered: Any = {
             name: _entered(tap, name, value)
             for name, value in sorted(inputs.items(), key=_by_signature(forward_func))
         }
+        entered_tensors = list(entered.values())
 
         def forward() -> Any:
+            if _takes_mapping(forward_func, inputs):
+                return forward_func(_like(inputs, entered))
             return forward_func(**entered)
     else:
         extra = _format_additional_forward_args(additional_forward_args) or ()
         values = (*inputs, *extra)
         names = _positional_names(forward_func, len(values))
         given = dict(zip(names, values, strict=True))
-        entered = [
+        entered_tensors = [
             _entered(tap, n, v, given=i < len(inputs))
             for i, (n, v) in enumerate(zip(names, values, strict=True))
         ]
         names = names[: len(inputs)]
-        first, rest = tuple(entered[: len(inputs)]), tuple(entered[len(inputs) :])
+        first, rest = tuple(entered_tensors[: len(inputs)]), tuple(entered_tensors[len(inputs) :])
 
         def forward() -> Any:
             return _run_forward(
-                lambda *args: tensor_of(forward_func(*args)), first, None, rest or None
+                lambda *args: tensor_of(forward_func(*args), entered_tensors),
+                first,
+                None,
+                rest or None,
             )
 
     with tap, _misfits_named(given):
-        output = tensor_of(forward())
+        output = tensor_of(forward(), entered_tensors)
     _check_seen(tap)
-    graph = Graph(tap.calls, tap.leaves)
-    wiring = Wiring(tap, graph, batch, TokenTracer(graph.cuts), structure)
+    batch = _batch(inputs, output)
+    for leaf in tap.leaves:
+        leaf.settle(batch)
+    graph = Graph(tap.calls, tap.leaves, batch)
+    wiring = _wired(tap, graph, batch, structure)
     return Observation(output, Root.of(output, tap), batch, tap, graph, wiring, names)
 
 
-def tensor_of(output: Any) -> Tensor:
-    """The tensor that targets select from: `.logits` if there is one, else the first tensor."""
+def _wired(tap: Tap, graph: Graph, batch: int, structure: StructureCache) -> Wiring:
+    try:
+        return Wiring(tap, graph, batch, TokenTracer(graph.cuts), structure)
+    except RowsAreNotExamples:  # as many images as examples, but not one for each
+        for leaf in tap.leaves:
+            if leaf.name and not leaf.of_integers:
+                leaf.layout = PACKED
+        for call in tap.calls:
+            call.roles = ()
+    try:
+        return Wiring(tap, graph, batch, TokenTracer(graph.cuts), structure)
+    except RowsAreNotExamples as error:  # pragma: no cover
+        raise WiringError(
+            "which rows of the inputs belong to which example could not be observed: expected "
+            "tokens of one example each; explain one example at a time"
+        ) from error
+
+
+def tensor_of(output: Any, inputs: Sequence[Any] = ()) -> Tensor:
+    """The tensor that targets select from: `.logits` if there is one, else the first tensor.
+
+    Inputs that a model hands on (`input_ids` in a dict of features) are no outputs.
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, torch.futures.Future):
-        return tensor_of(output.value())
+        return tensor_of(output.value(), inputs)
     logits = output.get("logits") if isinstance(output, Mapping) else None
     logits = getattr(output, "logits", None) if logits is None else logits
     if isinstance(logits, Tensor):
@@ -111,7 +142,7 @@ def tensor_of(output: Any) -> Tensor:
     values = output.values() if isinstance(output, Mapping) else output
     if isinstance(values, (tuple, list)) or isinstance(output, Mapping):
         for value in values:
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not any(value is given for given in inputs):
                 return value
     raise InputError(
         f"expected a model whose output is a tensor, or holds one; got {type(output).__name__}: "
@@ -132,9 +163,29 @@ def _entered(tap: Tap, name: str, value: Any, given: bool = False) -> Any:
     return tap.enter(name, value)
 
 
-def _batch(inputs: tuple[Tensor, ...] | Mapping[str, Any]) -> int:
+def _batch(inputs: tuple[Tensor, ...] | Mapping[str, Any], output: Tensor) -> int:
+    """The number of examples: of the inputs, or of the output where rows are no examples."""
     values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return next(v.shape[0] for v in values if isinstance(v, Tensor))
+    sizes = [v.shape[0] for v in values if isinstance(v, Tensor) and v.ndim]
+    packed = len(set(sizes)) > 1 and output.ndim > 0
+    return output.shape[0] if packed and output.shape[0] in sizes else sizes[0]
+
+
+def _takes_mapping(forward_func: Callable, inputs: Mapping[str, Any]) -> bool:
+    """Whether a forward function takes the inputs as one dict (sentence-transformers does)."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [p for p in _parameters(forward_func) if p.kind in kinds]
+    needed = [p.name for p in parameters if p.default is inspect.Parameter.empty]
+    known = any(p.name in inputs for p in _parameters(forward_func))
+    return len(needed) == 1 and not known
+
+
+def _like(inputs: Mapping[str, Any], entered: dict[str, Any]) -> Mapping[str, Any]:
+    """The entered inputs in a container of the user's kind (a `BatchEncoding`)."""
+    try:
+        return type(inputs)({name: entered[name] for name in inputs})  # type: ignore[call-arg]
+    except TypeError:
+        return entered
 
 
 def _parameters(forward_func: Callable) -> list[inspect.Parameter]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -11,7 +13,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_attn.errors import WiringError
-from captum_attn.observe.capture.leaf import Leaf
+from captum_attn.observe.capture.leaf import LENGTH_FIRST, PACKED, Leaf
+from captum_attn.observe.streams.entering import entering
 from captum_attn.observe.streams.states import InputMap
 from captum_attn.observe.tracing.autograd_graph import Graph, shape_of
 from captum_attn.observe.tracing.token_map import TokenMap, Upstream
@@ -20,6 +23,9 @@ from captum_attn.observe.tracing.token_tracer import TokenTracer
 _DRAWS = 8
 _ENOUGH = 2**17  # elements of all draws together that give a good average
 _AT_ONCE = 16  # nodes of the graph that are asked in one go
+# Of what the first and the last token along a grid axis see of an input axis, the share that both
+# see: above it there is no place along the axis. Convolutions of small images see wide.
+_SEEN_BY_BOTH, _SEEN_BY_BOTH_OF_IMAGES = 0.5, 0.9
 
 
 def enter(
@@ -29,6 +35,7 @@ def enter(
     graph: Graph,
     tracer: TokenTracer,
     kept: dict[Any, Any],
+    key: Any,
 ) -> InputMap:
     """The entry of one input into tokens whose rows are `rows`, (B, P, features).
 
@@ -37,20 +44,17 @@ def enter(
 
     Args:
         token_map (TokenMap): where the leaf's elements enter, as probed.
-        kept (dict): where the grid found in an earlier run is remembered.
+        kept (dict): where the grid found in an earlier run is remembered, under `key`.
     """
-    shape = tuple(leaf.shape[1:] if leaf.ids is not None else leaf.tensor.shape[1:])
+    shape = leaf.axes(graph.batch)
     if not token_map.mixed:
         moving, notes = token_map.moving, token_map.notes
         return InputMap(leaf, token_map.to, shape, moving=moving, notes=notes)
-    key = ("grid", leaf.name, shape, rows.shape)
-    if key in kept:
+    if key not in kept:
+        kept[key] = _feature_grid(leaf, rows, graph, tracer)
+    if kept[key] is not None:
         return InputMap(leaf, *kept[key])
-    grid = _feature_grid(leaf, rows, graph, tracer)
-    if grid is not None:
-        kept[key] = grid
-        return InputMap(leaf, *grid)
-    rowwise = leaf.ids is not None or leaf.tensor.ndim <= 3  # not the channels of an image
+    rowwise = leaf.ids is not None or len(shape) <= 2  # not the channels of an image
     if rowwise and shape[:1] == rows.shape[1:2]:  # tokens mixed before the first attention
         warnings.warn(
             f"the tokens of {leaf.name!r} are mixed by something else than attention before the "
@@ -59,6 +63,9 @@ def enter(
         )
         to = torch.arange(shape[0]).view(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
         return InputMap(leaf, to.reshape(1, -1).to(rows.device), shape)
+    whole = _as_a_whole(leaf, rows, graph.batch, tracer) if len(shape) == 1 else None
+    if whole is not None:
+        return whole
     raise WiringError(
         f"how {leaf.name!r} of shape {tuple(leaf.tensor.shape)} becomes {rows.shape[1]} tokens "
         "could not be observed: its elements enter several tokens and no feature map on the way "
@@ -67,26 +74,48 @@ def enter(
     )
 
 
-def _feature_grid(
-    leaf: Leaf, rows: Tensor, graph: Graph, tracer: TokenTracer
-) -> tuple[Tensor, tuple[int, ...], tuple[int, ...] | None] | None:
+def _as_a_whole(leaf: Leaf, rows: Tensor, batch: int, tracer: TokenTracer) -> InputMap | None:
+    """A vector of which every element enters all the tokens that any of them enters."""
+    upstream = Upstream(
+        leaf.tensor,
+        lambda g: leaf.rows(g, batch).flatten(1)[:, None],
+        repeats=True,
+        packed=leaf.layout == PACKED,
+    )
+    (token_map,) = entering(tracer, rows, [upstream], batch)
+    if token_map.mixed or token_map.to is None:
+        return None
+    to = torch.cat([place for place in token_map.places if place is not None], 1)
+    return InputMap(leaf, to, (to.shape[1],), (None,))
+
+
+Grid = tuple[Tensor, tuple[int, ...], "tuple[int | None, ...] | None", "Box | None"]
+Box = tuple[tuple[int, int], ...]
+
+
+def _feature_grid(leaf: Leaf, rows: Tensor, graph: Graph, tracer: TokenTracer) -> Grid | None:
     """The feature map on the way with one cell for each token, the nearest to the input."""
-    batch = rows.shape[0]
+    batch, own = graph.batch, leaf.axes(graph.batch)
+    packed = leaf.layout == PACKED
     path = graph.between(rows.grad_fn, graph.bit[leaf])
     alone = [n for n in path if graph.named(graph.reach(n)) == graph.bit[leaf]]
-    nodes = [n for n in alone if len(shape_of(n)) >= 3 and shape_of(n)[0] == batch]
+    nodes = [n for n in alone if packed or len(shape_of(n)) >= 3 and shape_of(n)[0] == batch]
     best: tuple[Tensor, tuple[int, ...]] | None = None
-    most, enough = 0, leaf.tensor.ndim - (1 if leaf.tensor.ndim <= 3 else 2)
+    most, enough = 0, len(own) - (0 if len(own) <= 2 else 1)
     for start in range(0, len(nodes), _AT_ONCE):  # from the tokens outward
         chunk = nodes[start : start + _AT_ONCE]
-        upstreams = [Upstream.elements(GradientEdge(node, 0)) for node in chunk]
-        maps = tracer.maps(rows, upstreams)
+        upstreams = [
+            replace(Upstream.elements(GradientEdge(node, 0), not packed), batched=True)
+            for node in chunk
+        ]
+        upstreams = [replace(upstream, packed=packed) for upstream in upstreams]
+        maps = entering(tracer, rows, upstreams, batch)
         for node, token_map in zip(chunk, maps, strict=True):
             if token_map.mixed or token_map.to is None or bool((token_map.to < 0).all()):
                 continue
-            shape = shape_of(node)[1:]
-            if shape == tuple(leaf.tensor.shape[1:]):
-                return token_map.to, shape, None
+            shape = shape_of(node)[0 if packed else 1 :]
+            if shape == own:
+                return token_map.to, shape, None, None
             cells = token_map.to.view(token_map.to.shape[0], *shape)
             vary = [axis for axis in range(len(shape)) if varies(cells, axis + 1)]
             if most < len(vary) <= enough:
@@ -98,7 +127,7 @@ def _feature_grid(
     if best is None:
         return None
     to, grid = best
-    return to, grid, _axes(leaf, to.view(to.shape[0], *grid), rows, tracer)
+    return to, grid, *_axes(leaf, to.view(to.shape[0], *grid), rows, batch, tracer)
 
 
 def varies(cells: Tensor, axis: int) -> bool:
@@ -111,34 +140,83 @@ def varies(cells: Tensor, axis: int) -> bool:
     return bool(((largest >= 0) & (largest != smallest)).any())
 
 
-def _axes(leaf: Leaf, cells: Tensor, rows: Tensor, tracer: TokenTracer) -> tuple[int, ...]:
-    """Which axis of the input each axis of the feature map runs along.
+def _axes(
+    leaf: Leaf, cells: Tensor, rows: Tensor, batch: int, tracer: TokenTracer
+) -> tuple[tuple[int | None, ...], Box | None]:
+    """Which axis of the input each axis of the feature map runs along, and the part they see.
 
     With independent random r_p the squared gradient of Σ_p a_p <t_p, r_p> is, on average,
     Σ_p a_p² |∂t_p|²: with a_p² the coordinate of p, an average coordinate for every element. The
     input's axes along which these averages rise most are the ones; of near ties the one that keeps
-    the order of the axes.
+    the order of the axes. An axis of the feature map whose first and last tokens see the same of
+    every axis of the input (a vector that becomes several tokens) runs along none.
     """
-    places, batch = rows.shape[1], rows.shape[0]
-    index = cells.expand(batch, *cells.shape[1:]).flatten(1)
-    squares = []
+    places, examples = rows.shape[1], len(rows)
+    index = cells.expand(examples, *cells.shape[1:]).flatten(1) if len(cells) <= examples else None
+    if index is None:  # packed tokens of batched elements: each example has cells of its own
+        index = cells.flatten()[None]
+        cells = cells.flatten(0, 1)[None]
+    squares: list[Tensor] = []
+
+    def at_tokens(of_cells: Tensor) -> Tensor:
+        squared = torch.zeros(examples, places + 1, device=cells.device)
+        of_cells = of_cells.expand(cells.shape[1:]).flatten().expand(index.shape)
+        squared.scatter_(1, index.remainder(places + 1), of_cells.contiguous())
+        return squared[:, :-1]
+
     for axis, length in enumerate(cells.shape[1:]):
         coordinate = torch.arange(1.0, length + 1, device=cells.device) / length
         coordinate = coordinate.view([-1 if a == axis else 1 for a in range(cells.ndim - 1)])
-        coordinate = coordinate.expand(cells.shape[1:]).flatten().expand(index.shape)
-        squared = torch.zeros(batch, places + 1, device=cells.device)
-        squared.scatter_(1, index.remainder(places + 1), coordinate.contiguous())
-        squares.append(squared[:, :-1])
+        squares += [at_tokens(coordinate)]
+        squares += [at_tokens((coordinate == coordinate.flatten()[end]).float()) for end in (0, -1)]
     draws = min(_DRAWS, max(1, _ENOUGH // leaf.tensor.numel()))  # a large input is an average
     found, total = tracer.mean_squares(rows, squares, leaf.tensor, draws)
-    axes = range(leaf.tensor.ndim - 1)
-    rises = [[_rise(weighted, total, a + 1) for a in axes] for weighted in found]
+    found, total = [_of_elements(f, leaf) for f in found], _of_elements(total, leaf)
+    axes = range(total.ndim - 1)
+    most = _SEEN_BY_BOTH if len(axes) <= 2 else _SEEN_BY_BOTH_OF_IMAGES
+    ends = list(zip(found[1::3], found[2::3], strict=True))
+    placed = [min(_overlap(one, two, a + 1) for a in axes) <= most for one, two in ends]
+    rises = [[_rise(weighted, total, a + 1) for a in axes] for weighted in found[::3]]
+    rises = [rise for rise, local in zip(rises, placed, strict=True) if local]
 
     def fit(axes: tuple[int, ...]) -> float:
         in_order = 1.25 if list(axes) == sorted(axes) else 1.0
         return in_order * sum(rises[axis][a] for axis, a in enumerate(axes))
 
-    return max(permutations(axes, len(rises)), key=fit)
+    along = iter(max(permutations(axes, len(rises)), key=fit))
+    runs = tuple(next(along) if local else None for local in placed)
+    return runs, _box(total, runs, cells.shape[1:])
+
+
+def _of_elements(squares: Tensor, leaf: Leaf) -> Tensor:
+    """Of the leaf's shape -> (B, *axes of its elements)."""
+    if leaf.layout == PACKED:
+        return squares[None]
+    return squares.transpose(0, 1) if leaf.layout == LENGTH_FIRST else squares
+
+
+def _overlap(one: Tensor, two: Tensor, axis: int) -> float:
+    """The share of what is seen along an axis that two sets of tokens see in common."""
+    others = [a for a in range(one.ndim) if a != axis]
+    sums = [seen.sum(others) for seen in (one, two)]
+    shares = [s / s.sum().clamp_min(torch.finfo(s.dtype).tiny) for s in sums]
+    return float(torch.minimum(*shares).sum())
+
+
+def _box(total: Tensor, runs: tuple[int | None, ...], grid: Sequence[int]) -> Box | None:
+    """The range of the input that the tokens see, along each of its axes; None: all of it.
+
+    Less than a cell at the end (pixels that a stride leaves over) is no range of its own.
+    """
+    box = []
+    for axis, size in enumerate(total.shape[1:]):
+        others = [a for a in range(total.ndim) if a != axis + 1]
+        seen = (total.sum(others) > 0).nonzero()[:, 0]
+        start, end = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, size)
+        cell = size / grid[runs.index(axis)] if axis in runs else 1
+        whole = axis in runs and size - (end - start) < cell
+        box.append((0, size) if whole else (start, end))
+    return None if all(b == (0, n) for b, n in zip(box, total.shape[1:], strict=True)) else tuple(box)
 
 
 def _rise(weighted: Tensor, total: Tensor, axis: int) -> float:

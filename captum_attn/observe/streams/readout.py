@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from captum_attn.errors import ReadoutError
 from captum_attn.observe.capture.attention_call import AttentionCall, positions, working_dtype
 from captum_attn.observe.capture.tap import Tap
-from captum_attn.observe.streams.states import State
+from captum_attn.observe.streams.states import AttentionState, InitialState, State
 from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import (
     Graph,
@@ -102,7 +102,7 @@ class Root:
         return Root(edge, tuple(output.shape), like, tap.detached_from(output))
 
 
-@dataclass
+@dataclass(eq=False)
 class Read:
     """A state that the output reads.
 
@@ -158,6 +158,30 @@ class Read:
         return norms / totals
 
 
+def pieces(reads: list[Read]) -> list[list[Read]]:
+    """Reads of one input that the same modules have run over piece by piece (chunks, views).
+
+    Together they are one stream that was cut, as if the pieces had been folded into the batch.
+    """
+    grouped: dict[Any, list[Read]] = {}
+    for read in reads:
+        modules = tuple(call.module for call in read.calls)
+        grouped.setdefault((_inputs_of(read.state), modules), []).append(read)
+    return [group for group in grouped.values() if len(group) > 1]
+
+
+def _inputs_of(state: State) -> frozenset[str]:
+    """Names of the inputs that a state's own tokens grow from."""
+    names: set[str] = set()
+    queue = [state]
+    for state in queue:
+        if isinstance(state, InitialState):
+            names.update(entry.leaf.name for entry in state.source.entries)
+        before = (state.query_state,) if isinstance(state, AttentionState) else state.before
+        queue += [earlier for earlier in before if earlier not in queue]
+    return frozenset(names)
+
+
 def find_reads(root: Root, wiring: Wiring, graph: Graph) -> list[Read]:
     """The states that the model's output reads."""
     start = root.edge.node if root.edge is not None else None
@@ -168,9 +192,10 @@ def find_reads(root: Root, wiring: Wiring, graph: Graph) -> list[Read]:
             "the output does not depend on any attention call that ran: expected a model whose "
             "output reads attended tokens; explain another output with a callable around the model"
         )
-    grouped: dict[str, list[AttentionCall]] = {}
-    for call in calls:
-        grouped.setdefault(wiring.after(call).stream, []).append(call)
+    grouped: dict[Any, list[AttentionCall]] = {}
+    for call in calls:  # two models of the same tokens part at their first layers
+        after = wiring.after(call)
+        grouped.setdefault((after.stream, after.query_state), []).append(call)
     reads = []
     for group in grouped.values():
         state = wiring.version(group)

@@ -30,8 +30,13 @@ def to_input(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor:
             "nearest" is exact per patch.
 
     Returns:
-        Tensor: of the shape of the leaf, for an embedding of the shape of its ids.
+        Tensor: of the shape of the input.
     """
+    return entry.leaf.laid(_on_elements(entry, relevance, interpolation))
+
+
+def _on_elements(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor:
+    """Relevance of a source's tokens, (B, n), on the elements of a leaf: (B, *axes)."""
     relevance = relevance.to(entry.leaf.tensor.device)
     if entry.axes is not None:
         return _from_grid(entry, relevance, interpolation)
@@ -170,18 +175,31 @@ def _starts(cells: Tensor, axis: int) -> Tensor | None:
 
 
 def _from_grid(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor:
-    """A coarse feature map's relevance, stretched over the input's axes that it runs along."""
-    batch, shape = relevance.shape[0], entry.leaf.tensor.shape[1:]
+    """A coarse feature map's relevance, stretched over the input's axes that it runs along.
+
+    What runs along no axis is shared by all elements.
+    """
+    batch, shape = relevance.shape[0], entry.leaf.axes(relevance.shape[0])
     axes = list(entry.axes or ())
     values = _gather(relevance, entry.to).view(batch, *entry.shape)
-    order = sorted(range(len(axes)), key=axes.__getitem__)
+    nowhere = [a + 1 for a, axis in enumerate(axes) if axis is None]
+    values = values.sum(nowhere) if nowhere else values
+    along = [axis for axis in axes if axis is not None]
+    order = sorted(range(len(along)), key=along.__getitem__)
     values = values.permute(0, *(o + 1 for o in order))  # grid axes in the input's order
-    size = [shape[a] for a in sorted(axes)]
-    mode = interpolation if len(axes) == 2 else "nearest"
-    options = {"align_corners": False} if mode == "bilinear" else {}
-    stretched = F.interpolate(values[:, None], size, mode=mode, **options)[:, 0]
+    box = entry.box or tuple((0, n) for n in shape)
+    size = [box[a][1] - box[a][0] for a in sorted(along)]
+    if along:
+        mode = interpolation if len(along) == 2 else "nearest"
+        options = {"align_corners": False} if mode == "bilinear" else {}
+        values = F.interpolate(values[:, None], size, mode=mode, **options)[:, 0]
     for axis in range(len(shape)):
-        if axis not in axes:
-            stretched = stretched.unsqueeze(axis + 1)
-    stretched = stretched.expand(batch, *shape)
-    return stretched / math.prod(n for a, n in enumerate(shape) if a not in axes)
+        if axis not in along:
+            values = values.unsqueeze(axis + 1)
+    values = values.expand(batch, *(end - start for start, end in box))
+    values = values / math.prod(end - start for a, (start, end) in enumerate(box) if a not in along)
+    if entry.box is None:
+        return values
+    full = values.new_zeros(batch, *shape)
+    full[(slice(None), *(slice(start, end) for start, end in box))] = values
+    return full

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from captum_attn.errors import WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
-from captum_attn.observe.capture.leaf import UntracedCall
+from captum_attn.observe.capture.leaf import BATCH_FIRST, UntracedCall
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.streams.entering import RowsAreNotExamples, crossing, entering
 from captum_attn.observe.streams.sources import StreamBuilder, bypassing, with_residual
 from captum_attn.observe.streams.states import AttentionState, ParallelState, Part, Source, State
 from captum_attn.observe.streams.structure_cache import StructureCache
 from captum_attn.observe.tracing.autograd_graph import Graph, Member, Node, depends_on_content
-from captum_attn.observe.tracing.axis_roles import Roles, leading_roles
-from captum_attn.observe.tracing.token_map import IDENTITY, TokenMap, Upstream
+from captum_attn.observe.tracing.axis_roles import Roles, leading_roles, packed_roles
+from captum_attn.observe.tracing.token_map import IDENTITY, TokenMap, Upstream, enters_nowhere
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 
@@ -47,7 +48,10 @@ class Wiring:
             (
                 batch,
                 tuple((c.module, c.q.shape, c.v.shape, c.lead) for c in tap.calls),
-                tuple((leaf.name, leaf.tensor.shape, leaf.tensor.dtype) for leaf in tap.leaves),
+                tuple(
+                    (leaf.name, leaf.tensor.shape, leaf.tensor.dtype, leaf.layout)
+                    for leaf in tap.leaves
+                ),
             )
         )
         self.stream_builder = StreamBuilder(graph, batch, tracer, self.structure.entries)
@@ -172,15 +176,22 @@ class Wiring:
 
     def _roles(self, call: AttentionCall, *operands: tuple[Tensor, int]) -> Roles:
         def settle() -> Roles | None:
+            askable: list[tuple[Tensor, list[Upstream]]] = []
             for operand, members in operands:
                 upstreams = [
                     self._upstream(m) for m in self.graph.members(self.graph.named(members))
                 ]
                 last = operand is operands[-1][0]
                 if (upstreams or last) and operand.ndim - 2 == len(call.lead):
+                    askable.append((operand, upstreams))
+            for operand, upstreams in askable:
+                if self.batch == 1 or not upstreams or not all(u.packed for u in upstreams):
                     found = leading_roles(call, operand, self.batch, upstreams, self.tracer)
                     if found is not None:
                         return found
+            for operand, upstreams in askable:
+                if upstreams:
+                    return packed_roles(call, operand, upstreams, self.tracer)
             return None
 
         roles = self.structure.get_or_compute(("roles", call.index), settle)
@@ -196,9 +207,7 @@ class Wiring:
     def _upstream(self, member: Member) -> Upstream:
         if isinstance(member, AttentionCall):
             return Upstream.call(member)
-        if member.ids is not None:
-            return Upstream.tokens(member, self.batch)
-        return Upstream.elements(member.tensor)
+        return Upstream.tokens(member, self.batch)
 
     # ------------------------------------------------------------------------ states
     def _state(self, call: AttentionCall, side: str, operand: Tensor, members: int) -> State:
@@ -212,6 +221,7 @@ class Wiring:
             if state.n == n and all(a.same(b) for a, b in zip(known, maps, strict=True)):
                 return state
         pairs = list(zip(found, maps, strict=True))
+        pairs = [pair for pair in pairs if not enters_nowhere(pair[1])] or pairs
         after = [(self._after[m], t) for m, t in pairs if isinstance(m, AttentionCall)]
         leaves = [(m, t) for m, t in pairs if not isinstance(m, AttentionCall)]
         one_stream = len({state.stream for state, _ in after}) == 1
@@ -235,15 +245,20 @@ class Wiring:
         found = self.graph.members(named)
         known = self._known.get(named, [])
         likely = [maps for maps, state in known if state.n == rows.shape[1]]
-        maps = list(self.tracer.maps(rows, [self._upstream(m) for m in found], likely))
+        upstreams = [self._upstream(m) for m in found]
+        maps = list(entering(self.tracer, rows, upstreams, self.batch, likely))
+        for member, upstream, token_map in zip(found, upstreams, maps, strict=True):
+            if token_map.mixed and self.batch > 1 and self._of_rows(member):
+                if crossing(self.tracer, rows, upstream):
+                    raise RowsAreNotExamples
         for i, member in enumerate(found):
             if isinstance(member, AttentionCall):
                 if maps[i].mixed:
                     maps[i] = self._pass_over(call, member, rows, operand, named)
-                maps[i] = with_residual(maps, i, rows.shape[1])
+                maps[i] = with_residual(maps, i, rows.shape[1], self.batch)
         mixed = any(token_map.mixed for token_map in maps)
         earlier = [] if mixed else self.graph.calls(self.graph.reach(operand) & ~named)
-        older = bypassing(rows, maps, earlier, self.tracer)
+        older = bypassing(rows, maps, earlier, self.tracer, self.batch)
         members = named | sum(self.graph.bit[member] for member in older)
         of_member = {**dict(zip(found, maps, strict=True)), **older}
         found = self.graph.members(members)
@@ -265,6 +280,14 @@ class Wiring:
             stacklevel=2,
         )
         return TokenMap(token_map.partial, moving=True)
+
+    def _of_rows(self, member: Member) -> bool:
+        """Whether the rows of a float input, as many as examples, went into a member."""
+        members = self.graph.bit[member]
+        return any(
+            leaf.name and leaf.layout == BATCH_FIRST and not leaf.of_integers
+            for leaf in self.graph.leaves(self.graph.closed(members))
+        )
 
     def _moves(self, members: int, *operands: Tensor) -> bool:
         """Whether the way of the tokens into these operands may differ from input to input."""

@@ -51,6 +51,20 @@ def leading_roles(
     return None
 
 
+def packed_roles(
+    call: AttentionCall, operand: Tensor, upstreams: Sequence[Upstream], tracer: TokenTracer
+) -> Roles:
+    """What the leading axes are where no one is that of the examples: they are packed."""
+    rows = operand.expand(*call.lead, *operand.shape[-2:])
+    upstreams = [upstream.flattened() for upstream in upstreams]
+    roles: Roles = ()
+    for axis, size in enumerate(call.lead):
+        windows = _window_count(rows, axis, upstreams, tracer, merged=len(call.lead) == 1)
+        roles += ((WINDOW, windows),) if windows > 1 else ()
+        roles += ((HEAD, size // windows),) if windows < size or windows == 1 else ()
+    return roles or ((WINDOW, 1),)
+
+
 def _window_count(
     rows: Tensor, axis: int, upstreams: Sequence[Upstream], tracer: TokenTracer, merged: bool
 ) -> int:

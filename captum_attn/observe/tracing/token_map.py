@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from captum_attn.observe.capture.attention_call import AttentionCall, positions
-from captum_attn.observe.capture.leaf import Leaf
+from captum_attn.observe.capture.leaf import PACKED, Leaf
 from captum_attn.observe.tracing.autograd_graph import edge_of
 
 
@@ -22,23 +22,31 @@ class Upstream:
         rows (callable): that gradient -> (B, E, features): E elements whose place is asked.
         batched (bool): False for a parameter, whose gradient is the sum over the examples (B = 1).
         repeats (bool): whether the positions of elements that are repeated are worth asking for.
+        packed (bool): whether the elements are those of all examples, in one row.
     """
 
     edge: Any
     rows: Callable[[Tensor], Tensor]
     batched: bool = True
     repeats: bool = False
+    packed: bool = False
 
     @staticmethod
     def call(call: AttentionCall) -> Upstream:
         """The query positions of an earlier attention call, all windows in a row."""
 
-        return Upstream(edge_of(call), lambda g: positions(call.output_rows(g)), repeats=True)
+        return Upstream(
+            edge_of(call),
+            lambda g: positions(call.output_rows(g)),
+            repeats=True,
+            packed=call.packed,
+        )
 
     @staticmethod
     def tokens(leaf: Leaf, batch: int) -> Upstream:
-        """The rows of an embedding, (B, n, D)."""
-        return Upstream(leaf.tensor, lambda g: leaf.rows(g, batch))
+        """The elements of an input: the rows of an embedding, (B, n, D), or single numbers."""
+        packed = leaf.layout == PACKED
+        return Upstream(leaf.tensor, lambda g: leaf.rows(g, batch), packed=packed)
 
     @staticmethod
     def elements(leaf: Any, batched: bool = True) -> Upstream:
@@ -48,6 +56,10 @@ class Upstream:
             return gradient.reshape(gradient.shape[0] if batched else 1, -1, 1)
 
         return Upstream(leaf, rows, batched)
+
+    def flattened(self) -> Upstream:
+        """The elements of all examples in one row, (1, B E, features)."""
+        return replace(self, rows=lambda g: self.rows(g).flatten(0, 1)[None])
 
 
 @dataclass
@@ -105,6 +117,13 @@ class TokenMap:
 
 
 IDENTITY = TokenMap()
+
+
+def enters_nowhere(token_map: TokenMap) -> bool:
+    """Whether no element enters any position."""
+    if token_map.mixed or token_map.copies or token_map.to is None:
+        return False
+    return not bool((token_map.to >= 0).any())
 
 
 def _alike(one: Tensor | None, other: Tensor | None) -> bool:

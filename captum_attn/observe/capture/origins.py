@@ -1,0 +1,142 @@
+"""Where numbers come from: which element of a given integer input is each id that is looked up?
+
+Models shift, trim, window, offset, pad or prefix ids before they look them up. A *twin* of the
+integer input, of the same values in float64 and with a gradient, goes wherever the ids go; autograd
+then tells of every looked-up id the element that it was. Nothing is compared by value, so equal ids
+are told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_attn.observe.capture.tensor_notes import Notes, mapped, tensors
+
+# These change values step by step, each in its place: their derivative says nothing.
+STEPS = frozenset(
+    "clamp clamp_ clip clip_ clamp_min clamp_max round floor ceil trunc div floor_divide "
+    "__floordiv__ __rfloordiv__ __ifloordiv__ minimum maximum bitwise_and bitwise_or".split()
+)
+# The results of these are no elements of what they are made of, though they may have as many.
+_OTHERS = (
+    *("rand", "multinomial", "bernoulli", "arg", "unique", "bincount", "nonzero"),
+    *("arange", "linspace", "full", "zeros", "ones", "empty", "eye"),
+)
+_EXACT = 1e-9
+
+
+class Origins:
+    """Follows integer inputs to where they are looked up."""
+
+    def __init__(self) -> None:
+        self._twins = Notes()
+        self._first: dict[str, Tensor] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._first)
+
+    def enter(self, name: str, given: Tensor) -> None:
+        """Begins to follow an integer input."""
+        with torch.inference_mode(False), torch.enable_grad():
+            self._first[name] = given.detach().to(torch.float64).requires_grad_()
+            self._twins[given] = self._first[name].clone()  # the model may write into its ids
+
+    def followed(self, tensor: Tensor) -> bool:
+        return self._twins.get(tensor) is not None
+
+    def follow(self, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:
+        """Does to the twins of the arguments what `func` has made `out` of."""
+        name = getattr(func, "__name__", "")
+        made = [m for m in (out if isinstance(out, (tuple, list)) else (out,)) if _holds_ids(m)]
+        known = [t for t in tensors((*args, *kwargs.values())) if self.followed(t)]
+        if not made or not known or "out" in kwargs or any(word in name for word in _OTHERS):
+            return
+        if isinstance(args[0] if args else None, Tensor) and any(m is args[0] for m in made):
+            self._twin_of_target(args[0])  # it is written into
+        with torch.inference_mode(False), torch.enable_grad():
+            again = self._again(func, args, kwargs, name)
+        if isinstance(again, Tensor) or again is None:
+            again = [again] * len(made)
+        for one, twin in zip(made, again, strict=False):
+            if isinstance(twin, Tensor) and twin.is_floating_point() and twin.shape == one.shape:
+                if twin.requires_grad:
+                    self._twins[one] = twin
+
+    def origin(self, ids: Tensor, name: str) -> Tensor | None:
+        """The element of the input `name`, counted in order, that each of `ids` was.
+
+        Returns:
+            Tensor or None: (numel,), -1 for an id that was none (a prefix, padding) or is made of
+            several; None if no id was one.
+        """
+        twin, first = self._twins.get(ids), self._first.get(name)
+        if twin is None or first is None or not twin.requires_grad:
+            return None
+        with torch.inference_mode(False), torch.enable_grad():
+            # J t for an id's row of the Jacobian J, from v^T J: the gradient is linear in v.
+            vector = torch.zeros_like(twin).requires_grad_()
+            try:
+                (pulled,) = torch.autograd.grad(twin, first, vector, True, True, allow_unused=True)
+            except RuntimeError:  # a step without a derivative, or written over
+                return None
+            if pulled is None or not pulled.requires_grad:
+                return None
+            index = torch.arange(first.numel(), dtype=first.dtype, device=first.device) + 1
+            share, sum_, squares = (
+                torch.autograd.grad(pulled, vector, power.view_as(first), retain_graph=True)[0]
+                for power in (torch.ones_like(index), index, index.square())
+            )
+        # One element i of weight w: J 1 = w, J i = w i, J i² = w i².
+        alone = (squares * share - sum_.square()).abs() <= _EXACT * sum_.square()
+        element = (sum_ / torch.where(share == 0, 1, share)).round().long() - 1
+        element = torch.where(alone & (share != 0), element, -1).flatten()
+        return element if bool((element >= 0).any()) else None
+
+    def _again(self, func: Callable, args: tuple, kwargs: dict, name: str) -> Any:
+        """`func` of the twins; where floats cannot do it, the twin of what is changed in place."""
+        known = [t for t in tensors((*args, *kwargs.values())) if self.followed(t)]
+        first = self._twins.get(known[0])
+        for replaced in () if name in STEPS else (known, known[:1]):
+
+            def twin(value: Any, replaced: list[Tensor] = replaced) -> Any:
+                return self._twins.get(value) if any(value is t for t in replaced) else value
+
+            try:
+                again = func(*mapped(twin, args), **{n: mapped(twin, v) for n, v in kwargs.items()})
+            except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+                continue
+            if name == "__setitem__":
+                return twin(args[0])
+            integer = isinstance(again, Tensor) and not again.is_floating_point()
+            if integer and again.shape == first.shape and torch.equal(again.to(first), first):
+                return first  # a cast
+            return again
+        return first  # `ids // 2`, `table[ids]`: each stays in its place
+
+    def _twin_of_target(self, target: Tensor) -> None:
+        """Makes sure that there is a twin of what ids are written into, a view or not."""
+        if self.followed(target):
+            return
+        base = target._base if target._is_view() else None
+        if base is None or not base.is_contiguous() or target.dtype != base.dtype:
+            self._twins[target] = target.detach().to(torch.float64)
+            return
+        if not self.followed(base):
+            self._twins[base] = base.detach().to(torch.float64)
+        size, stride = target.size(), target.stride()
+        self._twins[target] = self._twins.get(base).as_strided(
+            size, stride, target.storage_offset() - base.storage_offset()
+        )
+
+
+def _holds_ids(made: Any) -> bool:
+    return (
+        isinstance(made, Tensor)
+        and not made.is_floating_point()
+        and not made.is_complex()
+        and made.dtype != torch.bool
+    )
