@@ -210,7 +210,7 @@ class Run:
         calls = calls if with_gradient else []
         wanted = [edge for read in self.reads for edge in read.edges] if auto else []
         keep |= self.shared is not None or stand_in is not value or len(self.reads) > 1
-        keep |= any(read.read_on for read in self.reads)
+        keep |= any(read.read_on or (read.packed and seen.batch > 1) for read in self.reads)
         found = _gradients(value, [*wanted, *(call.edge for call in calls)], keep=keep)
         self.gradients = dict(zip(calls, found[len(wanted) :], strict=True))
         norms: dict[Read, Tensor] = {}
@@ -220,6 +220,12 @@ class Run:
                 self.weights[read.state] = weights
                 continue
             at_edges, found = found[: len(read.edges)], found[len(read.edges) :]
+            if read.packed and seen.batch > 1:
+                norms[read] = _norms_by_example(value, read, seen)
+                shares = read.normalized(norms[read])
+                if shares is not None:
+                    self.weights[read.state] = shares.to(self.like)
+                continue
             if len(self.reads) > 1 and seen.batch > 1:
                 _check_examples_apart(value, read, at_edges, seen)
             if read.read_on:  # only what arrives without another call in between
@@ -258,6 +264,16 @@ class Run:
         """Whether no gradient at all arrives at the calls that made what is read."""
         arrived = [self.gradients[call] for call in read.calls if call in self.gradients]
         return bool(arrived) and not any(g is not None and bool(g.any()) for g in arrived)
+
+
+def _norms_by_example(value: Tensor, read: Read, seen: Observation) -> Tensor:
+    """Norms of the packed rows that each example's output reads, (B, n)."""
+    examples = torch.eye(seen.batch, dtype=value.dtype, device=value.device)
+    found = [
+        read.norms(_gradients(value * one, read.edges, seen.graph.cuts)) for one in examples
+    ]
+    zeros = examples.new_zeros(1, read.state.n)
+    return torch.cat([zeros if one is None else one.to(zeros) for one in found])
 
 
 def _check_examples_apart(

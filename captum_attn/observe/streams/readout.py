@@ -119,6 +119,11 @@ class Read:
     read_on: bool
 
     @property
+    def packed(self) -> bool:
+        """Whether the tokens of all examples lie in one sequence: each asks for its own rows."""
+        return any(call.packed for call in self.calls)
+
+    @property
     def edges(self) -> list[GradientEdge]:
         """Where `weights` wants the gradient of the explained output."""
         if self.places:
@@ -143,7 +148,10 @@ class Read:
 
     def weights(self, found: list[Tensor | None]) -> Tensor | None:
         """Weights of the rows, (B, n), that sum to 1; None where the gradient has vanished."""
-        norms = self.norms(found)
+        return self.normalized(self.norms(found))
+
+    def normalized(self, norms: Tensor | None) -> Tensor | None:
+        """Norms, (B, n), that sum to 1; None where the gradient has vanished."""
         if norms is None:
             return None
         if not self.places and bool(((norms > 0).sum(1) > 1).any()):
@@ -214,6 +222,8 @@ def _places(
     """Where the tokens of `state` are selected or pooled on the way to the output."""
     all_calls = sum(graph.bit[call] for call in wiring.tap.calls)
     sizes = {state.n, *(_uncropped(root, start, call, wiring) for call in graph.calls(goal))}
+    packed = any(call.packed for call in graph.calls(goal))
+    batch = 1 if packed else wiring.batch
 
     def bears(node: Node, output_nr: int = 0) -> Place | None:
         reached = graph.reach(node)
@@ -221,10 +231,12 @@ def _places(
             return None
         shape = shape_of(node, output_nr)
         for n in sizes:
-            order = _token_order(shape, wiring.batch, n)
+            order = _token_order(shape, batch, n)
+            if packed and shape[:1] == (n,):  # (n, D): no axis of examples at all
+                order = tuple(range(len(shape)))
             if order is not None:
                 permuted = tuple(shape[axis] for axis in order)
-                return Place(GradientEdge(node, output_nr), order, permuted, wiring.batch, n)
+                return Place(GradientEdge(node, output_nr), order, permuted, batch, n)
         return None
 
     found: dict[Node, Place] = {}

@@ -238,8 +238,7 @@ def _regrouped(born: InputMap, now: InputMap, n: int) -> bool:
     inside = torch.where(after < 0, -1, before)
     if bool(((inside < 0) & (after >= 0)).any()):
         return False  # elements that have not entered before
-    # A token is whole or absent now, and no two are merged.
-    return determines(before, after) and determines(after, before)
+    return determines(before, after)  # a token is whole or absent; several may have been merged
 
 
 def covered(token_map: TokenMap, n: int, batch: int) -> Tensor:
