@@ -275,14 +275,14 @@ class Tap(TorchFunctionMode):
         past = self._provenance.get(ids)
         if past is None or not past.inputs or self._is_activation(table):
             return out
-        name, origin = self._origin(ids, past)
+        name, origin = self._input_of(ids, past)
         with torch.enable_grad():
             leaf = out.detach().requires_grad_()
             shape = tuple(self._given[name].shape)
             self.leaves.append(Leaf(name, leaf, self._order[name], ids, shape, origin))
             return leaf.clone()
 
-    def _origin(self, ids: Tensor, past: Provenance) -> tuple[str, Tensor | None]:
+    def _input_of(self, ids: Tensor, past: Provenance) -> tuple[str, Tensor | None]:
         """The input that ids stem from, and which of its elements each of them was."""
         names = sorted(past.inputs, key=self._order.__getitem__)
         for name in sorted(names, key=lambda name: "mask" in name):  # a mask selects tokens
@@ -352,7 +352,7 @@ class Tap(TorchFunctionMode):
         past = self._provenance.get(whole if ids is None else ids)
         if past is None or not past.inputs:
             return None
-        name, origin = self._origin(whole if ids is None else ids, past)
+        name, origin = self._input_of(whole if ids is None else ids, past)
         if origin is None or "mask" in name:  # a mask selects tokens, it is none
             return None
         leaf = whole.detach().to(dtype).requires_grad_()
