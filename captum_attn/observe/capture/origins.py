@@ -58,7 +58,7 @@ class Origins:
         if isinstance(args[0] if args else None, Tensor) and any(m is args[0] for m in made):
             self._twin_of_target(args[0])  # it is written into
         with torch.inference_mode(False), torch.enable_grad():
-            again = self._again(func, args, kwargs, name)
+            again = self._again(func, args, kwargs, made)
         if isinstance(again, Tensor) or again is None:
             again = [again] * len(made)
         for one, twin in zip(made, again, strict=False):
@@ -96,26 +96,44 @@ class Origins:
         element = torch.where(alone & (share != 0), element, -1).flatten()
         return element if bool((element >= 0).any()) else None
 
-    def _again(self, func: Callable, args: tuple, kwargs: dict, name: str) -> Any:
-        """`func` of the twins; where floats cannot do it, the twin of what is changed in place."""
+    def _again(self, func: Callable, args: tuple, kwargs: dict, made: list[Tensor]) -> Any:
+        """`func` of the twins; where floats cannot do it, the twin of what stays in its place."""
+        name = getattr(func, "__name__", "")
         known = [t for t in tensors((*args, *kwargs.values())) if self.followed(t)]
         first = self._twins.get(known[0])
+        writes = name == "__setitem__" or any(args and out is args[0] for out in made)
         for replaced in () if name in STEPS else (known, known[:1]):
-
-            def twin(value: Any, replaced: list[Tensor] = replaced) -> Any:
-                return self._twins.get(value) if any(value is t for t in replaced) else value
-
             try:
-                again = func(*mapped(twin, args), **{n: mapped(twin, v) for n, v in kwargs.items()})
+                again = self._of_twins(func, args, kwargs, replaced, copied=not writes)
             except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
                 continue
             if name == "__setitem__":
-                return twin(args[0])
+                return self._twins.get(args[0])
             integer = isinstance(again, Tensor) and not again.is_floating_point()
             if integer and again.shape == first.shape and torch.equal(again.to(first), first):
                 return first  # a cast
             return again
         return first  # `ids // 2`, `table[ids]`: each stays in its place
+
+    def _of_twins(
+        self, func: Callable, args: tuple, kwargs: dict, replaced: list[Tensor], copied: bool
+    ) -> Any:
+        """`func` of the twins of some arguments.
+
+        Of copies, because what the graph holds must not be written into later; of the twins
+        themselves where the result is a view, through which ids may be written.
+        """
+        twins = {id(t): self._twins.get(t) for t in replaced}
+        used = {key: twin.clone() for key, twin in twins.items()} if copied else twins
+
+        def twin(value: Any) -> Any:
+            return used.get(id(value), value)
+
+        again = func(*mapped(twin, args), **{n: mapped(twin, v) for n, v in kwargs.items()})
+        made = again if isinstance(again, (tuple, list)) else (again,)
+        if copied and any(isinstance(m, Tensor) and m._is_view() for m in made):
+            return self._of_twins(func, args, kwargs, replaced, copied=False)
+        return again
 
     def _twin_of_target(self, target: Tensor) -> None:
         """Makes sure that there is a twin of what ids are written into, a view or not."""

@@ -195,7 +195,7 @@ class StreamBuilder:
         taken = {source.name for source in self.sources}
         if name not in taken:
             return name
-        again = not entries or any(
+        again = not entries or not all(entry.of_input for entry in entries) or any(
             bool((entered(entry, self.batch) & entered(known, self.batch)).any())
             for entry in entries
             for source in self.sources
