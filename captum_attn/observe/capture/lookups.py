@@ -10,7 +10,8 @@ from torch import Tensor
 
 SELECT = frozenset({torch.index_select, Tensor.index_select})
 GATHER = frozenset({torch.gather, Tensor.gather, torch.take_along_dim, Tensor.take_along_dim})
-LOOKUPS = SELECT | GATHER | {Tensor.__getitem__}
+SCATTER = frozenset({torch.scatter, Tensor.scatter, Tensor.scatter_})  # they make a one-hot
+LOOKUPS = SELECT | GATHER | SCATTER | {Tensor.__getitem__}
 IN_PLACE = frozenset(
     "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__".split()
 )
@@ -35,7 +36,20 @@ def table_and_index(
 
 def is_looked_up(out: Tensor, ids: Tensor) -> bool:
     """Whether a vector (or a number) was taken for each of the ids, in their order."""
-    return out.shape[: ids.ndim] == ids.shape
+    shape = ids.shape[:-1] if ids.shape[-1:] == (1,) and out.ndim == ids.ndim else ids.shape
+    return out.shape[: len(shape)] == shape
+
+
+def one_for_each_row(
+    out: Tensor, ids: Tensor, origin: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The ids, one for each vector, where each was repeated along the vector's axis (`gather`)."""
+    if ids.ndim < out.ndim or ids.ndim < 2 or origin is None:
+        return ids, origin
+    own = origin.view(ids.shape)
+    if bool((own == own[..., :1]).all()):
+        return ids[..., 0], own[..., 0].flatten()
+    return ids, origin
 
 
 def bag_of(

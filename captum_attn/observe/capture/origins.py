@@ -26,6 +26,8 @@ _OTHERS = (
     *("rand", "multinomial", "bernoulli", "arg", "unique", "bincount", "nonzero"),
     *("arange", "linspace", "full", "zeros", "ones", "empty", "eye"),
 )
+# These put something else in the place of some elements.
+REPLACES = frozenset({"where", "masked_fill", "masked_fill_", "__setitem__"})
 _EXACT = 1e-9
 
 
@@ -48,8 +50,19 @@ class Origins:
     def followed(self, tensor: Tensor) -> bool:
         return self._twins.get(tensor) is not None
 
-    def follow(self, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:
-        """Does to the twins of the arguments what `func` has made `out` of."""
+    def note(self, tensor: Tensor, like: Tensor) -> None:
+        """`tensor` has the elements of `like`, each in its place."""
+        self._twins[tensor] = self._twins.get(like)
+
+    def follow(
+        self, func: Callable, args: tuple, kwargs: dict, out: Any, by_value: bool = False
+    ) -> None:
+        """Does to the twins of the arguments what `func` has made `out` of.
+
+        Args:
+            by_value (bool): whether a condition among the arguments looks at the ids: an id that is
+                replaced for its value (one out of the vocabulary) is still that id.
+        """
         name = getattr(func, "__name__", "")
         made = [m for m in (out if isinstance(out, (tuple, list)) else (out,)) if _holds_ids(m)]
         known = [t for t in tensors((*args, *kwargs.values())) if self.followed(t)]
@@ -57,6 +70,10 @@ class Origins:
             return
         if isinstance(args[0] if args else None, Tensor) and any(m is args[0] for m in made):
             self._twin_of_target(args[0])  # it is written into
+        alone = len({id(t) for t in known}) == 1 and known[0].shape == made[0].shape
+        if by_value and name in REPLACES and alone:
+            self._twins[made[0]] = self._twins.get(known[0])
+            return
         with torch.inference_mode(False), torch.enable_grad():
             again = self._again(func, args, kwargs, made)
         if isinstance(again, Tensor) or again is None:

@@ -29,8 +29,10 @@ from captum_attn.observe.capture.module_stack import (
 from captum_attn.observe.capture.lookups import (
     IN_PLACE,
     LOOKUPS,
+    SCATTER,
     bag_of,
     is_looked_up,
+    one_for_each_row,
     stems_from,
     table_and_index,
 )
@@ -276,6 +278,7 @@ class Tap(TorchFunctionMode):
         if past is None or not past.inputs or self._is_activation(table):
             return out
         name, origin = self._input_of(ids, past)
+        ids, origin = one_for_each_row(out, ids, origin)
         with torch.enable_grad():
             leaf = out.detach().requires_grad_()
             shape = tuple(self._given[name].shape)
@@ -302,10 +305,12 @@ class Tap(TorchFunctionMode):
         table, ids = table_and_index(func, args, kwargs)
         if ids is None or not self._origins.followed(ids) or self._is_activation(table):
             return None
-        out = func(*args, **kwargs)
+        in_place = func in SCATTER and func.__name__.endswith("_")
+        out = func(*(table.clone() if t is table else t for t in args), **kwargs)
         if not is_looked_up(out, ids):
             return None
-        return self._looked_up(out, ids, table)
+        leaf = self._looked_up(out, ids, table)
+        return table.copy_(leaf) if in_place else leaf
 
     def _embedding_bag(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Bags of ids: looked up one by one, and put together as the bags are."""
@@ -340,6 +345,11 @@ class Tap(TorchFunctionMode):
         except (IndexError, RuntimeError, TypeError):  # they say where, not what
             return func(*args, **kwargs) if in_place else out
         if in_place or (_is_float(again) and again.requires_grad and torch.equal(again, out)):
+            if len(whole) == 1:  # integers again later on, perhaps
+                (given,) = whole.values()
+                if self._origins.followed(given) and given.shape == again.shape:
+                    self._origins.note(again, given)
+                    self._provenance[again] = self._provenance.get(given)
             return again
         return out
 
@@ -396,7 +406,9 @@ class Tap(TorchFunctionMode):
         if func is Tensor.__setitem__:  # writes into its first argument
             out = args[0]
         if inputs:
-            self._origins.follow(func, args, kwargs, out)
+            conditions = (t for t in tensors((*args, *kwargs.values())) if t.dtype == torch.bool)
+            by_value = any(self._provenance.get(t) is not None for t in conditions)
+            self._origins.follow(func, args, kwargs, out, by_value)
         made_tensors = out if isinstance(out, (tuple, list)) else (out,)
         for made in made_tensors:
             if not isinstance(made, Tensor):
