@@ -13,7 +13,7 @@ from captum._utils.common import _format_additional_forward_args, _run_forward
 from captum._utils.gradient import apply_gradient_requirements
 from torch import Tensor, nn
 
-from captum_attn.errors import AttnError, InputError, NoAttentionFoundError, WiringError
+from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
 from captum_attn.observe.capture.leaf import PACKED
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.streams.entering import RowsAreNotExamples
@@ -109,21 +109,15 @@ def observe(
 
 
 def _wired(tap: Tap, graph: Graph, batch: int, structure: StructureCache) -> Wiring:
-    try:
-        return Wiring(tap, graph, batch, TokenTracer(graph.cuts), structure)
-    except RowsAreNotExamples:  # as many images as examples, but not one for each
-        for leaf in tap.leaves:
-            if leaf.name and not leaf.of_integers:
+    """The wiring; inputs whose rows turn out not to be examples are read as packed."""
+    while True:
+        try:
+            return Wiring(tap, graph, batch, TokenTracer(graph.cuts), structure)
+        except RowsAreNotExamples as found:
+            for leaf in found.leaves:
                 leaf.layout = PACKED
-        for call in tap.calls:
-            call.roles = ()
-    try:
-        return Wiring(tap, graph, batch, TokenTracer(graph.cuts), structure)
-    except RowsAreNotExamples as error:  # pragma: no cover
-        raise WiringError(
-            "which rows of the inputs belong to which example could not be observed: expected "
-            "tokens of one example each; explain one example at a time"
-        ) from error
+            for call in tap.calls:
+                call.roles = ()
 
 
 def tensor_of(output: Any, inputs: Sequence[Any] = ()) -> Tensor:

@@ -12,12 +12,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from captum_attn.observe.capture.leaf import Leaf
 from captum_attn.observe.tracing.token_map import IDENTITY, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 
 class RowsAreNotExamples(Exception):
-    """Rows that were taken for examples enter the tokens of other examples."""
+    """The rows of these leaves were taken for examples, and are none.
+
+    Args:
+        leaves (sequence of Leaf): float inputs.
+    """
+
+    def __init__(self, leaves: Sequence[Leaf]) -> None:
+        super().__init__([leaf.name for leaf in leaves])
+        self.leaves = leaves
 
 
 def entering(

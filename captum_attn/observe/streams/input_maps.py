@@ -76,17 +76,11 @@ def enter(
 
 def _as_a_whole(leaf: Leaf, rows: Tensor, batch: int, tracer: TokenTracer) -> InputMap | None:
     """A vector of which every element enters all the tokens that any of them enters."""
-    upstream = Upstream(
-        leaf.tensor,
-        lambda g: leaf.rows(g, batch).flatten(1)[:, None],
-        repeats=True,
-        packed=leaf.layout == PACKED,
-    )
-    (token_map,) = entering(tracer, rows, [upstream], batch)
-    if token_map.mixed or token_map.to is None:
+    if leaf.layout == PACKED or len(rows) != batch:
         return None
-    to = torch.cat([place for place in token_map.places if place is not None], 1)
-    return InputMap(leaf, to, (to.shape[1],), (None,))
+    here = tracer.entered_positions(rows, Upstream.tokens(leaf, batch))
+    to = torch.where(here, torch.arange(rows.shape[1], device=here.device), -1)
+    return InputMap(leaf, to, (to.shape[1],), (None,)) if bool(here.any()) else None
 
 
 Grid = tuple[Tensor, tuple[int, ...], "tuple[int | None, ...] | None", "Box | None"]
@@ -222,7 +216,10 @@ def _box(total: Tensor, runs: tuple[int | None, ...], grid: Sequence[int]) -> Bo
 def _rise(weighted: Tensor, total: Tensor, axis: int) -> float:
     """How steadily the average coordinate changes along an axis of the input."""
     others = [a for a in range(weighted.ndim) if a != axis]
-    mean = weighted.sum(others) / total.sum(others).clamp_min(torch.finfo(total.dtype).tiny)
+    along, seen = weighted.sum(others), total.sum(others)
+    mean = along[seen > 0] / seen[seen > 0]
+    if len(mean) < 2:
+        return 0.0
     steps = torch.arange(len(mean), dtype=mean.dtype, device=mean.device)
     mean, steps = mean - mean.mean(), steps - steps.mean()
     scale = mean.norm() * steps.norm()

@@ -163,7 +163,8 @@ class StreamBuilder:
         for state in self.initial_states:
             for known in state.source.entries:
                 same_leaf = known.leaf is entry.leaf and known.shape == entry.shape
-                if same_leaf and known.axes == entry.axes and _regrouped(known, entry, state.n):
+                alike = known.axes == entry.axes and known.box == entry.box
+                if same_leaf and alike and _regrouped(known, entry, state.n):
                     if self._embedded_together(state, entry.leaf, rows):
                         return state
         return None

@@ -108,6 +108,8 @@ def _channel_axes(to: Tensor) -> list[int]:
     """
     shape = to.shape[1:]
     constant = [a for a in range(len(shape)) if not varies(to, a + 1)]
+    if len(shape) == 2 and len(constant) == 2 and bool(((to >= 0).any(2) != (to >= 0).all(1).any(1, keepdim=True)).any()):
+        return [1]  # the only row of several that enters
     if len(shape) >= 3 and len(constant) > 1:
         alone = [a for a in constant if shape[a] == 1 and a < len(shape) - 3]
         return [a for a in constant if a not in alone][:1]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captum_attn.errors import WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
-from captum_attn.observe.capture.leaf import BATCH_FIRST, UntracedCall
+from captum_attn.observe.capture.leaf import BATCH_FIRST, Leaf, UntracedCall
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.streams.entering import RowsAreNotExamples, crossing, entering
 from captum_attn.observe.streams.sources import StreamBuilder, bypassing, with_residual
@@ -189,6 +189,10 @@ class Wiring:
                     found = leading_roles(call, operand, self.batch, upstreams, self.tracer)
                     if found is not None:
                         return found
+            named = self.graph.members(self.graph.named(operands[0][1] | operands[-1][1]))
+            leaves = [leaf for member in named for leaf in self._of_rows(member)]
+            if leaves and self.batch > 1:  # their rows enter other examples' tokens
+                raise RowsAreNotExamples(leaves)
             for operand, upstreams in askable:
                 if upstreams:
                     return packed_roles(call, operand, upstreams, self.tracer)
@@ -248,9 +252,10 @@ class Wiring:
         upstreams = [self._upstream(m) for m in found]
         maps = list(entering(self.tracer, rows, upstreams, self.batch, likely))
         for member, upstream, token_map in zip(found, upstreams, maps, strict=True):
-            if token_map.mixed and self.batch > 1 and self._of_rows(member):
-                if crossing(self.tracer, rows, upstream):
-                    raise RowsAreNotExamples
+            leaves = self._of_rows(member) if self.batch > 1 else []
+            here = isinstance(member, Leaf) and call.packed
+            if leaves and (here or token_map.mixed and crossing(self.tracer, rows, upstream)):
+                raise RowsAreNotExamples(leaves)
         for i, member in enumerate(found):
             if isinstance(member, AttentionCall):
                 if maps[i].mixed:
@@ -281,13 +286,13 @@ class Wiring:
         )
         return TokenMap(token_map.partial, moving=True)
 
-    def _of_rows(self, member: Member) -> bool:
-        """Whether the rows of a float input, as many as examples, went into a member."""
-        members = self.graph.bit[member]
-        return any(
-            leaf.name and leaf.layout == BATCH_FIRST and not leaf.of_integers
-            for leaf in self.graph.leaves(self.graph.closed(members))
-        )
+    def _of_rows(self, member: Member) -> list[Leaf]:
+        """The float inputs with as many rows as examples that went into a member."""
+        return [
+            leaf
+            for leaf in self.graph.leaves(self.graph.closed(self.graph.bit[member]))
+            if leaf.name and leaf.layout == BATCH_FIRST and not leaf.of_integers
+        ]
 
     def _moves(self, members: int, *operands: Tensor) -> bool:
         """Whether the way of the tokens into these operands may differ from input to input."""

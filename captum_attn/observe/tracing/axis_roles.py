@@ -29,7 +29,7 @@ def leading_roles(
         batch (int): number of examples.
         upstreams (sequence of Upstream): what the operand stems from.
     """
-    upstreams = [u for u in upstreams if u.batched and not u.packed]
+    upstreams = [u for u in upstreams if u.batched and (batch == 1 or not u.packed)]
     operand = operand.expand(*call.lead, *operand.shape[-2:])
     splits = _splits(call.lead, batch)
     for split in splits:

@@ -166,6 +166,26 @@ class TokenTracer:
             for i, (decoder, u) in enumerate(zip(decoders, upstreams, strict=True))
         ]
 
+    def entered_positions(self, rows: Tensor, upstream: Upstream) -> Tensor:
+        """(B, P): which positions any element of an upstream enters, found by halving."""
+        batch, places, features = rows.shape
+        inside = torch.zeros(batch, places, dtype=torch.bool, device=rows.device)
+        probe_vector = self.random(rows, 1, 1, features).expand(rows.shape)
+        ranges = [(0, places)]
+        while ranges:
+            first, end = ranges.pop()
+            code = torch.zeros(1, places, 1, dtype=rows.dtype, device=rows.device)
+            code[:, first:end] = 1
+            (found,) = gradients([(rows, probe_vector * code)], [upstream.edge], self._cuts)
+            if found is None or not bool(found.any()):
+                continue
+            if end - first == 1:
+                inside[:, first] = upstream.rows(found).flatten(1).ne(0).any(1)
+            else:
+                middle = (first + end) // 2
+                ranges += [(first, middle), (middle, end)]
+        return inside
+
     def mean_squares(
         self, rows: Tensor, squared: Sequence[Tensor], leaf: Tensor, draws: int
     ) -> tuple[list[Tensor], Tensor]:
