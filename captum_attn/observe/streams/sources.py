@@ -43,7 +43,9 @@ class StreamBuilder:
         self.sources: list[Source] = []
         self.initial_states: list[InitialState] = []
         self._learned: list[tuple[int, InitialState]] = []
-        self._ways: dict[InitialState, set[Node]] = {}  # from its operand back to its input
+        self.call: AttentionCall | None = None  # the one that is being wired
+        # state -> the call that it was born with, and the way from its operand back to its input
+        self._ways: dict[State, tuple[AttentionCall | None, set[Node]]] = {}
 
     def learned(self, members: int, n: int, asking: bool) -> State:
         """Tokens that stem from parameters alone: a `queries` stream if they ask."""
@@ -165,17 +167,22 @@ class StreamBuilder:
                 same_leaf = known.leaf is entry.leaf and known.shape == entry.shape
                 alike = known.axes == entry.axes and known.box == entry.box
                 if same_leaf and alike and _regrouped(known, entry, state.n):
-                    if self._embedded_together(state, entry.leaf, rows):
+                    if self.embedded_together(state, rows):
                         return state
         return None
 
-    def _embedded_together(self, state: InitialState, leaf: Leaf, rows: Tensor) -> bool:
-        """Whether an input became tokens once, and not twice (two models of one image)."""
-        if leaf.ids is not None or leaf.tensor.ndim <= 3:
+    def embedded_together(self, state: State, rows: Tensor) -> bool:
+        """Whether an image became these tokens once, and not twice (two models of one image)."""
+        if isinstance(state, RearrangedState) and len(state.parts) == 1:
+            state = state.parts[0].state
+        if not isinstance(state, InitialState) or state not in self._ways:
             return True  # its rows are tokens from the start
-        shape = tuple(leaf.tensor.shape)
-        shared = self._ways.get(state, set()) & self._way(rows, [leaf])
-        return any(shape_of(node) != shape for node in shared)
+        call, way = self._ways[state]
+        if call is self.call:
+            return True
+        images = [entry.leaf for entry in state.source.entries if is_image(entry.leaf)]
+        pixels = {tuple(leaf.tensor.shape) for leaf in images}
+        return any(shape_of(node) not in pixels for node in way & self._way(rows, images))
 
     def _way(self, rows: Tensor, leaves: Sequence[Leaf]) -> set[Node]:
         goal = sum(self.graph.bit[leaf] for leaf in leaves)
@@ -187,9 +194,9 @@ class StreamBuilder:
         source = Source(self._unique(name, entries), n, entries)
         self.sources.append(source)
         self.initial_states.append(InitialState(source.name, n, source))
-        images = [e.leaf for e in entries if e.leaf.ids is None and e.leaf.tensor.ndim > 3]
+        images = [entry.leaf for entry in entries if is_image(entry.leaf)]
         if rows is not None and images:
-            self._ways[self.initial_states[-1]] = self._way(rows, images)
+            self._ways[self.initial_states[-1]] = self.call, self._way(rows, images)
         return self.initial_states[-1]
 
     def _unique(self, name: str, entries: Sequence[InputMap] = ()) -> str:
@@ -240,6 +247,11 @@ def _regrouped(born: InputMap, now: InputMap, n: int) -> bool:
     if bool(((inside < 0) & (after >= 0)).any()):
         return False  # elements that have not entered before
     return determines(before, after)  # a token is whole or absent; several may have been merged
+
+
+def is_image(leaf: Leaf) -> bool:
+    """Whether single numbers, not rows of them, were given for each position."""
+    return leaf.ids is None and leaf.tensor.ndim > 3
 
 
 def covered(token_map: TokenMap, n: int, batch: int) -> Tensor:

@@ -216,13 +216,15 @@ class Wiring:
     # ------------------------------------------------------------------------ states
     def _state(self, call: AttentionCall, side: str, operand: Tensor, members: int) -> State:
         """The version of a stream that an operand of `call` stems from."""
+        self.stream_builder.call = call
         rows = call.rows(operand)  # (B, n, features)
         named, n = self.graph.named(members), rows.shape[1]
         if not named:
             return self.stream_builder.learned(members, n, asking=side == "q")
         found, maps = self._maps(call, side, rows, named, operand)
         for known, state in self._known.get(named, []):
-            if state.n == n and all(a.same(b) for a, b in zip(known, maps, strict=True)):
+            alike = state.n == n and all(a.same(b) for a, b in zip(known, maps, strict=True))
+            if alike and self.stream_builder.embedded_together(state, rows):
                 return state
         pairs = list(zip(found, maps, strict=True))
         pairs = [pair for pair in pairs if not enters_nowhere(pair[1])] or pairs

@@ -148,7 +148,7 @@ class TokenTracer:
             p is not None and c is not None and mostly_mixed(~sign_of(p, c)[1] & ~vanishes(p))
             for p, c in zip(plain, coded, strict=True)
         ):
-            return [TokenMap(mixed=True) for _ in upstreams]
+            return [TokenMap(mixed=True, entering=None if p is None else ~vanishes(p)) for p in plain]
         if all(u.batched for u in upstreams):
             index = torch.arange(batch * places, device=rows.device).view(batch, places)
         else:
@@ -249,8 +249,9 @@ def _map(
         in_place = torch.arange(places, device=position.device)
         ordinary = position.shape[1] == places and bool((position == in_place).all())
         return IDENTITY if ordinary else TokenMap(position)
+    entering = ~vanishes(plain)
     if mostly_mixed(mixed):
-        return TokenMap(mixed=True)
+        return TokenMap(mixed=True, entering=entering)
 
     def enters(first: int, end: int) -> Tensor:
         code = plain.new_zeros(1, places)
@@ -271,4 +272,4 @@ def _map(
         found = repeated_positions(enters, position, mixed, places)
         if found is not None:
             return TokenMap(found[0], tuple(found[1:]))
-    return TokenMap(mixed=True, partial=position)
+    return TokenMap(mixed=True, partial=position, entering=entering)
