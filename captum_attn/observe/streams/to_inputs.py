@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_attn.observe.capture.leaf import PACKED
 from captum_attn.observe.streams.input_maps import varies
 from captum_attn.observe.streams.states import InputMap, Source
 
@@ -49,7 +50,8 @@ def _on_elements(entry: InputMap, relevance: Tensor, interpolation: str) -> Tens
     to = entry.to.view(-1, *shape)
     channels = _noted(entry, "channels", lambda: _channel_axes(to))
     divided = relevance / math.prod(shape[a] for a in channels)
-    if interpolation == "bilinear" and len(shape) in (3, 4):
+    of_image = shape[1:] if entry.leaf.layout == PACKED else shape
+    if interpolation == "bilinear" and len(of_image) in (3, 4):
         patches = _noted(entry, "patches", lambda: _patches(to, channels))
         if patches is not None:
             return patches.smooth(divided)
@@ -108,8 +110,10 @@ def _channel_axes(to: Tensor) -> list[int]:
     """
     shape = to.shape[1:]
     constant = [a for a in range(len(shape)) if not varies(to, a + 1)]
-    if len(shape) == 2 and len(constant) == 2 and bool(((to >= 0).any(2) != (to >= 0).all(1).any(1, keepdim=True)).any()):
-        return [1]  # the only row of several that enters
+    if len(constant) > 1:  # along some only one of several rows or images enters
+        inside = to >= 0
+        whole = [a for a in constant if bool((inside.amax(a + 1) == inside.amin(a + 1)).all())]
+        constant = whole or constant
     if len(shape) >= 3 and len(constant) > 1:
         alone = [a for a in constant if shape[a] == 1 and a < len(shape) - 3]
         return [a for a in constant if a not in alone][:1]
