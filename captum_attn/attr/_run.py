@@ -269,9 +269,7 @@ class Run:
 def _norms_by_example(value: Tensor, read: Read, seen: Observation) -> Tensor:
     """Norms of the packed rows that each example's output reads, (B, n)."""
     examples = torch.eye(seen.batch, dtype=value.dtype, device=value.device)
-    found = [
-        read.norms(_gradients(value * one, read.edges, seen.graph.cuts)) for one in examples
-    ]
+    found = [read.norms(_gradients(value * one, read.edges, seen.graph.cuts)) for one in examples]
     zeros = examples.new_zeros(1, read.state.n)
     return torch.cat([zeros if one is None else one.to(zeros) for one in found])
 

@@ -161,6 +161,8 @@ def _batch(inputs: tuple[Tensor, ...] | Mapping[str, Any], output: Tensor) -> in
     """The number of examples: of the inputs, or of the output where rows are no examples."""
     values = inputs.values() if isinstance(inputs, Mapping) else inputs
     sizes = [v.shape[0] for v in values if isinstance(v, Tensor) and v.ndim]
+    if output.ndim and output.shape[0] == 1:
+        return 1  # all images went into one sequence
     packed = len(set(sizes)) > 1 and output.ndim > 0
     return output.shape[0] if packed and output.shape[0] in sizes else sizes[0]
 

@@ -79,9 +79,9 @@ class Origins:
         if isinstance(again, Tensor) or again is None:
             again = [again] * len(made)
         for one, twin in zip(made, again, strict=False):
-            if isinstance(twin, Tensor) and twin.is_floating_point() and twin.shape == one.shape:
-                if twin.requires_grad:
-                    self._twins[one] = twin
+            of_floats = isinstance(twin, Tensor) and twin.is_floating_point()
+            if of_floats and twin.shape == one.shape and twin.requires_grad:
+                self._twins[one] = twin
 
     def origin(self, ids: Tensor, name: str) -> Tensor | None:
         """The element of the input `name`, counted in order, that each of `ids` was.

@@ -21,11 +21,6 @@ from captum_attn.errors import InputError
 from captum_attn.observe.capture.attention_call import AttentionCall, attention_map, repeat_heads
 from captum_attn.observe.capture.contraction import PRODUCTS, Contraction, align, contraction
 from captum_attn.observe.capture.leaf import Leaf, UntracedCall
-from captum_attn.observe.capture.module_stack import (
-    name_of,
-    running_modules,
-    without_override_check,
-)
 from captum_attn.observe.capture.lookups import (
     IN_PLACE,
     LOOKUPS,
@@ -35,6 +30,11 @@ from captum_attn.observe.capture.lookups import (
     one_for_each_row,
     stems_from,
     table_and_index,
+)
+from captum_attn.observe.capture.module_stack import (
+    name_of,
+    running_modules,
+    without_override_check,
 )
 from captum_attn.observe.capture.operands import contracts_keys, is_parameter, with_lead
 from captum_attn.observe.capture.origins import Origins
@@ -90,7 +90,9 @@ class Tap(TorchFunctionMode):
         """Makes an input a leaf (floats) or remembers where it goes (integers)."""
         order = self._order.setdefault(name, len(self._order))
         if not tensor.is_floating_point():
-            tensor = tensor.clone()  # the note is not on the user's tensor; the model may write here
+            tensor = (
+                tensor.clone()
+            )  # the note is not on the user's tensor; the model may write here
             self._provenance[tensor] = Provenance(frozenset([name]))
             self._given[name] = tensor
             if tensor.dtype != torch.bool:
@@ -303,7 +305,12 @@ class Tap(TorchFunctionMode):
     def _indexed(self, func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
         """`table[ids]`, `table.index_select(0, ids)` and the like; None for other indexing."""
         table, ids = table_and_index(func, args, kwargs)
-        if ids is None or not self._origins.followed(ids) or self._is_activation(table):
+        if (
+            table is None
+            or ids is None
+            or not self._origins.followed(ids)
+            or self._is_activation(table)
+        ):
             return None
         in_place = func in SCATTER and func.__name__.endswith("_")
         out = func(*(table.clone() if t is table else t for t in args), **kwargs)

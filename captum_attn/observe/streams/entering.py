@@ -71,14 +71,14 @@ def _by_example(
     found = [_split(to, upstream, rows, places, batch) for to in token_map.places]
     partial = token_map.partial
     split = None if partial is None else _split(partial, upstream, rows, places, batch)
-    if any(to is None for to in found):
-        return TokenMap(mixed=True)
-    to = found[0]
-    in_place = torch.arange(places, device=to.device)  # type: ignore[union-attr]
-    if not token_map.mixed and len(found) == 1 and to.shape[1] == places:  # type: ignore[union-attr]
-        if bool((to == in_place).all()):
-            return IDENTITY
-    return replace(token_map, to=to, copies=tuple(found[1:]), partial=split)  # type: ignore[arg-type]
+    own = [to for to in found if to is not None]
+    if len(own) < len(found):
+        return TokenMap(mixed=True, entering=token_map.entering)
+    in_place = torch.arange(places, device=own[0].device)
+    ordinary = not token_map.mixed and len(own) == 1 and own[0].shape[1] == places
+    if ordinary and torch.equal(own[0], in_place.expand_as(own[0])):
+        return IDENTITY
+    return replace(token_map, to=own[0], copies=tuple(own[1:]), partial=split)
 
 
 def _split(

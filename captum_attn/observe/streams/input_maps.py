@@ -177,7 +177,8 @@ def _axes(
         in_order = 1.25 if list(axes) == sorted(axes) else 1.0
         return in_order * sum(rises[axis][a] for axis, a in enumerate(axes))
 
-    along = iter(max(permutations(axes, len(rises)), key=fit))
+    orders = [tuple(order) for order in permutations(axes, len(rises))]
+    along = iter(max(orders, key=fit))
     runs = tuple(next(along) if local else None for local in placed)
     return runs, _box(total, runs, cells.shape[1:])
 
@@ -210,7 +211,9 @@ def _box(total: Tensor, runs: tuple[int | None, ...], grid: Sequence[int]) -> Bo
         cell = size / grid[runs.index(axis)] if axis in runs else 1
         whole = axis in runs and size - (end - start) < cell
         box.append((0, size) if whole else (start, end))
-    return None if all(b == (0, n) for b, n in zip(box, total.shape[1:], strict=True)) else tuple(box)
+    return (
+        None if all(b == (0, n) for b, n in zip(box, total.shape[1:], strict=True)) else tuple(box)
+    )
 
 
 def _rise(weighted: Tensor, total: Tensor, axis: int) -> float:

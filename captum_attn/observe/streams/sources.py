@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_attn.observe.capture.attention_call import AttentionCall
-from captum_attn.observe.capture.leaf import BATCH_FIRST, LENGTH_FIRST, PACKED, Leaf
+from captum_attn.observe.capture.leaf import BATCH_FIRST, PACKED, Leaf
 from captum_attn.observe.streams.entering import entering
 from captum_attn.observe.streams.input_maps import enter
 from captum_attn.observe.streams.states import (
@@ -123,7 +123,11 @@ class StreamBuilder:
                 # The same input again: other elements of it count (codebooks that are added up),
                 # the same ones (an id's vectors of several hashes) have been counted.
                 known = of_names.get(leaf.name)
-                if known is None or not leaf.known or bool((known & entered(entry, self.batch)).any()):
+                if (
+                    known is None
+                    or not leaf.known
+                    or bool((known & entered(entry, self.batch)).any())
+                ):
                     continue
             if leaf.known:
                 here_too = of_names.get(leaf.name)
@@ -166,9 +170,9 @@ class StreamBuilder:
             for known in state.source.entries:
                 same_leaf = known.leaf is entry.leaf and known.shape == entry.shape
                 alike = known.axes == entry.axes and known.box == entry.box
-                if same_leaf and alike and _regrouped(known, entry, state.n):
-                    if self.embedded_together(state, rows):
-                        return state
+                same = same_leaf and alike and _regrouped(known, entry, state.n)
+                if same and self.embedded_together(state, rows):
+                    return state
         return None
 
     def embedded_together(self, state: State, rows: Tensor) -> bool:
@@ -203,12 +207,16 @@ class StreamBuilder:
         taken = {source.name for source in self.sources}
         if name not in taken:
             return name
-        again = not entries or not all(entry.of_input for entry in entries) or any(
-            bool((entered(entry, self.batch) & entered(known, self.batch)).any())
-            for entry in entries
-            for source in self.sources
-            for known in source.entries
-            if known.leaf.name == entry.leaf.name and known.of_input and entry.of_input
+        again = (
+            not entries
+            or not all(entry.of_input for entry in entries)
+            or any(
+                bool((entered(entry, self.batch) & entered(known, self.batch)).any())
+                for entry in entries
+                for source in self.sources
+                for known in source.entries
+                if known.leaf.name == entry.leaf.name and known.of_input and entry.of_input
+            )
         )
         if name != "queries" and again and f"decoder_{name}" not in taken:
             return f"decoder_{name}"  # an input that the model embeds twice

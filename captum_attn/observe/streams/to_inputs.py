@@ -207,5 +207,6 @@ def _from_grid(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor
     if entry.box is None:
         return values
     full = values.new_zeros(batch, *shape)
-    full[(slice(None), *(slice(start, end) for start, end in box))] = values
+    part = [slice(None)] + [slice(start, end) for start, end in box]
+    full[tuple(part)] = values
     return full

@@ -148,7 +148,9 @@ class TokenTracer:
             p is not None and c is not None and mostly_mixed(~sign_of(p, c)[1] & ~vanishes(p))
             for p, c in zip(plain, coded, strict=True)
         ):
-            return [TokenMap(mixed=True, entering=None if p is None else ~vanishes(p)) for p in plain]
+            return [
+                TokenMap(mixed=True, entering=None if p is None else ~vanishes(p)) for p in plain
+            ]
         if all(u.batched for u in upstreams):
             index = torch.arange(batch * places, device=rows.device).view(batch, places)
         else:
