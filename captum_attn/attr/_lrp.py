@@ -245,10 +245,10 @@ class InputRelevance(AttentionAttribution):
             return Result(run, run.of_tokens)
         batch, found = run.batch, dict[str, Tensor]()
         for leaf, relevance in run.arrived:
-            if not leaf.verbatim or leaf.name in run.observation.additive:
+            if not leaf.known or leaf.name in run.observation.additive:
                 continue
-            if leaf.ids is not None:
-                relevance = leaf.rows(relevance, batch).sum(-1).view(leaf.shape)
+            if leaf.of_integers:
+                relevance = leaf.laid(leaf.rows(relevance, batch).sum(-1))
             found[leaf.name] = found.get(leaf.name, 0) + relevance.to(run.like)
         _check_any(found.values())
         return Result(run, None, found)
