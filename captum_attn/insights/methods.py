@@ -13,6 +13,7 @@ from captum_attn.attr import (
     AttentionAttribution,
     AttentionGradCam,
     AttentionRollout,
+    BeyondIntuition,
     GenericAttention,
     GradSam,
     HeterogenousAttention,
@@ -39,6 +40,7 @@ METHODS: tuple[type[AttentionAttribution], ...] = (
     GradSam,
     AttCAT,
     TransitionAttention,
+    BeyondIntuition,
 )
 # Beside ours, where every input is of floats; on token ids they fail.
 CAPTUM_METHODS: tuple[Method, ...] = (IntegratedGradients, Saliency)

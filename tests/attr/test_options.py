@@ -17,6 +17,7 @@ from captum_attn import (
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
+    BeyondIntuition,
     ConservativeLRP,
     GenericAttention,
     GradSam,
@@ -51,6 +52,7 @@ OWN = {
     AttentionGradCam: {"weights": "map"},
     GradSam: {"axis": "key"},
     AttCAT: {},
+    BeyondIntuition: {"n_steps": 20, "baselines": None, "perception": "head"},
     TransitionAttention: {"n_steps": 20, "baselines": None, "normalize": False},
 }  # fmt: skip
 CALLS = (

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from captum_attn import AttCAT, AttentionGradCam, GradSam, TransitionAttention
+from captum_attn import AttCAT, AttentionGradCam, BeyondIntuition, GradSam, TransitionAttention
 from captum_attn.errors import OptionError
 from tests import plain_related as plain
 from tests.attr.related import by_hand, inputs
@@ -17,6 +17,7 @@ from tests.plain import close
 from tests.test_goldens import build
 from tests.test_goldens_two_streams import detr, detr_image, lxmert, lxmert_inputs  # noqa: F401
 from tests.test_goldens_two_streams import stored as golden
+from tests.zoo import ZOO
 
 VIT = "vit"
 
@@ -116,9 +117,14 @@ def along(x, target, n_steps, start=0.0):
 
 
 TAM_VIT = Path(__file__).parent.parent / "goldens" / "tam_vit"
-STARTS = [("tam_start0", {}), ("tam_start1", {"start_layer": 1}), ("tam_start2", {"start_layer": 2}),
-          ("tam_start3", {"start_layer": 3}), ("tam_start0_steps5", {"n_steps": 5}),
-          ("tam_start0_no_integral", {"n_steps": 1})]  # fmt: skip
+STARTS = [
+    ("tam_start0", {}),
+    ("tam_start1", {"start_layer": 1}),
+    ("tam_start2", {"start_layer": 2}),
+    ("tam_start3", {"start_layer": 3}),
+    ("tam_start0_steps5", {"n_steps": 5}),
+    ("tam_start0_no_integral", {"n_steps": 1}),
+]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["eager", "fused"])
@@ -171,3 +177,72 @@ def test_baselines_that_do_not_fit_are_refused():
         TransitionAttention(model).attribute(x, 1, baselines=torch.zeros(2, 2, 2))
     with pytest.raises(OptionError, match="n_steps: expected an int >= 1"):
         TransitionAttention(model).attribute(x, 1, n_steps=0)
+
+
+def test_ids_are_scaled_as_the_tokens_that_enter_the_first_block():
+    """BERT: the output of the embeddings, positions and types included."""
+    case = ZOO["bert_eager"]
+    model, sample = case.fresh().double(), case.collate(case.raw(1))
+    name = case.stream
+    found = TransitionAttention(model).attribute_tokens(sample.inputs, 1, n_steps=3)[name][0]
+
+    def gradient(alpha):
+        def scale(module, args, kwargs):
+            given = "hidden_states" in kwargs
+            x = kwargs["hidden_states"] if given else args[0]
+            if given:
+                return args, {**kwargs, "hidden_states": alpha * x}
+            return (alpha * x, *args[1:]), kwargs
+
+        first = next(m for n, m in model.named_modules() if n.endswith("encoder.layer.0"))
+        hook = first.register_forward_pre_hook(scale, with_kwargs=True)
+        output = model(**sample.inputs, output_attentions=True)
+        hook.remove()
+        (last,) = torch.autograd.grad(output.logits[0, 1], [output.attentions[-1]])
+        return [A.detach()[0].double() for A in output.attentions], last[0].double()
+
+    maps = gradient(1.0)[0]
+    steps = [gradient(alpha)[1] for alpha in (0.0, 0.5, 1.0)]
+    close(found, plain.tam(maps, steps, 0), 1e-5)  # transformers' eager softmax is in float32
+
+
+# ------------------------------------------------------------ BI
+def recorded(model, x):
+    """What the values are, and what enters each block: (B, n, D) for every layer."""
+    values, entering, hooks = [], [], []
+    for block in model.blocks:
+        hooks.append(block.register_forward_pre_hook(lambda m, args: entering.append(args[0])))
+        value = block.attention.value
+        hooks.append(value.register_forward_hook(lambda m, args, out: values.append(out)))
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return values, entering
+
+
+@pytest.mark.parametrize("start_layer", [0, 1])
+@pytest.mark.parametrize("perception", ["head", "token"])
+def test_bi(perception, start_layer):
+    x = inputs()
+    model, maps, gradients = by_hand(x, 1)
+    steps, (values, entering) = along(x, 1, 3), recorded(model, x)
+    options = {"perception": perception, "n_steps": 3, "start_layer": start_layer}
+    method = BeyondIntuition(model)
+    readout = torch.full(x.shape[:2], 1 / x.shape[1], dtype=torch.float64)
+    (found,) = method.attribute_tokens(x, 1, **options).values()
+    (pooled,) = method.attribute_tokens(x, 1, readout=readout, **options).values()
+    for i in range(3):
+        if perception == "head":
+            perceived = [
+                plain.bi_head_map(A[i], G[i]) for A, G in zip(maps, gradients, strict=True)
+            ]
+        else:
+            projections = [block.attention.out.weight.detach().T for block in model.blocks]
+            perceived = [
+                plain.bi_token_map(A[i], v[i], W, E[i])
+                for A, v, W, E in zip(maps, values, projections, entering, strict=True)
+            ]
+        rows = plain.bi(perceived[start_layer:], [G[i] for G in steps])
+        close(found[i], rows[0])
+        close(pooled[i], rows.mean(0))
