@@ -98,3 +98,20 @@ def bi(perceptions, gradients):
     for P in perceptions:
         R = R + P @ R
     return R * feedback(gradients)
+
+
+# ------------------------------------------------------------ Grad-ECLIP
+
+
+def grad_eclip(G, q, k, row, similarity=True, seen=None):
+    """One layer before the clamp: lambda_j times the sum over heads; q, k: (H, n, d)."""
+    n = G.shape[-1]
+    seen = list(range(n)) if seen is None else seen
+    h = torch.tensor([float(G[:, row, j].sum()) for j in range(n)], dtype=torch.float64)
+    if not similarity:
+        return h
+    query, keys = torch.cat(list(q[:, row])), [torch.cat(list(k[:, j])) for j in range(n)]
+    cosines = [float(query @ key / query.norm() / key.norm()) for key in keys]
+    least, most = min(cosines[j] for j in seen), max(cosines[j] for j in seen)
+    share = [(c - least) / (most - least) if j in seen else 0.0 for j, c in enumerate(cosines)]
+    return h * torch.tensor(share, dtype=torch.float64)

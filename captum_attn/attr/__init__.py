@@ -8,6 +8,7 @@ from captum_attn.attr.beyond_intuition import BeyondIntuition
 from captum_attn.attr.conservative_lrp import ConservativeLRP
 from captum_attn.attr.cp_lrp import CPLRP
 from captum_attn.attr.generic_attention import GenericAttention
+from captum_attn.attr.grad_eclip import GradEclip
 from captum_attn.attr.grad_sam import GradSam
 from captum_attn.attr.heterogenous import HeterogenousAttention
 from captum_attn.attr.partial_lrp import PartialLRP
@@ -29,6 +30,7 @@ __all__ = [
     "CPLRP",
     "ConservativeLRP",
     "GenericAttention",
+    "GradEclip",
     "GradSam",
     "HeterogenousAttention",
     "PartialLRP",

@@ -15,6 +15,7 @@ from captum_attn.attr import (
     AttentionRollout,
     BeyondIntuition,
     GenericAttention,
+    GradEclip,
     GradSam,
     HeterogenousAttention,
     RawAttention,
@@ -41,6 +42,7 @@ METHODS: tuple[type[AttentionAttribution], ...] = (
     AttCAT,
     TransitionAttention,
     BeyondIntuition,
+    GradEclip,
 )
 # Beside ours, where every input is of floats; on token ids they fail.
 CAPTUM_METHODS: tuple[Method, ...] = (IntegratedGradients, Saliency)

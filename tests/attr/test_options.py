@@ -20,6 +20,7 @@ from captum_attn import (
     BeyondIntuition,
     ConservativeLRP,
     GenericAttention,
+    GradEclip,
     GradSam,
     HeterogenousAttention,
     PartialLRP,
@@ -52,6 +53,7 @@ OWN = {
     AttentionGradCam: {"weights": "map"},
     GradSam: {"axis": "key"},
     AttCAT: {},
+    GradEclip: {"layers_explained": 1, "similarity": True},
     BeyondIntuition: {"n_steps": 20, "baselines": None, "perception": "head"},
     TransitionAttention: {"n_steps": 20, "baselines": None, "normalize": False},
 }  # fmt: skip

@@ -9,8 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from captum_attn import AttCAT, AttentionGradCam, BeyondIntuition, GradSam, TransitionAttention
-from captum_attn.errors import OptionError
+from captum_attn import (
+    AttCAT,
+    AttentionGradCam,
+    BeyondIntuition,
+    GradEclip,
+    GradSam,
+    TransitionAttention,
+)
+from captum_attn.errors import OptionError, WiringError
 from tests import plain_related as plain
 from tests.attr.related import by_hand, inputs
 from tests.plain import close
@@ -246,3 +253,83 @@ def test_bi(perception, start_layer):
         rows = plain.bi(perceived[start_layer:], [G[i] for G in steps])
         close(found[i], rows[0])
         close(pooled[i], rows.mean(0))
+
+
+# ------------------------------------------------------------ Grad-ECLIP
+CLIP = Path(__file__).parent.parent / "goldens" / "gradeclip_clip_4heads"
+
+
+@pytest.fixture(scope="module")
+def clip():
+    from transformers import CLIPConfig, CLIPModel
+
+    config = CLIPConfig(**json.loads((CLIP / "config.json").read_text()))
+    config._attn_implementation = "sdpa"
+    model = CLIPModel(config)
+    model.load_state_dict(load_file(CLIP / "weights.safetensors"), strict=False)
+    return model.double().eval(), load_file(CLIP / "inputs.safetensors")
+
+
+@pytest.mark.parametrize("image", [0, 1])
+@pytest.mark.parametrize("text", [0, 1])
+def test_grad_eclip_on_clip(clip, image, text):
+    """Both towers in one call; the stored maps are those of the cosine, texts cut and divided."""
+    model, given = clip
+    expected, scale = load_file(CLIP / "expected.safetensors"), model.logit_scale.exp().item()
+    pair = {
+        "input_ids": given["input_ids"][text : text + 1],
+        "pixel_values": given["pixel_values"][image : image + 1].double(),
+    }
+
+    def tokens(**options):
+        return GradEclip(model).attribute_tokens(pair, 0, **options)
+
+    for n in (1, 3):
+        found = tokens(layers_explained=n)["pixel_values"][0]
+        close(found[1:].view(4, 4) / scale, expected[f"heads4_image_n{n}"][image, text])
+        assert found[0] == 0  # no input enters [CLS]
+    bare = tokens(similarity=False)["pixel_values"][0, 1:].view(4, 4) / scale
+    close(bare, expected["heads4_image_noksim"][image, text])
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("image", [0, 1])
+def test_grad_eclip_on_the_text_of_clip(clip, image, n):
+    """Text 0 has no position behind EOT, which the authors' smallest and largest cosine heed."""
+    model, given = clip
+    expected = load_file(CLIP / "expected.safetensors")
+    pair = {"input_ids": given["input_ids"][:1],
+            "pixel_values": given["pixel_values"][image : image + 1].double()}  # fmt: skip
+    found = GradEclip(model).attribute_tokens(pair, 0, layers_explained=n)["input_ids"][0]
+    words = found[1:-1]
+    close(words / words.sum(), expected[f"heads4_text0_n{n}"][image])
+
+
+@pytest.mark.parametrize("layers_explained", [1, 2])
+@pytest.mark.parametrize("similarity", [True, False])
+def test_grad_eclip(similarity, layers_explained):
+    x = inputs()
+    model, _, gradients = by_hand(x, 1)
+    queries, keys, hooks = [], [], []
+    for block in model.blocks:
+        for module, seen in ((block.attention.query, queries), (block.attention.key, keys)):
+            hooks.append(module.register_forward_hook(lambda m, a, out, s=seen: s.append(out)))
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    options = {"similarity": similarity, "layers_explained": layers_explained}
+    (found,) = GradEclip(model).attribute_tokens(x, 1, **options).values()
+    (R,) = GradEclip(model).relevance_maps(x, 1, **options).values()
+    close(R[:, 0], found)
+    for i in range(3):
+        layers = []
+        for G, *operands in zip(gradients, queries, keys, strict=True):
+            q, k = (y[i].unflatten(-1, (4, -1)).transpose(0, 1) for y in operands)
+            layers.append(plain.grad_eclip(G[i], q, k, 0, similarity).clamp(min=0))
+        close(found[i], sum(layers[-layers_explained:]))
+
+
+def test_grad_eclip_says_what_it_is_meant_for(lxmert):  # noqa: F811
+    with pytest.raises(WiringError, match="meant for the two towers of CLIP"):
+        GradEclip(lxmert).attribute(lxmert_inputs("in0"), 1)
