@@ -72,6 +72,7 @@ class AttentionAttribution(GradientAttribution):
         keeps_graph (bool): True for a rule that asks autograd for more than the gradients at the
             attention calls.
         tap (type): what watches the model run.
+        confinable (bool): whether `layers`, `start_layer` and `readout` mean anything to it.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ class AttentionAttribution(GradientAttribution):
     needs_gradient: ClassVar[bool] = True
     keeps_graph: ClassVar[bool] = False
     tap: ClassVar[type[Tap]] = Tap
+    confinable: ClassVar[bool] = True
 
     def __init__(self, forward_func: Callable, layers: Layers | None = None) -> None:
         if isinstance(forward_func, type):
@@ -113,15 +115,17 @@ class AttentionAttribution(GradientAttribution):
         """What is explained where the user names no objective; None: the logit."""
         return None
 
-    def rules(self, options: Any) -> Rules | str | None:
+    @classmethod
+    def rules(cls, options: Any) -> Rules | str | None:
         """The rules of a relevance pass beside the gradient's, or the name of a published table.
 
         None: no such pass is wanted, and `run.attention_relevance` is not there.
         """
         return None
 
-    def _rules(self, options: Any) -> Rules | None:
-        rules = self.rules(options)
+    @classmethod
+    def _rules(cls, options: Any) -> Rules | None:
+        rules = cls.rules(options)
         return RULE_SETS[rules] if isinstance(rules, str) else rules
 
     def weigh_heads(self, run: Run[Any], block: Block) -> Tensor:

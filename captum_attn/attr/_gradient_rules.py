@@ -200,8 +200,10 @@ def with_gamma(rules: dict[str, Rule], values: Any, attention: bool) -> dict[str
     return made
 
 
-def check_gamma(values: Any) -> None:
-    """Refuses a `gamma` that is no pair of numbers >= 0."""
+def check_numbers(eps: float, values: Any) -> None:
+    """Refuses an `eps` below 0, and a `gamma` that is no pair of numbers >= 0."""
+    if not eps >= 0:
+        raise OptionError(f"eps: expected a number >= 0, got {eps!r}")
     fits = values is None or (
         isinstance(values, tuple)
         and len(values) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from captum_attn.attr._gradient_rules import attn_lrp, check_gamma, with_gamma
+from captum_attn.attr._gradient_rules import attn_lrp, check_numbers, with_gamma
 from captum_attn.attr._lrp import InputRelevance
 from captum_attn.observe.operators.bridge import Rules
 
@@ -50,11 +50,12 @@ class AttnLRP(InputRelevance):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check_gamma(self.gamma)
+            check_numbers(self.eps, self.gamma)
 
     @classmethod
     def get_name(cls) -> str:
         return "AttnLRP"
 
-    def table(self, options: Options) -> Rules:
+    @classmethod
+    def table(cls, options: Options) -> Rules:
         return with_gamma(attn_lrp(options.eps), options.gamma, options.gamma_attention)

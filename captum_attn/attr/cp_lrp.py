@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from captum_attn.attr._gradient_rules import check_gamma, cp_lrp, with_gamma
+from captum_attn.attr._gradient_rules import check_numbers, cp_lrp, with_gamma
 from captum_attn.attr._lrp import InputRelevance
 from captum_attn.observe.operators.bridge import Rules
 
@@ -49,11 +49,12 @@ class CPLRP(InputRelevance):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check_gamma(self.gamma)
+            check_numbers(self.eps, self.gamma)
 
     @classmethod
     def get_name(cls) -> str:
         return "CP-LRP"
 
-    def table(self, options: Options) -> Rules:
+    @classmethod
+    def table(cls, options: Options) -> Rules:
         return with_gamma(cp_lrp(options.eps), options.gamma, options.gamma_attention)

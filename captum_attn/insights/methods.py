@@ -9,16 +9,22 @@ from captum.attr import Attribution, IntegratedGradients, Saliency
 
 from captum_attn._checks import number, one_of, shown, text
 from captum_attn.attr import (
+    CPLRP,
     AttCAT,
     AttentionAttribution,
     AttentionGradCam,
     AttentionRollout,
+    AttnLRP,
     BeyondIntuition,
+    ConservativeLRP,
     GenericAttention,
     GradEclip,
     GradSam,
     HeterogenousAttention,
+    PartialLRP,
     RawAttention,
+    TransformerAttribution,
+    TransformerLRP,
     TransitionAttention,
     VTranM,
 )
@@ -35,6 +41,12 @@ METHODS: tuple[type[AttentionAttribution], ...] = (
     GenericAttention,
     VTranM,
     HeterogenousAttention,
+    AttnLRP,
+    CPLRP,
+    ConservativeLRP,
+    TransformerAttribution,
+    PartialLRP,
+    TransformerLRP,
     AttentionRollout,
     RawAttention,
     AttentionGradCam,
@@ -121,7 +133,8 @@ def options_of(method: Method) -> tuple[Option, ...]:
         for field in method.Options.listed()
         if isinstance(field.default, (bool, int, float, str))
     ]
-    return (*own, *_EVERYWHERE)
+    shared = [o for o in _EVERYWHERE if method.confinable or o.name != "start_layer"]
+    return (*own, *shared)
 
 
 def values_of(method: Method, fields: Mapping[str, Any]) -> dict[str, Any]:

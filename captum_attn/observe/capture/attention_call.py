@@ -74,7 +74,8 @@ class AttentionCall:
 
     Operands keep their graph; their leading axes `lead` are the same for all three (an axis that
     one of them lacks has size 1), e.g. (B, H). `fold` brings them to (B, F, H, rows, columns): F
-    windows are sequences folded beside each other (windows, channels), 1 in the ordinary case.
+    windows are sequences folded beside each other (windows, channels), 1 in the ordinary case. B is
+    1 where the examples are packed into one sequence.
 
     Args:
         index (int): position in the order of execution.
@@ -112,6 +113,11 @@ class AttentionCall:
     @property
     def n_k(self) -> int:
         return self.v.shape[-2]
+
+    @property
+    def packed(self) -> bool:
+        """Whether the tokens of all examples lie in one sequence (or in windows of it)."""
+        return bool(self.roles) and all(role != BATCH for role, _ in self.roles)
 
     def _size(self, role: str) -> int:
         return math.prod(size for name, size in self.roles if name == role)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from captum_attn.observe.streams.states import (
     State,
     joined_name,
 )
-from captum_attn.observe.tracing.autograd_graph import Member, gradients, shape_of
+from captum_attn.observe.tracing.autograd_graph import Member, Node, gradients, shape_of
 from captum_attn.observe.tracing.layout import Layout, layouts
 from captum_attn.observe.tracing.mixing import Mixing
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
@@ -85,7 +86,8 @@ class MixingHops:
     """
 
     def __init__(self, wiring: Wiring) -> None:
-        self.wiring, self.graph, self.tracer = wiring, wiring.graph, wiring.tracer
+        self.wiring: Wiring = proxy(wiring)  # which has the hops: a circle would keep the run alive
+        self.graph, self.tracer = wiring.graph, wiring.tracer
         self.states: list[MixedState] = []
         self._at: dict[Any, MixedState] = {}
 
@@ -137,7 +139,7 @@ class MixingHops:
             return None
 
     def _by_support(self, edge: GradientEdge, call: AttentionCall, values: Tensor) -> list[Layout]:
-        """The layouts of a place, the one first in which an operand's row sees the fewest tokens."""
+        """The layouts of a place, first the one in which a row sees the fewest tokens."""
         rows, batch = call.rows(values), self.wiring.batch
         vector = torch.zeros_like(rows)
         vector[:, rows.shape[1] // 2] = self.tracer.random(rows, rows.shape[2])
@@ -197,16 +199,16 @@ class MixingHops:
         if known is None:
             return None
         wanted, layout, token_map = known
-        edge = next(
-            edge for number, edge in self._places(together, operand.named) if number == wanted
-        )
+        places = self._places(together, operand.named)
+        edge = next(edge for number, edge in places if number == wanted)
         return Tokens(edge, layout), token_map
 
     def _places(self, operands: Sequence[Tensor], goal: int) -> Iterator[tuple[int, GradientEdge]]:
         """Places that all operands are made of, behind the projection, the nearest first."""
         projected = False
-        for number, edge in enumerate(self.graph.on_every_way(operands, goal)):
-            name = edge.node.name().rstrip("0123456789").removesuffix("Backward")
+        for number, (edge, passed) in enumerate(self.graph.on_every_way(operands, goal)):
+            projected |= any(_name(node) in _PROJECTIONS for node in passed)
+            name = _name(edge.node)
             if name in _VIEWS:
                 continue
             if name in _PROJECTIONS and not projected:
@@ -284,11 +286,11 @@ class MixingHops:
         self, downs: list[Downstream], operand: Operand, found: list[Member]
     ) -> tuple[State, list[Upstream]] | None:
         """The state in which several members have met before anything mixed their tokens."""
-        last: GradientEdge | None = None
-        for last in self.graph.on_every_way([down.edge for down in downs], operand.named):
-            pass
-        if last is None:
+        ways = self.graph.on_every_way([down.edge for down in downs], operand.named)
+        places = [edge for edge, _ in ways]
+        if not places:
             return None
+        last = places[-1]
         upstreams = [self.wiring.upstream(member) for member in found]
         for layout in layouts(shape_of(last.node, last.output_nr), self.wiring.batch):
             tokens = Tokens(last, layout)
@@ -307,6 +309,10 @@ class MixingHops:
         calls = self.graph.calls(operand.named)
         before = f"between {calls[-1].module!r} and " if calls else "before "
         return tuple(dict.fromkeys(names)) or (before + repr(operand.call.module),)
+
+
+def _name(node: Node) -> str:
+    return node.name().rstrip("0123456789").removesuffix("Backward")
 
 
 def _like(edge: GradientEdge) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from captum_attn.errors import AttnError
+from captum_attn.errors import AttnError, WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf
 from captum_attn.observe.capture.own_state import recompute
@@ -33,9 +33,11 @@ class Graph:
     Args:
         calls (list of AttentionCall): every call that ran with grad.
         leaves (list of Leaf): every leaf.
+        batch (int): number of examples.
     """
 
-    def __init__(self, calls: list[AttentionCall], leaves: list[Leaf]) -> None:
+    def __init__(self, calls: list[AttentionCall], leaves: list[Leaf], batch: int = 1) -> None:
+        self.batch = batch
         self._members: list[Member] = [*calls, *leaves]
         self.cuts: list[Node] = [call.edge.node for call in calls]
         self.bit: dict[Member, int] = {m: 1 << i for i, m in enumerate(self._members)}
@@ -106,11 +108,12 @@ class Graph:
 
     def on_every_way(
         self, starts: Iterable[Tensor | GradientEdge], goal: int
-    ) -> Iterator[GradientEdge]:
+    ) -> Iterator[tuple[GradientEdge, list[Node]]]:
         """What every path from `starts` back to `goal` leads through, nearest to them first.
 
         Nodes are taken in the order in which they were made, the last one first: where no other
-        one is waiting, all paths have met.
+        one is waiting, all paths have met. Each place comes with the nodes between it and the one
+        before.
         """
         waiting: dict[Node, set[int]] = {}
         for start in starts:
@@ -118,12 +121,15 @@ class Graph:
             waiting.setdefault(edge.node, set()).add(edge.output_nr)
         order = [(-n._sequence_nr(), i, n) for i, n in enumerate(waiting)]
         heapq.heapify(order)
-        count = len(order)
+        count, passed = len(order), []  # type: int, list[Node]
         while order:
             node = heapq.heappop(order)[2]
             outputs = waiting.pop(node)
             if not order and len(outputs) == 1:
-                yield GradientEdge(node, *outputs)
+                yield GradientEdge(node, next(iter(outputs))), passed
+                passed = []
+            else:
+                passed.append(node)
             for before, number in before_node(node):
                 if not self.reach(before) & goal:
                     continue
@@ -228,7 +234,7 @@ def gradients(
             products.
     """
     ends, vectors = zip(*outputs, strict=True)
-    with cut_at(cuts), _overwriting_named(), recompute():
+    with cut_at(cuts), _failures_named(), recompute():
         found = torch.autograd.grad(
             ends,
             list(inputs),
@@ -241,9 +247,15 @@ def gradients(
 
 
 @contextmanager
-def _overwriting_named() -> Iterator[None]:
+def _failures_named() -> Iterator[None]:
+    """A pass that torch cannot take says why in words that help."""
     try:
         yield
+    except NotImplementedError as error:
+        raise WiringError(
+            f"a layer of the model has no derivative ({error}), so relevance cannot be traced "
+            "through it; use layers that are differentiable (not quantised for inference alone)"
+        ) from error
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
