@@ -3,15 +3,19 @@
 from captum_attn import errors, metrics, objectives
 from captum_attn.attr import (
     CPLRP,
+    AttCAT,
+    AttentionGradCam,
     AttentionRollout,
     AttnLRP,
     ConservativeLRP,
     GenericAttention,
+    GradSam,
     HeterogenousAttention,
     PartialLRP,
     RawAttention,
     TransformerAttribution,
     TransformerLRP,
+    TransitionAttention,
     VTranM,
     rules,
 )
@@ -21,17 +25,21 @@ from captum_attn.evaluation import evaluate
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttCAT",
+    "AttentionGradCam",
     "AttentionRollout",
     "AttnError",
     "AttnLRP",
     "CPLRP",
     "ConservativeLRP",
     "GenericAttention",
+    "GradSam",
     "HeterogenousAttention",
     "PartialLRP",
     "RawAttention",
     "TransformerAttribution",
     "TransformerLRP",
+    "TransitionAttention",
     "VTranM",
     "errors",
     "evaluate",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ from captum_attn.attr._options import SharedOptions
 from captum_attn.attr._request import Readout, Request
 from captum_attn.attr._rule_sets import Form, overlaid
 from captum_attn.attr._ruled import check_ruled, ruled_pass, warn_of_hidden
-from captum_attn.errors import OptionError, WiringError
+from captum_attn.errors import OptionError, TargetError, WiringError
 from captum_attn.objectives import Objective
 from captum_attn.observe.capture.attention_call import working_dtype
 from captum_attn.observe.capture.leaf import Leaf
@@ -215,12 +215,14 @@ class InputRelevance(AttentionAttribution):
         self._engine: InputEngine = InputEngine(*settings, self.tap, self._rules, form=self.form)
         self._token_engine = TokenEngine(*settings, RecordingTap, self._rules, form=self.form)
 
-    def table(self, options: Any) -> Rules:
+    @classmethod
+    def table(cls, options: Any) -> Rules:
         """The method's own table of rules."""
         raise NotImplementedError
 
-    def rules(self, options: Any) -> Rules:
-        return overlaid(self.table(options), options.rules, self.form)
+    @classmethod
+    def rules(cls, options: Any) -> Rules:
+        return overlaid(cls.table(options), options.rules, cls.form)
 
     def _run(
         self, inputs: Inputs, request: Request, options: Mapping[str, Any]
@@ -239,14 +241,16 @@ class InputRelevance(AttentionAttribution):
     def explain(self, run: Run[Any]) -> Result:
         assert isinstance(run, InputRun)
         if run.of_tokens is not None:
+            _check_any(run.of_tokens.values())
             return Result(run, run.of_tokens)
         batch, found = run.batch, dict[str, Tensor]()
         for leaf, relevance in run.arrived:
-            if not leaf.verbatim or leaf.name in run.observation.additive:
+            if not leaf.known or leaf.name in run.observation.additive:
                 continue
-            if leaf.ids is not None:
-                relevance = leaf.rows(relevance, batch).sum(-1).view(leaf.shape)
+            if leaf.of_integers:
+                relevance = leaf.laid(leaf.rows(relevance, batch).sum(-1))
             found[leaf.name] = found.get(leaf.name, 0) + relevance.to(run.like)
+        _check_any(found.values())
         return Result(run, None, found)
 
     def attribute_tokens(
@@ -342,3 +346,14 @@ class InputRelevance(AttentionAttribution):
             run = self._engine._observed(self.forward_func, inputs, request, settled, roots)
             found = describe_operations(run.observation, self.rules(settled))
         return Description((), (), (), found)
+
+
+def _check_any(relevance: Iterable[Tensor]) -> None:
+    """Refuses what would be zero everywhere."""
+    found = list(relevance)
+    if found and not any(bool(values.any()) for values in found):
+        raise TargetError(
+            "no input got any relevance: the explained output does not depend on the inputs (a "
+            "constant or saturated objective, a class without weights, a detached output); explain "
+            "another target"
+        )

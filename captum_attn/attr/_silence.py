@@ -14,6 +14,7 @@ from torch import Tensor
 from captum_attn.attr._inputs import Inputs
 from captum_attn.attr._run import Run
 from captum_attn.errors import WiringError
+from captum_attn.observe import Observation
 from captum_attn.observe.streams.states import InitialState, ancestry
 
 
@@ -34,8 +35,10 @@ def check_heard(
         WiringError: if no input got anything, because none's tokens are read.
     """
     silent = [name for name, laid in found.items() if laid is None or not bool(laid.any())]
-    silent = [name for name in silent if _is_connected(run, name)]
+    if not isinstance(run.observation, Observation):  # relevance of the elements themselves
+        return
     none_heard = not any(laid is not None and bool(laid.any()) for laid in found.values())
+    silent = [name for name in silent if _is_connected(run, name)]
     if not silent:
         return
     depended_on = run.depended_on(inputs)

@@ -13,15 +13,19 @@ from torch import Tensor, nn
 
 from captum_attn import (
     CPLRP,
+    AttCAT,
+    AttentionGradCam,
     AttentionRollout,
     AttnLRP,
     ConservativeLRP,
     GenericAttention,
+    GradSam,
     HeterogenousAttention,
     PartialLRP,
     RawAttention,
     TransformerAttribution,
     TransformerLRP,
+    TransitionAttention,
     VTranM,
 )
 from captum_attn.attr import AttentionAttribution, Block, Result, Run
@@ -44,6 +48,10 @@ OWN = {
     PartialLRP: {"layer": -1, "renorm": True, "joint": True},
     TransformerAttribution: {"normalize": False, "renorm": True, "joint": True},
     VTranM: {"length": True, "direction": True, "aggregate": True},
+    AttentionGradCam: {"weights": "map"},
+    GradSam: {"axis": "key"},
+    AttCAT: {},
+    TransitionAttention: {"n_steps": 20, "baselines": None, "normalize": False},
 }  # fmt: skip
 CALLS = (
     "attribute", "attribute_tokens", "attribute_each", "attribute_tokens_each", "relevance_maps",

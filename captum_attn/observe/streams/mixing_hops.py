@@ -139,7 +139,7 @@ class MixingHops:
             return None
 
     def _by_support(self, edge: GradientEdge, call: AttentionCall, values: Tensor) -> list[Layout]:
-        """The layouts of a place: first the one in which an operand's row sees fewest tokens."""
+        """The layouts of a place, first the one in which a row sees the fewest tokens."""
         rows, batch = call.rows(values), self.wiring.batch
         vector = torch.zeros_like(rows)
         vector[:, rows.shape[1] // 2] = self.tracer.random(rows, rows.shape[2])
@@ -199,9 +199,8 @@ class MixingHops:
         if known is None:
             return None
         wanted, layout, token_map = known
-        edge = next(
-            edge for number, edge in self._places(together, operand.named) if number == wanted
-        )
+        places = self._places(together, operand.named)
+        edge = next(edge for number, edge in places if number == wanted)
         return Tokens(edge, layout), token_map
 
     def _places(self, operands: Sequence[Tensor], goal: int) -> Iterator[tuple[int, GradientEdge]]:
@@ -288,10 +287,10 @@ class MixingHops:
     ) -> tuple[State, list[Upstream]] | None:
         """The state in which several members have met before anything mixed their tokens."""
         ways = self.graph.on_every_way([down.edge for down in downs], operand.named)
-        common = [edge for edge, _ in ways]
-        if not common:
+        places = [edge for edge, _ in ways]
+        if not places:
             return None
-        last = common[-1]
+        last = places[-1]
         upstreams = [self.wiring.upstream(member) for member in found]
         for layout in layouts(shape_of(last.node, last.output_nr), self.wiring.batch):
             tokens = Tokens(last, layout)
