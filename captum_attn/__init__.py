@@ -2,11 +2,22 @@
 
 from captum_attn import errors, metrics, objectives
 from captum_attn.attr import (
+    CPLRP,
+    AttCAT,
+    AttentionGradCam,
     AttentionRollout,
+    AttnLRP,
+    ConservativeLRP,
     GenericAttention,
+    GradSam,
     HeterogenousAttention,
+    PartialLRP,
     RawAttention,
+    TransformerAttribution,
+    TransformerLRP,
+    TransitionAttention,
     VTranM,
+    rules,
 )
 from captum_attn.errors import AttnError
 from captum_attn.evaluation import evaluate
@@ -14,14 +25,25 @@ from captum_attn.evaluation import evaluate
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttCAT",
+    "AttentionGradCam",
     "AttentionRollout",
     "AttnError",
+    "AttnLRP",
+    "CPLRP",
+    "ConservativeLRP",
     "GenericAttention",
+    "GradSam",
     "HeterogenousAttention",
+    "PartialLRP",
     "RawAttention",
+    "TransformerAttribution",
+    "TransformerLRP",
+    "TransitionAttention",
     "VTranM",
     "errors",
     "evaluate",
     "metrics",
     "objectives",
+    "rules",
 ]

@@ -37,6 +37,8 @@ Kind = type[AttnError]
 
 def shown(value: Any) -> str:
     """A value as an error shows it: in a few words, whatever its `repr` does."""
+    if isinstance(value, Tensor) and value.is_nested:  # it has no shape
+        return f"a nested tensor of {value.dtype}"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     if isinstance(value, np.ndarray):

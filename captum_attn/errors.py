@@ -7,6 +7,7 @@ __all__ = [
     "NoAttentionFoundError",
     "OptionError",
     "ReadoutError",
+    "RuleError",
     "TargetError",
     "WiringError",
 ]
@@ -38,6 +39,10 @@ class WiringError(AttnError):
 
 class ReadoutError(AttnError):
     """Which tokens the explained output reads could not be observed; `readout=` settles it."""
+
+
+class RuleError(AttnError):
+    """An operation between the output and the inputs has no rule that relevance could follow."""
 
 
 class MissingExtraError(AttnError, ImportError):

@@ -48,10 +48,10 @@ def logit(output: Tensor, target: Any = None) -> Tensor:
         >>> GenericAttention(model).attribute(images, target=3, objective=objectives.logit)
     """
     output = _scores(output)
-    if isinstance(target, bool):
+    if isinstance(target, bool) or (isinstance(target, Tensor) and target.dtype == torch.bool):
         raise TargetError(f"target: expected a Captum target such as the int 3, got {target}")
     try:
-        selected = _select_targets(output, target)
+        selected = _select_targets(output, _from_the_start(output, target))
     except FAILURES as error:
         raise TargetError(
             f"target {shown(target)} does not fit the output of shape {tuple(output.shape)}: "
@@ -67,6 +67,24 @@ def logit(output: Tensor, target: Any = None) -> Tensor:
             "of ints for outputs of more axes, or one per example) or an `objective=`"
         )
     return _finite(selected.reshape(batch), "the output that the target selects")
+
+
+def _from_the_start(output: Tensor, target: Any) -> Any:
+    """A target with a class for each example; those counted from the end, as -1 is, from the start.
+
+    Captum takes both of them, and every type of whole number, for a single example alone.
+    """
+    if output.ndim != 2 or not isinstance(target, (list, Tensor)):
+        return target
+    classes = output.shape[1]
+    if isinstance(target, Tensor):
+        if target.is_floating_point() or target.is_complex():
+            return target
+        target = target.long()
+        return torch.where((target < 0) & (target >= -classes), target + classes, target)
+    if all(_is_place(one) and isinstance(one, int) for one in target):
+        return [one + classes if -classes <= one < 0 else one for one in target]
+    return target
 
 
 def _scores(output: Any) -> Tensor:

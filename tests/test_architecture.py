@@ -105,7 +105,8 @@ def test_methods_do_not_import_each_other():
         assert not others & (stems - {Path(module).stem}), module
 
 
-ROOMS = ("capture", "tracing", "streams", "observation", "vectors")  # of `observe`, in order
+# of `observe`, in order
+ROOMS = ("capture", "operators", "tracing", "streams", "observation", "vectors")
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.count("/") and part(m) == "observe"])

@@ -241,6 +241,22 @@ def test_the_method_of_contributing_runs():
     assert attributions.shape == images.shape and attributions.abs().sum() > 0
 
 
+def test_the_rule_of_contributing_runs():
+    marked = re.search(
+        r"<!-- rule example: begin -->\s*```python\n(.*?)```\s*<!-- rule example: end -->",
+        CONTRIBUTING,
+        re.S,
+    )
+    assert marked, "CONTRIBUTING.md has no rule example between its two marks"
+    assert len([line for line in marked[1].splitlines() if line.strip()]) <= 15
+    names: dict = {}
+    exec(compile(marked[1], "CONTRIBUTING.md", "exec"), names)
+    layer, x = torch.nn.Linear(4, 3).double(), torch.randn(2, 4, dtype=torch.float64)
+    y, w = layer(x).detach()[:, 1:2], layer.weight.detach()[1]
+    kept = y / (y + torch.where(y < 0, -0.1, 0.1))
+    torch.testing.assert_close(names["explain"](layer, x, 1), x * w * kept)
+
+
 def test_the_documents_name_no_missing_extra():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")

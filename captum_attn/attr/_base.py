@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from captum._utils.progress import progress
@@ -14,12 +14,13 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_attn._checks import flag
 from captum_attn.attr._batches import in_batches
 from captum_attn.attr._blocks import UNCHANGED, LinearRule
 from captum_attn.attr._describe import Description, describe
 from captum_attn.attr._engine import Engine, Objectives, Targets
 from captum_attn.attr._inputs import Inputs
-from captum_attn.attr._layers import Layers
+from captum_attn.attr._layers import Layers, check_layers
 from captum_attn.attr._options import SharedOptions, showing
 from captum_attn.attr._propagate import (
     BlockRow,
@@ -34,12 +35,14 @@ from captum_attn.attr._propagate import (
 )
 from captum_attn.attr._request import Readout, Request
 from captum_attn.attr._results import Result, matrices_by_name
+from captum_attn.attr._rule_sets import RULE_SETS
 from captum_attn.attr._run import Run
 from captum_attn.errors import OptionError
 from captum_attn.objectives import Objective
 from captum_attn.observe import AttentionCall, Block
 from captum_attn.observe.capture.restore import modules_of, root_of
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.streams.states import AttentionState, State
 from captum_attn.observe.streams.to_inputs import check_interpolation
 
@@ -69,25 +72,36 @@ class AttentionAttribution(GradientAttribution):
         keeps_graph (bool): True for a rule that asks autograd for more than the gradients at the
             attention calls.
         tap (type): what watches the model run.
+        confinable (bool): whether `layers`, `start_layer` and `readout` mean anything to it.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Options(SharedOptions):
         """Options of a method; a subclass adds fields with their types and defaults."""
 
+    # What stands for A in a method that may have either: the map itself, or its relevance R_A.
+    MapKind = Literal["attention", "lrp"]
+
     needs_gradient: ClassVar[bool] = True
     keeps_graph: ClassVar[bool] = False
     tap: ClassVar[type[Tap]] = Tap
+    confinable: ClassVar[bool] = True
 
     def __init__(self, forward_func: Callable, layers: Layers | None = None) -> None:
+        if isinstance(forward_func, type):
+            raise OptionError(
+                f"expected a model or a callable that runs one, got the class "
+                f"{forward_func.__name__}: pass an object of it"
+            )
         if not callable(forward_func):
             raise OptionError(
                 f"expected a model or a callable that runs one, got {type(forward_func).__name__}"
             )
+        check_layers(layers)
         super().__init__(root_of(forward_func))
         self.layers = layers
         self._engine = Engine(
-            self.needs_gradient, self.keeps_graph, self.default_objective(), self.tap
+            self.needs_gradient, self.keeps_graph, self.default_objective(), self.tap, self._rules
         )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -100,6 +114,19 @@ class AttentionAttribution(GradientAttribution):
     def default_objective(self) -> Objective | None:
         """What is explained where the user names no objective; None: the logit."""
         return None
+
+    @classmethod
+    def rules(cls, options: Any) -> Rules | str | None:
+        """The rules of a relevance pass beside the gradient's, or the name of a published table.
+
+        None: no such pass is wanted, and `run.attention_relevance` is not there.
+        """
+        return None
+
+    @classmethod
+    def _rules(cls, options: Any) -> Rules | None:
+        rules = cls.rules(options)
+        return RULE_SETS[rules] if isinstance(rules, str) else rules
 
     def weigh_heads(self, run: Run[Any], block: Block) -> Tensor:
         """What the method makes of A, head by head: (B, F, H, q', k'), for the block's queries."""
@@ -117,7 +144,11 @@ class AttentionAttribution(GradientAttribution):
         keep = self.keep(run, block)
         if self.needs_gradient and not run.has_gradient(block.call):
             return LinearRule(keep)
-        return LinearRule(keep, self.weigh_heads(run, block).mean(2))
+        return LinearRule(keep, self.fuse_heads(self.weigh_heads(run, block)))
+
+    def fuse_heads(self, heads: Tensor) -> Tensor:
+        """E_h, (B, F, H, q', k') -> (B, F, q', k'); override it for a clamp after the mean."""
+        return heads.mean(2)
 
     def flow(self, run: Run[Any], flow: Flow) -> Tensor:
         """What one stream hands to another about one source, (B, n_s, n_x), in the matrix form."""
@@ -215,7 +246,7 @@ class AttentionAttribution(GradientAttribution):
         """One call's map as it is; below and above it, every token stays where it is."""
         if block.call is not shown.call:
             return UNCHANGED
-        return LinearRule(0.0, self.weigh_heads(run, block).mean(2))
+        return LinearRule(0.0, self.fuse_heads(self.weigh_heads(run, block)))
 
     def _only_matrix(self, run: Run[Any], shown: AttentionState, step: Step) -> BlockRow:
         """The same in the matrix form."""
@@ -466,6 +497,7 @@ class AttentionAttribution(GradientAttribution):
         request = Request(
             None, additional_forward_args, None, readout, start_layer, self.layers, causal
         )
+        flag("show_progress", show_progress)
         count, results = self._engine.explained_each(
             self.forward_func, inputs, targets, request, self.settled(options), objective,
             lambda run: make(self.explain(run)),
@@ -492,7 +524,9 @@ class AttentionAttribution(GradientAttribution):
         Returns:
             dict: (row stream, source stream) -> (B, n_row, n_source).
         """
-        request = Request(target, additional_forward_args, objective, None, start_layer)
+        request = Request(
+            target, additional_forward_args, objective, start_layer=start_layer, matrices=True
+        )
         with self._run(inputs, request, options) as run:
             last = run.final_states()
             return matrices_by_name(run, last, self.matrices(run, last.values()))
@@ -516,7 +550,9 @@ class AttentionAttribution(GradientAttribution):
             list of (AttentionCall, Tensor): (B, H, q, k) each, (B F, H, q, k) where F sequences
             (windows, channels) are folded beside each other; `call.module` names the module.
         """
-        request = Request(target, additional_forward_args, objective, None, start_layer)
+        request = Request(
+            target, additional_forward_args, objective, start_layer=start_layer, matrices=True
+        )
         with self._run(inputs, request, options) as run:
             return [
                 (state.call, self.weigh_heads(run, Block(state.call)).flatten(0, 1))
@@ -551,7 +587,8 @@ class AttentionAttribution(GradientAttribution):
         """
         request = Request(target, additional_forward_args, objective, readout, start_layer)
         with self._run(inputs, request, options) as run:
-            return describe(run, modules_of(self.forward_func))
+            roots = modules_of(self.forward_func)
+            return describe(run, self._rules(run.options), roots)
 
     @classmethod
     def settled(cls, options: Mapping[str, Any]) -> SharedOptions:

@@ -10,6 +10,7 @@ import torch
 from captum._utils.common import _format_additional_forward_args
 from torch import Tensor
 
+from captum_attn._checks import shown
 from captum_attn.attr._inputs import Inputs, checked
 from captum_attn.attr._request import Request
 from captum_attn.errors import InputError, OptionError, TargetError
@@ -52,9 +53,11 @@ def in_batches(
 
 def _check_target(target: Any, batch: int) -> None:
     """A list of another length would lose its end, or its last batch."""
-    per_example = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1)
-    if per_example and len(target) != batch:
+    rows = isinstance(target, Tensor) and target.numel() > 1
+    if (isinstance(target, list) or rows) and len(target) != batch:
         raise TargetError(f"target: expected one for each of {batch} examples, got {len(target)}")
+    if rows and target.ndim > 1:
+        raise TargetError(f"target: expected one for each of {batch} examples, got {shown(target)}")
 
 
 def _of_rows(explained: Request, part: slice, batch: int) -> Request:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
 from captum_attn.attr._run import Run
+from captum_attn.observe.observation import Watched
+from captum_attn.observe.operators.audit import custom_functions
+from captum_attn.observe.operators.bridge import Rule, Rules, Shares
 from captum_attn.observe.streams.states import (
     AttentionState,
     InitialState,
@@ -52,6 +56,57 @@ class ReadRow:
 
 
 @dataclass(frozen=True)
+class Operations:
+    """The operations of a run, by kind.
+
+    Args:
+        kinds (tuple of (str, int, str)): kind, how often one ran, and its rule.
+        unruled (tuple of (str, str, int)): an operation that is neither linear nor ruled, its
+            module, and how often it ran there; it keeps its ordinary gradient, or is refused.
+        hidden (tuple of str): the model's own autograd Functions, which hide what they compute.
+    """
+
+    kinds: tuple[tuple[str, int, str], ...]
+    unruled: tuple[tuple[str, str, int], ...]
+    hidden: tuple[str, ...]
+
+    def __str__(self) -> str:
+        table = [("kind", "ran", "rule"), *((k, str(n), rule) for k, n, rule in self.kinds)]
+        lines = _lined_up(table)
+        for name, module, n in self.unruled:
+            lines.append(f"without a rule: {name} in {module} ({n})")
+        lines += [f"hidden in an autograd Function: {name}" for name in self.hidden]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _lined_up(table: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = ["  ".join(f"{t:<{w}}" for t, w in zip(r, widths, strict=True)) for r in table]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return lines
+
+
+def describe_operations(run: Watched, rules: Rules) -> Operations:
+    """Puts the rules of a run into words."""
+    operators = run.operators
+    assert operators is not None
+    ran = tuple((kind, operators.ran[kind], _named(rules.get(kind))) for kind in operators.ran)
+    unruled = tuple((name, module, n) for (name, module), n in operators.unruled.items())
+    return Operations(ran, unruled, tuple(custom_functions(run.top)))
+
+
+def _named(rule: Rule | None) -> str:
+    if rule is None:
+        return "gradient"
+    if isinstance(rule, Shares):
+        return "x " + ", ".join(f"{factor:g}" for factor in rule.factors)
+    if isinstance(rule, partial):
+        given = ", ".join(f"{name}={value!r}" for name, value in rule.keywords.items())
+        return f"{_named(rule.func)}({given})"
+    return getattr(rule, "__name__", repr(rule))
+
+
+@dataclass(frozen=True)
 class MixingRow:
     """A mixing hop: what mixed the tokens, how many of what became how many, random vectors drawn.
 
@@ -72,6 +127,7 @@ class Description:
         calls (tuple of CallRow): in the order of execution.
         readout (tuple of ReadRow): the streams that the output reads.
         streams (tuple of (str, int)): the sources of relevance and their numbers of tokens.
+        operations (Operations, optional): of a method with rules, which were applied.
         mixing (tuple of MixingRow): where something else than attention mixes the tokens.
         layers (tuple of (str, int, int)): where there is such mixing, for each stack of layers in
             which there is attention its name, the layers with attention, and all layers.
@@ -80,10 +136,16 @@ class Description:
     calls: tuple[CallRow, ...]
     readout: tuple[ReadRow, ...]
     streams: tuple[tuple[str, int], ...]
+    operations: Operations | None = None
     mixing: tuple[MixingRow, ...] = ()
     layers: tuple[tuple[str, int, int], ...] = ()
 
     def __str__(self) -> str:
+        parts = [self._wiring()] if self.calls else []
+        parts += [str(self.operations)] if self.operations is not None else []
+        return "\n\n".join(parts)
+
+    def _wiring(self) -> str:
         head = ("call", "module", "asks", "answers", "size", "heads", "positions")
         table = [head]
         for c in self.calls:
@@ -100,9 +162,7 @@ class Description:
                     f"{c.query_map}, {c.key_map}",
                 )
             )
-        widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-        lines = ["  ".join(f"{t:<{w}}" for t, w in zip(r, widths, strict=True)) for r in table]
-        lines.insert(1, "  ".join("-" * w for w in widths))
+        lines = _lined_up(table)
         for r in self.readout:
             shown = ", ".join(f"{row}: {weight:.3g}" for row, weight in r.rows[:_SHOWN])
             more = f", ... {len(r.rows)} rows in all" if len(r.rows) > _SHOWN else ""
@@ -118,8 +178,8 @@ class Description:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def describe(run: Run, roots: Sequence[nn.Module] = ()) -> Description:
-    """Puts the wiring of a run into words.
+def describe(run: Run, rules: Rules | None = None, roots: Sequence[nn.Module] = ()) -> Description:
+    """Puts the wiring of a run into words, and its rules where the method has some.
 
     Args:
         roots (sequence of Module): the modules that ran, for the share of layers with attention.
@@ -150,9 +210,10 @@ def describe(run: Run, roots: Sequence[nn.Module] = ()) -> Description:
         rows = run.weights[read.state][0].tolist() if read.state in run.weights else []
         kept = tuple((i, weight) for i, weight in enumerate(rows) if weight)
         readout.append(ReadRow(read.state.stream, version(read.state), kept))
+    operations = None if rules is None else describe_operations(run.observation, rules)
     mixing = tuple(map(_mixing, run.observation.wiring.mixed_states))
     layers = tuple(_stacks(roots[0], calls)) if mixing and len(roots) == 1 else ()
-    return Description(tuple(calls), tuple(readout), sources, mixing, layers)
+    return Description(tuple(calls), tuple(readout), sources, operations, mixing, layers)
 
 
 def _mixing(state: MixedState) -> MixingRow:

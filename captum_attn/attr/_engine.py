@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -11,18 +11,24 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from captum_attn._checks import FAILURES, shown, shown_error
 from captum_attn.attr._backward import Backward, explained_value, run_backward
 from captum_attn.attr._inputs import Inputs, checked
 from captum_attn.attr._layers import active_calls
 from captum_attn.attr._options import SharedOptions
-from captum_attn.attr._request import Request
+from captum_attn.attr._request import Request, check_objective
+from captum_attn.attr._ruled import check_ruled, ruled_pass
 from captum_attn.attr._run import Run
-from captum_attn.errors import TargetError
+from captum_attn.errors import AttnError, TargetError
 from captum_attn.objectives import Objective, logit
-from captum_attn.observe import observe
+from captum_attn.observe import AttentionCall, observe
+from captum_attn.observe.capture.attention_call import detached
 from captum_attn.observe.capture.restore import left_as_found, modules_of
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.observation import watched
+from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.streams.structure_cache import StructureCache
+from captum_attn.observe.tracing.autograd_graph import gradients
 
 Made = TypeVar("Made")
 # The targets, or what chooses them by the model's output.
@@ -40,6 +46,7 @@ class Engine:
         default_objective (callable, optional): explained where the user names none; None: the
             output that the target selects.
         tap (type): what watches the model run.
+        rules (callable): a method's options -> the rules of its relevance pass, or None.
         structure (StructureCache): what was found out about the model's structure.
     """
 
@@ -47,6 +54,7 @@ class Engine:
     keeps_graph: bool
     default_objective: Objective | None
     tap: type[Tap]
+    rules: Callable[[Any], Rules | None] = lambda options: None
     structure: StructureCache = field(default_factory=StructureCache)
 
     @contextmanager
@@ -117,12 +125,24 @@ class Engine:
         """One forward pass, of which nothing is explained yet."""
         additional = request.additional_forward_args
         values = checked(inputs, additional)
-        observation = observe(forward_func, values, additional, roots, self.structure, self.tap)
+        rules = self.rules(options)
+        observation = observe(
+            forward_func, values, additional, roots, self.structure, self.tap,
+            () if rules is None else (rules,),
+        )  # fmt: skip
         for mixed in observation.wiring.mixed_states:
             mixed.mixing.draws = options.mixing_draws or mixed.mixing.draws
         states = observation.wiring.updates
         active = active_calls(states, request.layers, roots, request.start_layer)
-        return Run(observation, options, active)
+        run = Run(observation, options, active, inputs=inputs)
+        if rules is not None:
+            self._check_rules(run, rules)
+        return run
+
+    def _check_rules(self, run: Run, rules: Rules) -> None:
+        """Relevance must have a rule wherever it passes on its way to the calls that count."""
+        outputs = [s.call.edge.node for s in run.attention_states if run.counts(s.call)]
+        check_ruled(run.observation, outputs, rules)
 
     def _explain(self, run: Run, forward_func: Callable, request: Request) -> Run:
         """One backward pass of what the user asked for, or of the method's own objective."""
@@ -132,12 +152,22 @@ class Engine:
         value = explained_value(observation, request, self.needs_gradient)
         if not several:
             observation.output = value.objective.detach()  # a language model's is large
-        reads = [] if request.readout is None else run.cached("reads", observation.reads)
+        reads = [] if request.matrices else run.cached("reads", observation.reads)
         calls = [s.call for s in run.attention_states if run.counts(s.call) and self.needs_gradient]
         mixes = bool(observation.wiring.mixed_states)  # a mixing hop asks autograd again
-        keep = self.keeps_graph or several or mixes
+        rules = self.rules(run.options)
+        keep = self.keeps_graph or several or mixes or rules is not None
         run.backward = run_backward(observation, request, value, calls, reads, run.like, keep)
+        if self.keeps_graph:
+            run.backward.objective = value.objective
+        if rules is not None:
+            again = self.keeps_graph or several or mixes
+            edges = [call.edge for call in calls]
+            found = ruled_pass(observation, value.objective, edges, rules, again)
+            run.backward.relevances = dict(zip(calls, found, strict=True))
         run.again = partial(self._again, forward_func, request, run.options)
+        run.along = partial(self._calls_on, forward_func, request)
+        run.asked = partial(self._depended_on, forward_func, request, run.options)
         return run
 
     def _again(
@@ -149,13 +179,61 @@ class Engine:
             run = self._observed(forward_func, inputs, request, options, roots)
             return self._explain(run, forward_func, request)
 
+    def _calls_on(
+        self,
+        forward_func: Callable,
+        request: Request,
+        inputs: Inputs,
+        calls: Sequence[AttentionCall],
+        during: AbstractContextManager,
+    ) -> list[tuple[AttentionCall, Tensor | None]]:
+        """Attention calls on other inputs, with their gradients, while a run is in progress."""
+        roots, additional = modules_of(forward_func), request.additional_forward_args
+        values = checked(inputs, additional)
+        with left_as_found(roots), torch.enable_grad():
+            with during:
+                seen = watched(forward_func, values, additional, roots, self.tap)
+            value = explained_value(seen, request, True).objective
+            by_index = {call.index: call for call in seen.tap.calls}
+            again = [by_index.get(call.index) for call in calls]
+            if any(
+                other is None or (other.module, other.lead) != (call.module, call.lead)
+                for call, other in zip(calls, again, strict=True)
+            ):
+                raise AttnError(
+                    "the model makes other attention calls where its inputs are scaled: expected "
+                    "the same ones at every step of the path; set n_steps=1"
+                )
+            found = [other for other in again if other is not None]
+            ones = torch.ones_like(value)
+            arrived = gradients([(value, ones)], [other.edge for other in found], keep=False)
+        made = [detached(other, call) for call, other in zip(calls, found, strict=True)]
+        return list(zip(made, arrived, strict=True))
+
+    def _depended_on(
+        self, forward_func: Callable, request: Request, options: SharedOptions, inputs: Inputs
+    ) -> set[str]:
+        """Names of the inputs that what is explained has a gradient for."""
+        roots = modules_of(forward_func)
+        with left_as_found(roots), torch.enable_grad():
+            seen = self._observed(forward_func, inputs, request, options, roots).observation
+            value = explained_value(seen, request, self.needs_gradient).objective
+            leaves = [leaf for leaf in seen.tap.leaves if leaf.name]
+            ones = torch.ones_like(value)
+            found = gradients([(value, ones)], [leaf.tensor for leaf in leaves], keep=False)
+        return {
+            leaf.name
+            for leaf, gradient in zip(leaves, found, strict=True)
+            if gradient is not None and bool(gradient.any())
+        }
+
 
 def _requests(
     request: Request, targets: Targets, objective: Objectives, outputs: list[Any], output: Tensor
 ) -> list[Request]:
     """A request for each target; refused before the first backward pass if one does not fit."""
     with torch.no_grad():
-        chosen = _checked(targets(outputs[-1]) if callable(targets) else targets)
+        chosen = _listed(_chosen(targets, outputs[-1]) if callable(targets) else targets)
         outputs.clear()
         for target in chosen:
             if target is not None:
@@ -167,18 +245,33 @@ def _requests(
     ]
 
 
-def _checked(targets: Any) -> list[Any]:
-    single = targets.ndim == 0 if isinstance(targets, Tensor) else isinstance(targets, (str, int))
-    if single or not isinstance(targets, Iterable):
+def _chosen(targets: Callable[[Any], Iterable[Any]], output: Any) -> Iterable[Any]:
+    try:
+        return targets(output)
+    except AttnError:
+        raise
+    except FAILURES as error:
+        raise TargetError(
+            f"targets: failed on the model's output, {shown(output)}: {shown_error(error)}; "
+            "expected a callable output -> targets"
+        ) from error
+
+
+def _listed(targets: Any) -> list[Any]:
+    try:
+        if isinstance(targets, (str, bytes, Mapping)):
+            raise TypeError
+        return list(targets)
+    except FAILURES as error:  # an int, a tensor without rows
         raise TargetError(
             "targets: expected several targets, or a callable that is given the model's output "
-            f"and returns them; got {targets!r}: use `attribute` for a single one"
-        )
-    return list(targets)
+            f"and returns them; got {shown(targets)}: use `attribute` for a single one"
+        ) from error
 
 
 def _for_each(objective: Objectives, count: int) -> Sequence[Objective | None]:
     if not isinstance(objective, (list, tuple)):
+        check_objective(objective)
         return [objective] * count  # type: ignore[list-item]
     if len(objective) != count:
         raise TargetError(

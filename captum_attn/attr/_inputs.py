@@ -9,7 +9,9 @@ import torch
 from captum._utils.common import _format_tensor_into_tuples
 from torch import Tensor
 
+from captum_attn._checks import FAILURES, shown, shown_error
 from captum_attn.errors import InputError
+from captum_attn.observe.capture.tensor_kinds import check_kind
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Any]
 
@@ -27,9 +29,9 @@ def checked(inputs: Any, additional: Any) -> tuple[Tensor, ...] | Mapping[str, A
         )
     formatted: tuple[Tensor, ...] = _format_tensor_into_tuples(inputs)
     for i, value in enumerate(formatted):
+        check_kind(f"input {i}", value)
         _check_batch(f"input {i}", value, formatted[0])
-        if not bool(torch.isfinite(value).all()):
-            raise InputError(f"input {i} has NaN or inf: expected finite inputs")
+        _check_finite(f"input {i}", value)
     return formatted
 
 
@@ -38,6 +40,12 @@ def _checked_mapping(inputs: Mapping[str, Any], additional: Any) -> Mapping[str,
         raise InputError(
             "expected either a Mapping of inputs or positional `additional_forward_args`, got "
             "both: put the further arguments into the Mapping"
+        )
+    others = [key for key in inputs if not isinstance(key, str)]
+    if others:
+        raise InputError(
+            "expected a Mapping whose keys are the names of the model's arguments, got the key "
+            f"{shown(others[0])}"
         )
     if inputs.get("past_key_values") is not None:
         raise InputError(
@@ -48,12 +56,26 @@ def _checked_mapping(inputs: Mapping[str, Any], additional: Any) -> Mapping[str,
     if not tensors:
         raise InputError(f"expected a Mapping with tensors, got entries {list(inputs)}")
     for name, value in tensors.items():
+        check_kind(repr(name), value)
         if value.ndim == 0 or value.shape[0] == 0:
             raise InputError(f"{name!r}: expected at least one example, got {tuple(value.shape)}")
-        finite = torch.isfinite(value) | (value == -torch.inf if "mask" in name else False)
-        if not bool(finite.all()):
-            raise InputError(f"{name!r} has NaN or inf: expected finite inputs")
+        _check_finite(repr(name), value, -torch.inf if "mask" in name else None)
     return inputs
+
+
+def _check_finite(name: str, value: Tensor, allowed: float | None = None) -> None:
+    try:
+        finite = torch.isfinite(value)
+        if allowed is not None:
+            finite |= value == allowed
+        all_finite = bool(finite.all())
+    except FAILURES as error:
+        raise InputError(
+            f"{name}: expected a tensor whose numbers can be read, got {type(value).__name__} of "
+            f"{value.dtype}: {shown_error(error)}"
+        ) from error
+    if not all_finite:
+        raise InputError(f"{name} has NaN or inf: expected finite inputs")
 
 
 def _check_batch(name: str, value: Tensor, first: Tensor) -> None:

@@ -9,6 +9,7 @@ from functools import wraps
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from captum_attn._checks import shown
 from captum_attn.errors import OptionError
 
 Settled = TypeVar("Settled", bound="SharedOptions")
@@ -36,15 +37,14 @@ class SharedOptions:
 
     def __post_init__(self) -> None:
         for name in ("block_size", "mixing_draws"):
-            size = getattr(self, name)
-            if size is not None and (
-                isinstance(size, bool) or not isinstance(size, int) or size < 1
-            ):
-                raise OptionError(f"{name}: expected an int >= 1 or None, got {size!r}")
+            count = getattr(self, name)
+            whole = isinstance(count, int) and not isinstance(count, bool)
+            if count is not None and (not whole or not 1 <= count < 2**31):
+                raise OptionError(f"{name}: expected an int >= 1 or None, got {shown(count)}")
         for name, kind in _types(type(self)).items():
             value = getattr(self, name)
             if not _fits(value, kind):
-                raise OptionError(f"{name}: expected {_described(kind)}, got {value!r}")
+                raise OptionError(f"{name}: expected {_described(kind)}, got {shown(value)}")
 
     @classmethod
     def settle(cls: type[Settled], given: Mapping[str, Any], method: str) -> Settled:

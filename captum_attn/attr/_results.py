@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_attn.attr._inputs import Inputs
 from captum_attn.attr._propagate import BlockRow, Relevance
 from captum_attn.attr._run import Run
+from captum_attn.attr._silence import check_heard
 from captum_attn.errors import AttnError, InputError
 from captum_attn.observe.streams.states import Source, State
 from captum_attn.observe.streams.to_inputs import in_order, input_order, to_input
@@ -28,11 +29,13 @@ class Result:
             that has none.
         of_elements (dict): name of an input -> relevance of its elements, of the input's shape; the
             inputs without an entry get that of their tokens.
+        shows_calls (bool): whether single attention calls are shown, which may read no input.
     """
 
     run: Run
     of_tokens: Relevance | None
     of_elements: Mapping[str, Tensor] = field(default_factory=dict)
+    shows_calls: bool = False
 
     def __post_init__(self) -> None:
         """Refuses relevance that overflowed on the way instead of handing out NaN."""
@@ -73,6 +76,7 @@ class Result:
                 f"none of the inputs {list(found)} enters a token stream: expected at least one "
                 "whose embedding or patches the attention reads"
             )
+        check_heard(self.run, found, inputs, self.shows_calls)
         if isinstance(inputs, Mapping):
             return {name: laid for name, laid in found.items() if laid is not None}
         laid = tuple(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from captum_attn.attr._backward import Backward
 from captum_attn.attr._blocks import (
     LinearRule,
     QueriesPerBlock,
     Rule,
+    all_blocks,
     full_rule,
     queries_per_block,
 )
@@ -27,6 +30,7 @@ from captum_attn.attr._propagate import (
     is_cross_attention,
     is_self_attention,
 )
+from captum_attn.attr._relevance_rules import quotient
 from captum_attn.observe import AttentionCall, Block, Observation
 from captum_attn.observe.capture.attention_call import attention_map, working_dtype
 from captum_attn.observe.streams.states import AttentionState, State, ancestry
@@ -48,7 +52,11 @@ class Run(Generic[Own]):
         active (set of int): indices of the calls that count (`layers`, `start_layer`).
         backward (Backward): the gradients, and the rows that the output reads.
         again (callable): inputs -> the run of the same target on them, see `rerun`.
+        asked (callable): inputs -> names of those that what is explained has a gradient for.
         shared (dict or None): what the targets of one forward pass have in common.
+        inputs: as the user gave them.
+        along (callable): see `calls_on`.
+        notes (dict): what was worked out for this target, see `once`.
     """
 
     observation: Observation
@@ -56,7 +64,11 @@ class Run(Generic[Own]):
     active: set[int]
     backward: Backward = field(default_factory=Backward)
     again: Callable[[Inputs], Run] | None = None
+    asked: Callable[[Inputs], set[str]] | None = None
     shared: dict[Any, Any] | None = None
+    inputs: Any = None
+    along: Callable[..., list[tuple[AttentionCall, Tensor | None]]] | None = None
+    notes: dict[Any, Any] = field(default_factory=dict, init=False)
 
     # ------------------------------------------------------------------------ what is explained
     @property
@@ -89,6 +101,35 @@ class Run(Generic[Own]):
         """
         assert self.again is not None, "nothing has been explained yet"
         return self.again(inputs)
+
+    def calls_on(
+        self, inputs: Inputs, calls: Sequence[AttentionCall], during: AbstractContextManager
+    ) -> list[tuple[AttentionCall, Tensor | None]]:
+        """Some calls as they are on other inputs, with the gradients that the same target has there.
+
+        A forward and a backward pass more, and nothing else: which tokens ask and answer is not
+        looked for again.
+
+        Args:
+            inputs: as the user gave them, but for their values.
+            calls (sequence of AttentionCall): those of this run.
+            during (context manager): what is done to the model meanwhile.
+
+        Returns:
+            list of (AttentionCall, Tensor or None): the call, without its graph, and the gradient at
+            its output; None where that is zero.
+        """
+        assert self.along is not None, "nothing has been explained yet"
+        return self.along(inputs, calls, during)
+
+    def depended_on(self, inputs: Inputs) -> set[str]:
+        """The inputs that what is explained has a gradient for; a forward and a backward pass more.
+
+        Args:
+            inputs: as the user gave them.
+        """
+        assert self.asked is not None, "nothing has been explained yet"
+        return self.asked(inputs)
 
     # ------------------------------------------------------------------------ attention calls
     @property
@@ -140,14 +181,39 @@ class Run(Generic[Own]):
         shape = (self.batch, call.windows, call.heads, block.n_q, block.n_k)
         return torch.zeros(shape, dtype=self.like.dtype, device=call.q.device)
 
+    def attention_relevance(self, block: Block) -> Tensor:
+        """R_A, the relevance of A, (B, F, H, q', k'); zeros where none arrives at the call.
+
+        R_A = c A ∘ (sd(R_O, A V) V^T) with R_O what arrives at the call's output, c = 1/2, or 1
+        where A or V is no activation.
+        """
+        call, attention = block.call, block.attention()
+        arriving = self.backward.relevances.get(call)
+        if arriving is None:
+            return torch.zeros_like(attention)
+        values, operators = block.values(), self.observation.operators
+        assert operators is not None
+        scored = operators.is_activation(call.q) or operators.is_activation(call.k)
+        share = 0.5 if scored and operators.is_activation(call.v) else 1.0
+        outputs = quotient(block.output_rows(arriving), attention @ values)
+        return (outputs @ values.mT).mul_(attention).mul_(share)
+
     def has_gradient(self, call: AttentionCall) -> bool:
         """Whether the objective depends on a call at all."""
         return self.backward.gradients.get(call) is not None
+
+    def gradient_at(self, edge: GradientEdge | None) -> Tensor | None:
+        """d objective / d the tensor at a place in the graph, of methods with `keeps_graph`."""
+        return self.backward.gradient_at(edge)
 
     @property
     def queries_per_block(self) -> QueriesPerBlock:
         """How many queries of a call are in a block."""
         return queries_per_block(self.batch, self.options.block_size)
+
+    def blocks(self, call: AttentionCall) -> Iterator[Block]:
+        """All queries of a call, block by block."""
+        return iter(all_blocks(call, self.queries_per_block))
 
     def full_rule(self, call: AttentionCall, rule: Rule) -> LinearRule:
         """A rule for all queries of a call, formed block by block."""
@@ -196,6 +262,12 @@ class Run(Generic[Own]):
         if key not in self.shared:
             self.shared[key] = make()
         return self.shared[key]
+
+    def once(self, key: Any, make: Callable[[], Made]) -> Made:
+        """What all blocks of this target have in common: made with the first that asks for it."""
+        if key not in self.notes:
+            self.notes[key] = make()
+        return self.notes[key]
 
     def share(self) -> None:
         """Makes the run one of several: A of the fused calls is formed once, if it fits."""

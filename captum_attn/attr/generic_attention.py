@@ -46,6 +46,8 @@ class GenericAttention(AttentionAttribution):
         aggregate (bool): False: every update replaces R instead of being added. Default: True.
         discard_self (bool): True sets the relevance of the token that is read out for itself to
             0, as the authors' code does before display. Default: False.
+        relevance (str): "lrp" has the map's relevance R_A in place of A in Eq. 5 (the paper's
+            appendix E), see `TransformerAttribution`. Default: "attention".
 
     Examples::
 
@@ -61,13 +63,20 @@ class GenericAttention(AttentionAttribution):
         self_in_rule_10: bool = True
         aggregate: bool = True
         discard_self: bool = False
+        relevance: AttentionAttribution.MapKind = "attention"
 
     @classmethod
     def get_name(cls) -> str:
         return "Generic Attention (GAE)"
 
+    @classmethod
+    def rules(cls, options: Options) -> str | None:
+        return "transformer_lrp" if options.relevance == "lrp" else None
+
     def weigh_heads(self, run: Run[Options], block: Block) -> Tensor:
-        return positive_heads(block.attention(), run.attention_gradient(block))
+        by_lrp = run.options.relevance == "lrp"
+        attention = run.attention_relevance(block) if by_lrp else block.attention()
+        return positive_heads(attention, run.attention_gradient(block))
 
     def keep(self, run: Run[Options], block: Block) -> float:
         return float(run.options.aggregate)

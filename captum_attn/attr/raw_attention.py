@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from captum_attn.attr._base import AttentionAttribution, Block, Relevance, Run
-from captum_attn.attr._layers import matches
-from captum_attn.errors import OptionError
+from captum_attn.attr._base import AttentionAttribution, Block, Run
+from captum_attn.attr._layers import calls_of_layer
+from captum_attn.attr._results import Result
 from captum_attn.observe.capture.restore import modules_of
 from captum_attn.observe.streams.states import AttentionState, State
 
@@ -47,35 +46,7 @@ class RawAttention(AttentionAttribution):
         return block.attention()
 
     def shown_calls(self, run: Run[Options], state: State) -> list[AttentionState]:
-        layer = run.options.layer
-        calls = [made for made in run.calls_into([state]) if made.stream == state.stream]
-        if not calls:
-            raise OptionError(
-                f"no attention call of {state.stream!r} is left to be shown: expected `layers` and "
-                "`start_layer` that let one in"
-            )
-        if layer == -1:
-            return run.last_calls(state)
-        if isinstance(layer, int):
-            if not -len(calls) <= layer < len(calls):
-                raise OptionError(
-                    f"layer: expected an int in [-{len(calls)}, {len(calls)}), got {layer}"
-                )
-            return [calls[layer]]
-        roots = modules_of(self.forward_func)
-        calls = [made for made in calls if matches(made.call.module, layer, roots)]
-        if not calls:
-            raise OptionError(f"layer={layer!r} matches no attention call of {state.stream!r}")
-        return calls[-1:]
+        return calls_of_layer(run, state, run.options.layer, modules_of(self.forward_func))
 
-    def relevance(self, run: Run[Options]) -> Relevance:
-        relevance = super().relevance(run)
-        if not any(source.entries for source in relevance):
-            read = ", ".join(repr(state.stream) for state in run.weights)
-            warnings.warn(
-                f"the attention call of {read} that is shown reads learned tokens alone, so that "
-                "every input gets 0; AttentionRollout and GenericAttention follow the tokens "
-                "further down",
-                stacklevel=4,
-            )
-        return relevance
+    def explain(self, run: Run[Options]) -> Result:
+        return Result(run, self.relevance(run), shows_calls=True)

@@ -13,14 +13,14 @@ from captum.attr import Attribution, IntegratedGradients
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_attn import AttentionRollout, GenericAttention, RawAttention
+from captum_attn import AttentionRollout, AttnLRP, GenericAttention, RawAttention
 from captum_attn._pictures import read_picture
 from captum_attn.demo.deletion import keep_patches
 from captum_attn.demo.explanation import Case, Question, explain
 from captum_attn.toy.scenes import IMAGE_SIZE, scenes
 
 # One call for all of them, Captum's own among them.
-METHODS = (RawAttention, AttentionRollout, GenericAttention, IntegratedGradients)
+METHODS = (RawAttention, AttentionRollout, GenericAttention, AttnLRP, IntegratedGradients)
 PATCH = 8  # side of the model's patches, pixels
 
 

@@ -9,7 +9,7 @@ import torch
 from captum.attr import Attribution, LayerIntegratedGradients
 from torch import Tensor
 
-from captum_attn import AttentionRollout, GenericAttention, RawAttention
+from captum_attn import AttentionRollout, AttnLRP, GenericAttention, RawAttention
 from captum_attn.demo.explanation import Case, Question, explain
 from captum_attn.toy.topics import (
     TEXTS,
@@ -26,6 +26,7 @@ METHODS: dict[type[Attribution], dict[str, bool]] = {
     # The mean reads every token, so each is relevant to itself by merely being there. Like the
     # authors of GAE for display, leave that out.
     GenericAttention: {"discard_self": True},
+    AttnLRP: {},
 }
 ASKED_FROM = 0.2  # probability from which a second topic is asked about, too
 

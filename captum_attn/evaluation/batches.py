@@ -182,7 +182,10 @@ class Source:
         self.batch_size, self.limit = batch_size or 8, limit
         self.streamed = isinstance(dataset, IterableDataset)
         known = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-        if not self.streamed and (not known or isinstance(dataset, (str, bytes, Mapping, type))):
+        known = known and not isinstance(dataset, (str, bytes, Mapping, type))
+        if isinstance(dataset, Tensor):  # of examples, on its first axis
+            known = dataset.ndim > 0 and not dataset.is_meta
+        if not self.streamed and not known:
             raise InputError(
                 "dataset: expected a torch Dataset, a DataLoader or a sequence of examples, got "
                 f"{shown(dataset)}"

@@ -53,7 +53,7 @@ class ImageFolder(Dataset):
         read_mask: Callable[[Path], Tensor] | None = None,
         classes: Mapping[str, int] | None = None,
     ) -> None:
-        if not isinstance(root, (str, PathLike)) or not callable(read):
+        if not isinstance(root, (str, PathLike)) or not str(root) or not callable(read):
             raise InputError(
                 "expected ImageFolder(root, read): a folder, and a callable path -> tensor; got "
                 f"{shown(root)}, {shown(read)}"
@@ -259,8 +259,8 @@ def read_lines(path: str | Path) -> Lines:
     """The texts of a file, the names of their labels and what is marked, if it has any."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as problem:
-        raise InputError(f"cannot read '{path}' as text ({problem})") from problem
+    except (OSError, TypeError, ValueError) as problem:
+        raise InputError(f"cannot read {shown(path)} as text ({shown_error(problem)})") from problem
     numbered = [(i, line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise InputError(f"'{path}' is empty: expected one text per line")

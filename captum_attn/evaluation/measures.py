@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from captum_attn import metrics
+from captum_attn._checks import shown
 from captum_attn.errors import OptionError
 from captum_attn.evaluation.metric import (
     HIGHER,
@@ -98,7 +99,9 @@ def metrics_of(given: Any, perturbation: Mapping[str, Any] | None = None) -> dic
     """
     shared = {} if perturbation is None else perturbation
     if not isinstance(shared, Mapping) or not all(isinstance(name, str) for name in shared):
-        raise OptionError(f"perturbation: expected options by their names, got {perturbation!r}")
+        raise OptionError(
+            f"perturbation: expected options by their names, got {shown(perturbation)}"
+        )
     if isinstance(given, (str, Metric)) or callable(given) or _is_pair(given):
         given = [given]
     if not isinstance(given, (Mapping, list, tuple, set)):

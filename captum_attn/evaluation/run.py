@@ -102,13 +102,13 @@ def evaluate(
     callable_of("model", model, "a model or a callable that runs one")
     if isinstance(model, nn.Module) and model.training:
         raise OptionError("the model is in train mode, so its outputs are random: call .eval()")
+    flag("resume", resume), flag("show_progress", show_progress)
     if resume and out is None:
         raise OptionError("resume: there is nothing to go on with unless out= names a directory")
     if isinstance(target, str) and target not in ("label", "predicted"):
         raise OptionError(
             f"target: expected 'label', 'predicted' or a Captum target, got {shown(target)}"
         )
-    flag("resume", resume), flag("show_progress", show_progress)
     seed, resamples = whole("seed", seed, 0, 2**63 - 1), whole("resamples", resamples)
     number("confidence", confidence, 0, 1, open_ends="()")
     folder = None if out is None else _folder(out)
@@ -146,11 +146,12 @@ class _Work:
 
     def record(self, number: int, first: int, batch: Batch) -> dict[str, Any]:
         """Everything that is kept of a batch, as JSON takes it."""
-        if isinstance(self.model, nn.Module):
-            place = next(self.model.parameters(), torch.zeros(0))
-            batch = batch.to(place.device)
         where = f"batch {number}, whose example 0 is example {first} of the data set"
-        target = _target(self.model, batch, self.target, first)
+        with _naming(where):
+            if isinstance(self.model, nn.Module):
+                place = next(self.model.parameters(), torch.zeros(0))
+                batch = batch.to(place.device)
+            target = _target(self.model, batch, self.target, first)
         kept: dict[str, dict[str, Any]] = {}
         for method in self.methods:
             with _naming(f"{method.name}, {where}"), own_randomness(self.seed, number, method.name):
@@ -182,7 +183,7 @@ def _naming(where: str) -> Iterator[None]:
 
 def _target(model: Callable, batch: Batch, target: Any, first: int) -> Any:
     """What is explained of a batch; refuses labels that the model has no output for."""
-    with torch.no_grad(), _naming(f"the model, on example {first} and those after it"):
+    with torch.no_grad():
         known = Model.of(model, batch.inputs, batch.additional_forward_args)
         output = known(torch.arange(len(batch)), {}, {})
     if not output.isfinite().all():

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from captum_attn._checks import callable_of, listed, shown, text, texts, whole
 from captum_attn.errors import InputError
 from captum_attn.insights.pictures import drawn, drawn_regions
 from captum_attn.insights.uploads import Picture, fitted
@@ -94,9 +95,10 @@ class BaseFeature:
         input_transforms: Transforms = None,
         visualization_transform: Callable | None = None,
     ) -> None:
-        self.name = name
-        self.baseline_transforms = _as_list(baseline_transforms)
-        self.input_transforms = _as_list(input_transforms)
+        self.name = text("name", name)
+        self.baseline_transforms = _as_list("baseline_transforms", baseline_transforms)
+        self.input_transforms = _as_list("input_transforms", input_transforms)
+        _optional("visualization_transform", visualization_transform)
         self.visualization_transform = visualization_transform
 
     @classmethod
@@ -141,15 +143,18 @@ class ImageFeature(BaseFeature):
         patch_size: int | None = None,
     ) -> None:
         super().__init__(name, baseline_transforms, input_transforms, visualization_transform)
-        self.upload, self.patch_size = upload, patch_size
+        _optional("upload", upload)
+        self.patch_size = None if patch_size is None else whole("patch_size", patch_size)
+        self.upload = upload
 
     def read(self, picture: Picture, like: Tensor) -> Tensor:
         """The user's picture as an example (1, C, H, W) that is `like` another."""
         made = fitted(picture, like.shape[1:]) if self.upload is None else self.upload(picture)
-        if made.shape != like.shape[1:]:
+        if not isinstance(made, Tensor) or made.shape != like.shape[1:]:
+            got = tuple(made.shape) if isinstance(made, Tensor) else shown(made)
             raise InputError(
                 f"{self.name}: expected `upload` to return {tuple(like.shape[1:])}, as the "
-                f"examples have, got {tuple(made.shape)}"
+                f"examples have, got {got}"
             )
         return made[None].to(like)
 
@@ -196,7 +201,10 @@ class TextFeature(BaseFeature):
         special_ids: Sequence[int] = (),
     ) -> None:
         super().__init__(name, baseline_transforms, input_transforms, visualization_transform)
-        self.tokenize, self.special_ids = tokenize, tuple(special_ids)
+        _optional("tokenize", tokenize)
+        given = listed("special_ids", special_ids, "ids")
+        self.special_ids = tuple(whole("special_ids", one, 0) for one in given)
+        self.tokenize = tokenize
 
     def visualize(
         self, attribution: Tensor, data: Tensor, contribution_frac: float
@@ -257,7 +265,7 @@ class GeneralFeature(BaseFeature):
 
     def __init__(self, name: str, categories: Sequence[str]) -> None:
         super().__init__(name)
-        self.categories = list(categories)
+        self.categories = texts("categories", categories)
 
     def visualize(
         self, attribution: Tensor, data: Tensor, contribution_frac: float
@@ -292,10 +300,18 @@ class EmptyFeature(BaseFeature):
         return FeatureOutput(self.name, None, None, self.kind, contribution_frac)
 
 
-def _as_list(transforms: Transforms) -> list[Callable]:
+def _as_list(name: str, transforms: Transforms) -> list[Callable]:
     if transforms is None:
         return []
-    return [transforms] if callable(transforms) else list(transforms)
+    if callable(transforms):
+        return [transforms]
+    found = listed(name, transforms, "callables")
+    return [callable_of(f"{name}[{i}]", one) for i, one in enumerate(found)]
+
+
+def _optional(name: str, value: Any) -> None:
+    if value is not None:
+        callable_of(name, value, "a callable or None")
 
 
 def _percent(values: Tensor) -> list[float]:

@@ -9,11 +9,21 @@ from captum.attr import Attribution, IntegratedGradients, Saliency
 
 from captum_attn._checks import number, one_of, shown, text
 from captum_attn.attr import (
+    CPLRP,
+    AttCAT,
     AttentionAttribution,
+    AttentionGradCam,
     AttentionRollout,
+    AttnLRP,
+    ConservativeLRP,
     GenericAttention,
+    GradSam,
     HeterogenousAttention,
+    PartialLRP,
     RawAttention,
+    TransformerAttribution,
+    TransformerLRP,
+    TransitionAttention,
     VTranM,
 )
 from captum_attn.errors import OptionError
@@ -29,8 +39,18 @@ METHODS: tuple[type[AttentionAttribution], ...] = (
     GenericAttention,
     VTranM,
     HeterogenousAttention,
+    AttnLRP,
+    CPLRP,
+    ConservativeLRP,
+    TransformerAttribution,
+    PartialLRP,
+    TransformerLRP,
     AttentionRollout,
     RawAttention,
+    AttentionGradCam,
+    GradSam,
+    AttCAT,
+    TransitionAttention,
 )
 # Beside ours, where every input is of floats; on token ids they fail.
 CAPTUM_METHODS: tuple[Method, ...] = (IntegratedGradients, Saliency)
@@ -57,7 +77,7 @@ class Option(NamedTuple):
 
         Reading twice changes nothing, because Captum Insights reads once per example.
         """
-        if value is None or value == "":
+        if value is None or (isinstance(value, str) and not value):
             return self.default
         if isinstance(self.default, bool):
             known = {"true": True, "false": False}.get(str(value).lower())
@@ -109,7 +129,8 @@ def options_of(method: Method) -> tuple[Option, ...]:
         for field in method.Options.listed()
         if isinstance(field.default, (bool, int, float, str))
     ]
-    return (*own, *_EVERYWHERE)
+    shared = [o for o in _EVERYWHERE if method.confinable or o.name != "start_layer"]
+    return (*own, *shared)
 
 
 def values_of(method: Method, fields: Mapping[str, Any]) -> dict[str, Any]:

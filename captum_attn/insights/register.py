@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from captum_attn._checks import shown
 from captum_attn.attr import AttentionAttribution
 from captum_attn.errors import AttnError, MissingExtraError, OptionError
 from captum_attn.insights.methods import METHODS, Option, options_of
@@ -41,7 +42,8 @@ def register(*methods: type[AttentionAttribution]) -> None:
     for method in methods:
         if not (isinstance(method, type) and issubclass(method, AttentionAttribution)):
             raise OptionError(
-                f"expected classes of attention methods, such as GenericAttention; got {method!r}"
+                "methods: expected classes of attention methods, such as GenericAttention; got "
+                f"{shown(method)}"
             )
     config = _config()
     for method in methods or METHODS:

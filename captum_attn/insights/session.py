@@ -10,8 +10,10 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
+from captum.attr import Attribution
 from torch import Tensor, nn
 
+from captum_attn._checks import callable_of, finite, flag, listed, one_of, shown, texts, whole
 from captum_attn.errors import InputError, OptionError
 from captum_attn.insights.examples import Example, examples_of
 from captum_attn.insights.features import BaseFeature, Batch, FeatureOutput
@@ -82,12 +84,18 @@ class Session:
         presets: Mapping[str, Any] | None = None,
     ) -> None:
         self.models = _named(models)
-        self.classes = [str(label) for label in classes]
-        # Of this package or of Captum Insights, which have no base in common.
-        one = hasattr(features, "visualize")
-        self.features: list[Any] = [features] if one else list(features)  # type: ignore[arg-type]
-        self.score_func, self.use_label_for_attr = score_func, use_label_for_attr
+        self.classes = texts("classes", classes)
+        self.features = _features(features)
+        if score_func is not None:
+            callable_of("score_func", score_func, "a callable of the model's output, or None")
+        self.score_func = score_func
+        self.use_label_for_attr = flag("use_label_for_attr", use_label_for_attr)
+        if presets is not None and not isinstance(presets, Mapping):
+            raise OptionError(
+                f"presets: expected a Mapping of option to value, got {shown(presets)}"
+            )
         self.presets = dict(presets or {})
+        num_examples = whole("num_examples", num_examples)
         self.examples = list(islice(examples_of(dataset, len(self.features)), num_examples))
         if not self.examples:
             raise InputError("dataset: expected at least one Batch with an example, got none")
@@ -107,7 +115,12 @@ class Session:
         if text and text.strip():
             i = self._first("tokenize", "a text", "a TextFeature with tokenize=")
             found = self.features[i].tokenize(text)
-            inputs[i], *more = found if isinstance(found, tuple) else (found,)
+            inputs[i], *more = found if isinstance(found, tuple) and found else (found,)
+            if not isinstance(inputs[i], Tensor) or inputs[i].ndim < 2 or len(inputs[i]) != 1:
+                raise InputError(
+                    f"{self.features[i].name}: expected `tokenize` to return ids (1, n), got "
+                    f"{shown(inputs[i])}"
+                )
             additional = tuple(more) or additional
         if not picture and not (text and text.strip()):
             return example
@@ -141,9 +154,11 @@ class Session:
         Returns:
             list of Prediction: one, for a model with one score.
         """
+        top = whole("top", top)
         with _one_at_a_time, torch.no_grad():
             inputs = self._transformed(example)
             scores = self._scores(tensor_of(self._model(model)(*inputs, *example.additional)))[0]
+        finite("the model's scores", scores, "look at its weights and at the input")
         if scores.numel() == 1:
             index = int(scores.round())
             return [Prediction(index, self._label(index), float(scores))]
@@ -217,7 +232,15 @@ class Session:
     # ------------------------------------------------------------------------ parts
     def _offered(self, methods: Sequence[Method] | None) -> Sequence[Method]:
         if methods is not None:
-            return methods
+            found = listed("methods", methods, "classes of Captum attributions")
+            if not found or not all(
+                isinstance(m, type) and issubclass(m, Attribution) for m in found
+            ):
+                raise OptionError(
+                    "methods: expected classes of Captum attributions, such as GenericAttention; "
+                    f"got {shown(methods)}"
+                )
+            return found
         with torch.no_grad():
             made = self._transformed(self.examples[0])
         floats = all(value.is_floating_point() for value in made)
@@ -277,6 +300,20 @@ class Session:
         )
 
 
+def _features(given: Any) -> list[Any]:
+    """Of this package or of Captum Insights, which have no base in common."""
+    found = [given] if hasattr(given, "visualize") else listed("features", given, "features")
+    if not found:
+        raise InputError("features: expected one for each input of the model, got none")
+    for feature in found:
+        if not hasattr(feature, "visualize") or isinstance(feature, type):
+            raise InputError(
+                f"features: expected one for each input, such as ImageFeature('Photo'); got "
+                f"{shown(feature)}"
+            )
+    return found
+
+
 def _named(models: Any) -> dict[str, nn.Module]:
     if isinstance(models, Mapping):
         found = {str(name): model for name, model in models.items()}
@@ -288,18 +325,16 @@ def _named(models: Any) -> dict[str, nn.Module]:
             f"Model {i}: {name}" if twice else name: model
             for i, (name, model) in enumerate(zip(names, each, strict=True), 1)
         }
-    if not found or not all(callable(model) for model in found.values()):
+    if not found or not all(callable(m) and not isinstance(m, type) for m in found.values()):
         raise InputError(
             "models: expected a model, a list of them or a Mapping of name to model, got "
-            f"{type(models).__name__}"
+            f"{shown(models)}"
         )
     return found
 
 
 def _of(what: str, name: str, known: Mapping[str, Any]) -> Any:
-    if name not in known:
-        raise OptionError(f"{what}: expected one of {list(known)}, got {name!r}")
-    return known[name]
+    return known[one_of(what, name, known)]
 
 
 def _through(transforms: Sequence[Callable], value: Tensor) -> Tensor:

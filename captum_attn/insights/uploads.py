@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_attn import _pictures
+from captum_attn._checks import shown
 from captum_attn._pictures import Picture
 from captum_attn.errors import InputError
 
@@ -44,6 +46,8 @@ def read_picture(path: str | Path) -> Picture:
     """
     from PIL import Image
 
+    if not isinstance(path, (str, PathLike)):
+        raise InputError(f"expected the path of a picture, got {shown(path)}")
     name = Path(path).name
     with _readable(name):
         size = Path(path).stat().st_size

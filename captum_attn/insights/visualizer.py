@@ -15,6 +15,7 @@ from captum_attn.insights.uploads import MAX_BYTES
 
 __all__ = ["AttributionVisualizer", "serve"]
 
+VISITORS = 50  # whose fields Gradio remembers; the page sends all of them with every question
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 
 
@@ -134,7 +135,8 @@ def serve(
         server_name=host, server_port=port, share=False, inline=inline, prevent_thread_lock=True,
         quiet=not debug, debug=False, show_error=True, max_file_size=MAX_BYTES, ssr_mode=False,
         mcp_server=False, enable_monitoring=False, footer_links=[], theme=pages.theme(),
-        css=pages.CSS, app_kwargs={"middleware": [(KnownHosts, (), known)]},
+        css=pages.CSS, state_session_capacity=VISITORS,
+        app_kwargs={"middleware": [(KnownHosts, (), known)]},
     )  # fmt: skip
     if not inline:
         print(f"Open http://{'localhost' if bind_all else host}:{port}/", flush=True)

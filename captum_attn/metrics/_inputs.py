@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from captum._utils.common import _select_targets
 from torch import Tensor
 
+from captum_attn._checks import shown
 from captum_attn.errors import InputError, OptionError, TargetError
 from captum_attn.metrics._checks import a_callable, a_tensor
 
@@ -88,7 +89,7 @@ def checked_target(target: Any, batch: int) -> Any:
         if one is not None and not (parts and all(type(part) is int for part in parts)):
             raise TargetError(
                 "target: expected a whole number, a tuple of them, or a list or tensor with one "
-                f"per example, got {target!r}; {MULTI_HOT if isinstance(one, list) else ''}"
+                f"per example, got {shown(target)}; {MULTI_HOT if isinstance(one, list) else ''}"
             )
     return target
 
@@ -183,13 +184,14 @@ def select(output: Tensor, target: Any) -> Tensor:
         selected = _select_targets(output, target)
     except (AssertionError, IndexError, RuntimeError, TypeError) as error:
         raise TargetError(
-            f"target {target!r} does not fit the output of shape {tuple(output.shape)}: {error}; "
-            "expected a Captum target: an int, a tuple of ints, or one of them per example"
+            f"target {shown(target)} does not fit the output of shape {tuple(output.shape)}: "
+            f"{error}; expected a Captum target: an int, a tuple of ints, or one of either per "
+            "example"
         ) from error
     if selected.numel() != len(output):
         raise TargetError(
             f"expected one number per example; the output of shape {tuple(output.shape)} with "
-            f"target {target!r} gives {tuple(selected.shape)}: pass `target=`"
+            f"target {shown(target)} gives {tuple(selected.shape)}: pass `target=`"
         )
     return selected.reshape(len(output))
 

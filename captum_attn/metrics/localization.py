@@ -120,7 +120,7 @@ def segmentation(
             after bin t. Default: "mean".
 
     A constant map finds nothing, whatever the threshold: no pixel is object, and its scores are
-    all equal.
+    all equal. A class in neither the mask nor the map was found without a fault (IoU 1).
 
     Returns:
         Segmentation: with the counts of every example.

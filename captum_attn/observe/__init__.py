@@ -15,6 +15,7 @@ Steps 1, 2, 5 and 6 are here; 3 and 4 are in `captum_attn.attr`, whose `_engine.
 in this order. The rooms, each of which imports only from those before it:
 
 - `capture/`    what ran: attention calls, inputs, and the model left as it was found;
+- `operators/`  what each operation was, for the rules of relevance propagation;
 - `tracing/`    where each token goes: questions to autograd, answered by token maps;
 - `streams/`    which stream asked which: states, the readout, and the way back to the inputs;
 - `observation.py`  one observed run, with all of the above;

@@ -92,10 +92,9 @@ def visualize_layers(
     batch = len(means[0])
     check_counts(batch, {"titles": titles})
     if tokens is not None:
-        stacked = np.stack(_same_keys([_row(one, row) for one in means], names), 1)  # (B, L, k)
-        each = _tokens(tokens, batch, stacked.shape[2])
         options: dict[str, Any] = {"sign": sign, "outlier_perc": outlier_perc, "cmap": cmap}
-        return visualize_matrix(stacked, names, each, titles=titles, **options)
+        rows = _same_keys([_row(one, row) for one in means], names)
+        return _by_tokens(rows, names, tokens, titles=titles, **options)
     pictures = None
     shown = means
     if images is not None:
@@ -140,9 +139,7 @@ def visualize_layers(
                 laid = over_image(shares, cells, pictures[i], interpolation)
                 draw_shares(ax, pictures[i], laid, sign, ALPHA, cmap)
             title(ax, name, panel_size, fontsize=9)
-        if drawn is None:
-            norm = Normalize(-1 if sign == "all" else 0, 1)
-            drawn = ScalarMappable(norm, cmap or BARS[sign])
+        drawn = drawn or _scale(sign, cmap)
         colour_bar(part, list(panels), drawn, limit, sign, aspect=50, shrink=0.4)
         if titles is not None:
             part.suptitle(titles[i], fontsize=11, fontweight="bold", x=0.01, ha="left")
@@ -242,6 +239,18 @@ def _checked(
             )
     folded = [one.reshape(batch, -1, *one.shape[1:]) for one in maps]
     return _short(calls), folded
+
+
+def _scale(sign: str, cmap: str | Colormap | None) -> ScalarMappable:
+    """The colours of maps that are laid over images."""
+    return ScalarMappable(Normalize(-1 if sign == "all" else 0, 1), cmap or BARS[sign])
+
+
+def _by_tokens(rows: list[np.ndarray], names: list[str], tokens: Any, **options: Any) -> Picture:
+    """A matrix layers by tokens for each example."""
+    stacked = np.stack(rows, 1)  # (B, L, k)
+    each = _tokens(tokens, len(stacked), stacked.shape[2])
+    return visualize_matrix(stacked, names, each, **options)
 
 
 def _tokens(tokens: Any, batch: int, count: int) -> list[list[str]]:

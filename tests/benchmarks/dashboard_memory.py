@@ -34,7 +34,7 @@ def memory(process: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-def measured(questions: int, every: int) -> list[tuple[int, float]]:
+def measured(questions: int, every: int, light: bool = False) -> list[tuple[int, float]]:
     """(questions asked, MiB), from the first hundred on."""
     server = subprocess.Popen(
         [sys.executable, "-u", "-c", SERVER], stdout=subprocess.PIPE, text=True
@@ -46,8 +46,9 @@ def measured(questions: int, every: int) -> list[tuple[int, float]]:
         visitor, begin = Visitor(port), time.monotonic()
         for number in range(1, questions + 1):
             visitor.name = f"visit {number}".replace(" ", "-")
-            pieces = visitor.explained(Example=number % 8)
-            assert all(pieces), pieces
+            less = {"Beside_it": "nothing", "Deletion_curve": False} if light else {}
+            pieces = visitor.explained(Example=number % 8, **less)
+            assert all(pieces[: 2 if light else 4]), pieces
             if number % every == 0:
                 found.append((number, memory(server.pid)))
                 print(f"{number:6d} questions  {found[-1][1]:8.1f} MiB  "
@@ -63,8 +64,9 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--room", type=float, default=25.0, help="MiB")
+    parser.add_argument("--light", action="store_true", help="one method, no deletion curve")
     options = parser.parse_args()
-    found = measured(options.questions, options.every)
+    found = measured(options.questions, options.every, options.light)
     half = [used for _, used in found[len(found) // 2 :]]
     grown = max(half[-3:]) - max(half[:3])
     print(f"the second half grew by {grown:.1f} MiB (room: {options.room:.0f})")

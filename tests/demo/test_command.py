@@ -22,7 +22,9 @@ from captum_attn.toy.digit_vit import load_digit_vit
 from captum_attn.toy.scenes import scenes
 from captum_attn.toy.topics import load_topic_classifier
 
-METHODS = ["RawAttention", "AttentionRollout", "GenericAttention", "IntegratedGradients"]
+METHODS = [
+    "RawAttention", "AttentionRollout", "GenericAttention", "AttnLRP", "IntegratedGradients",
+]  # fmt: skip
 
 
 class Page(HTMLParser):

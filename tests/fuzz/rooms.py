@@ -12,13 +12,5 @@ def _of(room: str) -> Callable[[], list[Public]]:
     return lambda: import_module(f"tests.fuzz.{room}").PUBLIC
 
 
-ROOMS = {
-    room: _of(room)
-    for room in (
-        "objectives",
-        "visualization",
-        "detection",
-        "generation",
-        "cli",
-    )
-}
+NAMES = ("objectives", "visualization", "detection", "generation", "evaluation", "insights", "cli")
+ROOMS = {room: _of(room) for room in NAMES}

@@ -16,6 +16,7 @@ from captum_attn import AttentionRollout, GenericAttention, VTranM
 from captum_attn.errors import AttnError
 from captum_attn.observe.capture import tap as tap_file
 from captum_attn.observe.streams.wiring import Wiring
+from tests.attr.hard import METHODS
 from tests.zoo import ZOO
 
 
@@ -62,6 +63,22 @@ def test_a_run_is_freed_when_its_result_is_there(method, entry, name, refs, no_c
     assert len(refs) > 8
     assert alive(refs) == []
     del result
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.__name__)
+@pytest.mark.parametrize("name", ["vit_cls", "bert"])
+def test_no_method_leaves_a_tensor_or_a_cycle(method, name):
+    case = ZOO[name]
+    explain, inputs = method(case.model()), case.sample().inputs
+    explain.attribute(inputs, 1)
+    before = tensors_alive()
+    gc.disable()
+    try:
+        explain.attribute(inputs, 1)
+        assert tensors_alive(collect=False) == before
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_a_run_of_many_targets_is_freed_with_its_iterator(refs, no_collector):
@@ -133,8 +150,9 @@ def test_notes_die_with_their_tensors(no_collector):
     assert len(tap._scores) == 0
 
 
-def tensors_alive() -> int:
-    gc.collect()
+def tensors_alive(collect: bool = True) -> int:
+    if collect:
+        gc.collect()
     return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
 
@@ -152,3 +170,16 @@ def test_300_calls_do_not_grow():
         call(i)
     assert tensors_alive() == before
     assert len(every_module._global_forward_hooks) == hooks
+
+
+def test_a_replaced_tensor_of_the_run_gives_its_id_free():
+    """Else another tensor that gets the id is taken for the model's weight."""
+    from captum_attn.observe.capture.own_state import OwnState
+
+    layer = torch.nn.Linear(2, 2)
+    own = OwnState([layer])
+    (first,), _ = own.arguments(torch.relu, (layer.weight,), {})
+    (second,), _ = own.arguments(torch.Tensor.mul_, (layer.weight, 2), {})[0][:1], {}
+    assert first is not second and first is not layer.weight and second is not layer.weight
+    assert own.result(second) is layer.weight
+    assert own.result(first) is first

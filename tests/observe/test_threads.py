@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_attn import AttentionRollout, GenericAttention, VTranM
+from captum_attn import AttentionRollout, AttnLRP, GenericAttention, VTranM
 from captum_attn.errors import AttnError
 from tests.zoo import ZOO, bert
 
@@ -114,7 +114,7 @@ def test_four_threads_on_one_model(name, shared, rounds, left_as_found):
 
 @few_or_many_rounds
 def test_four_threads_on_several_models_and_methods(rounds, left_as_found):
-    methods = [GenericAttention, AttentionRollout, VTranM, GenericAttention]
+    methods = [GenericAttention, AttentionRollout, VTranM, AttnLRP]
     cases = [
         (method, make(), sample())
         for method, (make, sample) in zip(methods, MODELS.values(), strict=True)
@@ -342,26 +342,27 @@ def test_a_forked_process_begins_with_the_model_as_it_was_found():
     assert model.config._attn_implementation == "flex_attention"
 
 
+@pytest.mark.parametrize("method", [GenericAttention, VTranM, AttnLRP])
 @pytest.mark.parametrize("name", ["vit", "flex", "busy"])
-def test_an_explanation_inside_a_hook_of_the_model_that_is_explained(name, left_as_found):
+def test_an_explanation_inside_a_hook_of_the_model_that_is_explained(name, method, left_as_found):
     """The one sees nothing of the other."""
     make, sample = MODELS[name]
     model, inputs = make(), sample()
     torch.manual_seed(2)
-    expected = rows(GenericAttention(model), inputs, 1)
+    expected = rows(method(model), inputs, 1)
     inner: list[list[Tensor]] = []
 
     def explain(*_: Any) -> None:
         if not inner:
             inner.append([])
             inner[0] = rows(AttentionRollout(model), inputs, 1)
-            inner.append(rows(GenericAttention(model), inputs, 1))
+            inner.append(rows(method(model), inputs, 1))
 
     hook = next(model.modules()).register_forward_hook(explain)
     middle = list(model.children())[-1].register_forward_hook(explain)
     try:
         with left_as_found(model, inputs):
-            found = rows(GenericAttention(model), inputs, 1)
+            found = rows(method(model), inputs, 1)
     finally:
         hook.remove()
         middle.remove()

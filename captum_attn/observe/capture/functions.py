@@ -18,9 +18,13 @@ TOKEN_MAKERS = frozenset(
     | {Tensor.repeat, torch.tile, Tensor.tile, torch.repeat_interleave, Tensor.repeat_interleave}
     | {torch.unsqueeze, Tensor.unsqueeze, torch.cat, torch.concat, torch.stack}
 )
+# Operators called as such (`torch.ops.quantized...`): some have no derivative.
+OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 BATCH_NORMS = frozenset({F.batch_norm, torch.batch_norm})
 # Operations that mix tokens without attention: named when a model's tokens pass through them.
-TOKEN_MIXERS = frozenset("conv1d conv2d conv3d cumsum lstm gru rnn_tanh rnn_relu".split())
+TOKEN_MIXERS = frozenset(
+    "conv1d conv2d conv3d cumsum lstm gru rnn_tanh rnn_relu grid_sample".split()
+)
 
 
 def without_override_check(func: Any) -> Callable:

@@ -18,6 +18,7 @@ from torch import nn
 from captum_attn.errors import AttnError
 from captum_attn.observe.capture.own_state import OwnState, alone, running_on
 from captum_attn.observe.capture.shared_state import Change, Undo, shared_state
+from captum_attn.observe.capture.tensor_kinds import check_weights
 
 _CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing")  # transformers; timm
 _SEEN_FORMS = ("sdpa", "eager")  # attention implementations that the tap sees
@@ -69,6 +70,7 @@ def left_as_found(roots: list[nn.Module]) -> Iterator[None]:
     Buffers that a module replaces are put back. Gradients are on, for this thread.
     """
     modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
+    check_weights(modules)
     _warn_of_train_mode(modules)
     own = OwnState(modules)
     with ExitStack() as stack:

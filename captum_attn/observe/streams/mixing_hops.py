@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -85,7 +86,8 @@ class MixingHops:
     """
 
     def __init__(self, wiring: Wiring) -> None:
-        self.wiring, self.graph, self.tracer = wiring, wiring.graph, wiring.tracer
+        self.wiring: Wiring = proxy(wiring)  # which has the hops: a circle would keep the run alive
+        self.graph, self.tracer = wiring.graph, wiring.tracer
         self.states: list[MixedState] = []
         self._at: dict[Any, MixedState] = {}
 

@@ -15,18 +15,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
-from captum_attn.errors import ReadoutError
+from captum_attn.errors import InputError, ReadoutError
 from captum_attn.observe.capture.attention_call import AttentionCall, positions, working_dtype
-from captum_attn.observe.capture.tap import Tap
-from captum_attn.observe.streams.states import State
+from captum_attn.observe.capture.tensor_kinds import check_kind
+from captum_attn.observe.streams.states import AttentionState, InitialState, State
 from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import (
     Graph,
     Node,
+    Root,
+    before_node,
     depends_on_content,
     gradients,
+    is_identity,
     shape_of,
 )
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
@@ -78,32 +81,7 @@ class Place:
         )
 
 
-@dataclass(frozen=True)
-class Root:
-    """The raw output, before the target is selected: where it hangs in the graph.
-
-    The output itself is not held, because a language model's may be larger than all its layers.
-
-    Args:
-        edge (GradientEdge or None): where it was computed; None for a constant.
-        shape (tuple of int): its shape.
-        like (Tensor): an empty tensor of its dtype and device.
-        detached_from: what it stems from without a gradient, see `Tap.detached_from`.
-    """
-
-    edge: GradientEdge | None
-    shape: tuple[int, ...]
-    like: Tensor
-    detached_from: tuple[Any, ...]
-
-    @staticmethod
-    def of(output: Tensor, tap: Tap) -> Root:
-        edge = get_gradient_edge(output) if output.requires_grad else None
-        like = output.detach().new_empty(0)
-        return Root(edge, tuple(output.shape), like, tap.detached_from(output))
-
-
-@dataclass
+@dataclass(eq=False)
 class Read:
     """A state that the output reads.
 
@@ -118,6 +96,11 @@ class Read:
     calls: list[AttentionCall]
     places: list[Place]
     read_on: bool
+
+    @property
+    def packed(self) -> bool:
+        """Whether the tokens of all examples lie in one sequence: each asks for its own rows."""
+        return any(call.packed for call in self.calls)
 
     @property
     def edges(self) -> list[GradientEdge]:
@@ -144,7 +127,10 @@ class Read:
 
     def weights(self, found: list[Tensor | None]) -> Tensor | None:
         """Weights of the rows, (B, n), that sum to 1; None where the gradient has vanished."""
-        norms = self.norms(found)
+        return self.normalized(self.norms(found))
+
+    def normalized(self, norms: Tensor | None) -> Tensor | None:
+        """Norms, (B, n), that sum to 1; None where the gradient has vanished."""
         if norms is None:
             return None
         if not self.places and bool(((norms > 0).sum(1) > 1).any()):
@@ -157,6 +143,30 @@ class Read:
         if not bool((totals > 0).all() and torch.isfinite(totals).all()):
             return None
         return norms / totals
+
+
+def pieces(reads: list[Read]) -> list[list[Read]]:
+    """Reads of one input that the same modules have run over piece by piece (chunks, views).
+
+    Together they are one stream that was cut, as if the pieces had been folded into the batch.
+    """
+    grouped: dict[Any, list[Read]] = {}
+    for read in reads:
+        modules = tuple(call.module for call in read.calls)
+        grouped.setdefault((_inputs_of(read.state), modules), []).append(read)
+    return [group for group in grouped.values() if len(group) > 1]
+
+
+def _inputs_of(state: State) -> frozenset[str]:
+    """Names of the inputs that a state's own tokens grow from."""
+    names: set[str] = set()
+    queue = [state]
+    for state in queue:
+        if isinstance(state, InitialState):
+            names.update(entry.leaf.name for entry in state.source.entries)
+        before = (state.query_state,) if isinstance(state, AttentionState) else state.before
+        queue += [earlier for earlier in before if earlier not in queue]
+    return frozenset(names)
 
 
 def find_reads(root: Root, wiring: Wiring, graph: Graph) -> list[Read]:
@@ -186,25 +196,27 @@ def _places(
     """Where the tokens of `state` are selected or pooled on the way to the output."""
     all_calls = sum(graph.bit[call] for call in wiring.tap.calls)
     sizes = {state.n, *(_uncropped(root, start, call, wiring) for call in graph.calls(goal))}
+    packed = any(call.packed for call in graph.calls(goal))
+    batch = 1 if packed else wiring.batch
 
     def bears(node: Node, output_nr: int = 0) -> list[Place]:
         reached = graph.reach(node)
         if graph.latest(reached) & all_calls != goal:
             return []
         shape, edge = shape_of(node, output_nr), GradientEdge(node, output_nr)
+        orders = [(n, order) for n in sizes for order in _token_orders(shape, batch, n)]
+        if packed and shape[:1] == (state.n,):  # (n, D): no axis of examples at all
+            orders.insert(0, (state.n, tuple(range(len(shape)))))
         return [
-            Place(edge, order, tuple(shape[axis] for axis in order), wiring.batch, n)
-            for n in sizes
-            for order in _token_orders(shape, wiring.batch, n)
+            Place(edge, order, tuple(shape[axis] for axis in order), batch, n)
+            for n, order in orders
         ]
 
     found: dict[Node, Place] = {}
     seen, queue = {start.node}, [(start.node, start.output_nr)]
     for node, output_nr in queue:
         before = [
-            (n, nr)
-            for n, nr in node.next_functions
-            if n is not None and not graph.is_stop(n) and graph.reach(n) & goal
+            (n, nr) for n, nr in before_node(node) if not graph.is_stop(n) and graph.reach(n) & goal
         ]
         places = bears(node, output_nr)
         passes = len(before) == 1 and _moves(node) and (_moves(before[0][0]) or bears(*before[0]))
@@ -267,7 +279,7 @@ def _uncropped(root: Root, start: GradientEdge, call: AttentionCall, wiring: Wir
 
 
 def _moves(node: Node) -> bool:
-    return node.name().rstrip("0123456789").removesuffix("Backward") in MOVES
+    return is_identity(node) or node.name().rstrip("0123456789").removesuffix("Backward") in MOVES
 
 
 def _token_orders(shape: tuple[int, ...], batch: int, n: int) -> list[tuple[int, ...]]:
@@ -312,7 +324,13 @@ def given_weights(readout: Any, read: Read, batch: int, like: Tensor) -> Tensor:
     if isinstance(readout, bool) or not isinstance(readout, (int, Tensor)):
         raise ReadoutError(f"{expected}; got {readout!r}")
     if isinstance(readout, int):
+        if not -n <= readout < n:
+            raise ReadoutError(f"{expected}; got {readout}")
         readout = torch.full((batch,), readout)
+    try:
+        check_kind("readout", readout)
+    except InputError as error:
+        raise ReadoutError(f"{expected}; {error}") from error
     if readout.ndim in (1, 2) and readout.shape[0] != batch and batch % max(len(readout), 1) == 0:
         readout = readout.repeat_interleave(batch // max(len(readout), 1), 0)  # NoiseTunnel
     dtype = working_dtype(like.dtype)
@@ -321,8 +339,10 @@ def given_weights(readout: Any, read: Read, batch: int, like: Tensor) -> Tensor:
         if not bool(torch.isfinite(weights).all()) or bool((weights == 0).all(1).any()):
             raise ReadoutError(f"{expected}; got weights that are not finite or all zero")
         return weights
-    if readout.ndim != 1 or len(readout) != batch or readout.is_floating_point():
+    whole = not readout.is_floating_point() and readout.dtype != torch.bool
+    if readout.ndim != 1 or len(readout) != batch or not whole:
         raise ReadoutError(f"{expected}; got {tuple(readout.shape)} of {readout.dtype}")
+    readout = readout.long()
     if bool(((readout < -n) | (readout >= n)).any()):
         raise ReadoutError(f"{expected}; got {readout.tolist()}")
     weights = torch.zeros(batch, n, dtype=dtype, device=like.device)

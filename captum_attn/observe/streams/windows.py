@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -10,11 +11,15 @@ from torch import Tensor
 
 from captum_attn.observe.streams.states import InputMap
 from captum_attn.observe.tracing.autograd_graph import gradients
+from captum_attn.observe.tracing.token_map import Downstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 
 def unfolded(
-    entries: Sequence[InputMap], rows: Tensor, learned: Sequence[Tensor], tracer: TokenTracer
+    entries: Sequence[InputMap],
+    rows: Tensor | Downstream,
+    learned: Sequence[Tensor],
+    tracer: TokenTracer,
 ) -> Tensor | None:
     """Where the tokens of an input are among windows, in the order of the input's elements.
 
@@ -22,7 +27,7 @@ def unfolded(
 
     Args:
         entries (sequence of InputMap): the inputs that enter.
-        rows (Tensor): (B, n, features), all windows in a row.
+        rows (Tensor or Downstream): (B, n, features), all windows in a row.
         learned (sequence of Tensor): the parameters that may stand among them.
         tracer (TokenTracer): for a random vector.
 
@@ -38,8 +43,9 @@ def unfolded(
     first.scatter_reduce_(0, torch.where(to[0] < 0, n, to[0]), steps, "amin")
     padding = first[:n] == elements
     if learned and bool(padding.any()):
-        probe_vector = tracer.random(rows, *rows.shape) * padding[:, None]
-        if any(g is not None and bool(g.any()) for g in gradients([(rows, probe_vector)], learned)):
+        down = rows if isinstance(rows, Downstream) else Downstream.rows(rows)
+        vector = down.placed(tracer.random(down.like, *down.shape) * padding[:, None])
+        if any(g is not None and bool(g.any()) for g in gradients([(down.edge, vector)], learned)):
             return None
     place = first[:n].argsort(stable=True)[: n - int(padding.sum())]
     in_place = len(place) == n and torch.equal(place, torch.arange(n, device=place.device))
@@ -54,13 +60,19 @@ def renumbered(entry: InputMap, place: Tensor, n: int) -> InputMap:
         assert entry.to is not None
         entry.notes["renumbered"] = number[entry.to]  # -1 stays -1
     to = entry.notes["renumbered"]
-    return InputMap(entry.leaf, to, entry.shape, entry.axes, notes=entry.notes)
+    return InputMap(entry.leaf, to, entry.shape, entry.axes, entry.box, notes=entry.notes)
 
 
 def _reading_order(entry: InputMap) -> Tensor:
     """(E,): the number of each element when the axes are in the order of the input's."""
     if not entry.axes:
         return torch.arange(math.prod(entry.shape))
-    order = sorted(range(len(entry.axes)), key=entry.axes.__getitem__)
+    order = sorted(range(len(entry.axes)), key=lambda a: _last(entry.axes, a))
     steps = torch.arange(math.prod(entry.shape)).view([entry.shape[o] for o in order])
     return steps.permute([order.index(i) for i in range(len(order))]).flatten()
+
+
+def _last(axes: tuple[int | None, ...] | None, a: int) -> int:
+    """The input's axis that the a-th axis of a grid runs along; those along none come last."""
+    axis = axes[a] if axes is not None else None
+    return sys.maxsize if axis is None else axis

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from captum_attn.errors import InputError, WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
-from captum_attn.observe.capture.leaf import Leaf, UntracedCall
+from captum_attn.observe.capture.leaf import BATCH_FIRST, Leaf, UntracedCall
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.streams.entering import RowsAreNotExamples, crossing, entering
 from captum_attn.observe.streams.mixing_hops import MixingHops, Operand
 from captum_attn.observe.streams.sources import StreamBuilder, bypassing, covered, with_residual
 from captum_attn.observe.streams.states import (
@@ -30,9 +31,29 @@ from captum_attn.observe.streams.states import (
     State,
 )
 from captum_attn.observe.streams.structure_cache import StructureCache
-from captum_attn.observe.tracing.autograd_graph import Graph, Member, Node, depends_on_content
-from captum_attn.observe.tracing.axis_roles import Asked, Roles, leading_roles
-from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap, Upstream
+from captum_attn.observe.tracing.autograd_graph import (
+    Graph,
+    Member,
+    Node,
+    Root,
+    depends_on_content,
+    edge_of,
+    gradients,
+)
+from captum_attn.observe.tracing.axis_roles import (
+    Asked,
+    Roles,
+    leading_roles,
+    packed_roles,
+    roles_by_output,
+)
+from captum_attn.observe.tracing.token_map import (
+    IDENTITY,
+    Downstream,
+    TokenMap,
+    Upstream,
+    enters_nowhere,
+)
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 
@@ -42,20 +63,30 @@ class Wiring:
     Args:
         tap (Tap): what was observed.
         graph (Graph): the run's autograd graph.
+        root (Root): the model's output in it.
         batch (int): number of examples.
         tracer (TokenTracer): asks for token maps.
         structure (StructureCache): what is known from earlier runs.
     """
 
     def __init__(
-        self, tap: Tap, graph: Graph, batch: int, tracer: TokenTracer, structure: StructureCache
+        self,
+        tap: Tap,
+        graph: Graph,
+        root: Root,
+        batch: int,
+        tracer: TokenTracer,
+        structure: StructureCache,
     ) -> None:
-        self.tap, self.graph, self.batch, self.tracer = tap, graph, batch, tracer
+        self.tap, self.graph, self.root, self.batch, self.tracer = tap, graph, root, batch, tracer
         self.structure = structure.for_signature(
             (
                 batch,
                 tuple((c.module, c.q.shape, c.v.shape, c.lead) for c in tap.calls),
-                tuple((leaf.name, leaf.tensor.shape, leaf.tensor.dtype) for leaf in tap.leaves),
+                tuple(
+                    (leaf.name, leaf.tensor.shape, leaf.tensor.dtype, leaf.layout)
+                    for leaf in tap.leaves
+                ),
             )
         )
         self.stream_builder = StreamBuilder(graph, batch, tracer, self.structure.entries)
@@ -64,6 +95,7 @@ class Wiring:
         self._known: dict[int, list[tuple[list[TokenMap], State]]] = {}
         self.mixers = tap.mixers
         self.mixing_hops = MixingHops(self)
+        self._refuse_underivable()
         for call in tap.calls:
             self._wire(call)
         if self.mixed_states and not structure.warned:
@@ -184,6 +216,17 @@ class Wiring:
                     "reentrant gradient checkpointing) around it"
                 )
 
+    def _refuse_underivable(self) -> None:
+        """Raises if what an input was made into went through an operator without a derivative."""
+        for node, where in self.tap.underivable.items():
+            reached = self.graph.reach(node)
+            if self.graph.named(reached):
+                raise WiringError(
+                    f"{where} has no derivative (int8 and other quantised layers have none), so "
+                    "relevance cannot be traced through it; explain the model before it was "
+                    "quantised, or a quantisation whose layers are differentiable"
+                )
+
     # ------------------------------------------------------------------------ layout
     def _is_ordinary(self, call: AttentionCall, asked: int, read: int, values: Tensor) -> bool:
         """The ordinary hop, checked in one go: laid out as the call before, tokens in place."""
@@ -211,20 +254,30 @@ class Wiring:
 
     def _roles(self, call: AttentionCall, *operands: tuple[Tensor, int]) -> Roles:
         def settle() -> Roles | None:
-            for operand, members in operands:
-                upstreams = [
-                    self.upstream(m) for m in self.graph.members(self.graph.named(members))
-                ]
+            entered = False
+            packed: list[Asked] = []
+            for operand, latest in operands:
                 last = operand is operands[-1][0]
-                if (upstreams or last) and operand.ndim - 2 == len(call.lead):
-                    start = operand.grad_fn
-                    path = [] if start is None else self.graph.between(start, members)
-                    upstreams = [u for u in upstreams if u.batched]
-                    asked = Asked(operand, self.batch, upstreams, path, self.tracer)
-                    found = leading_roles(call, asked)
-                    if found is not None:
-                        return found
-            return None
+                everything = self.graph.named(self.graph.reach(operand)) if latest else 0
+                for members in dict.fromkeys((latest, everything)):
+                    asked = self._asked_of(operand, members)
+                    fits = (asked.ends or last) and operand.ndim - 2 == len(call.lead)
+                    if fits and asked.is_packed and self.batch > 1:
+                        packed.append(asked)
+                    elif fits:
+                        found = leading_roles(call, asked)
+                        if found is not None:
+                            return found
+                    if self.tracer.any_enters(operand, asked.upstreams):
+                        entered = True
+                        break  # else the latest calls add nothing (a dead layer): those before
+            if not entered:
+                return self._roles_by_output(call)
+            named = self.graph.members(self.graph.named(operands[0][1] | operands[-1][1]))
+            leaves = [leaf for member in named for leaf in self._of_rows(member)]
+            if leaves and self.batch > 1:  # their rows enter other examples' tokens
+                raise RowsAreNotExamples(leaves)
+            return packed_roles(call, packed[0]) if packed else None
 
         roles = self.structure.get_or_compute(("roles", call.index), settle)
         if roles is None:
@@ -236,6 +289,21 @@ class Wiring:
                 "confine the method to other calls with `layers=`"
             )
         return roles
+
+    def _asked_of(self, operand: Tensor, members: int) -> Asked:
+        stems, start = self.graph.members(self.graph.named(members)), operand.grad_fn
+        path = [] if start is None else self.graph.between(start, members)
+        upstreams = [u for u in map(self.upstream, stems) if u.batched]
+        ends = {edge_of(member).node for member in stems}
+        return Asked(operand, self.batch, upstreams, path, ends, self.tracer)
+
+    def _roles_by_output(self, call: AttentionCall) -> Roles | None:
+        root = self.root
+        if root.edge is None or root.shape[:1] != (self.batch,):
+            return None
+        code, *vectors = self.tracer.coded_by_example(root.like, root.shape)
+        plain, coded = (gradients([(root.edge, v)], [call.edge])[0] for v in vectors)
+        return roles_by_output(call, plain, coded, code)
 
     def _refuse_shared(self, leaves: Iterable[Leaf]) -> None:
         """Raises where an input has other rows than the output has examples: one image, k texts."""
@@ -252,22 +320,23 @@ class Wiring:
     def upstream(self, member: Member) -> Upstream:
         if isinstance(member, AttentionCall):
             return Upstream.call(member)
-        if member.ids is not None:
-            return Upstream.tokens(member, self.batch)
-        return Upstream.elements(member.tensor)
+        return Upstream.tokens(member, self.batch)
 
     # ------------------------------------------------------------------------ states
     def _state(self, call: AttentionCall, side: str, operand: Tensor, members: int) -> State:
         """The version of a stream that an operand of `call` stems from."""
+        self.stream_builder.call = call
         rows = call.rows(operand)  # (B, n, features)
         named, n = self.graph.named(members), rows.shape[1]
         if not named:
             return self.stream_builder.learned(members, n, asking=side == "q")
         found, maps = self._maps(call, side, rows, named, operand)
         for known, state in self._known.get(named, []):
-            if state.n == n and all(a.same(b) for a, b in zip(known, maps, strict=True)):
+            alike = state.n == n and all(a.same(b) for a, b in zip(known, maps, strict=True))
+            if alike and self.stream_builder.embedded_together(state, rows):
                 return state
         pairs = list(zip(found, maps, strict=True))
+        pairs = [pair for pair in pairs if not enters_nowhere(pair[1])] or pairs
         if self._are_mixed(pairs, n):
             state = self.mixing_hops.state(self._mixed_operand(call, side, operand, named))
         else:
@@ -339,16 +408,22 @@ class Wiring:
             return found, self.structure.entries["mixed", call.index, side]
         known = self._known.get(named, [])
         likely = [maps for maps, state in known if state.n == rows.shape[1]]
-        maps = list(self.tracer.maps(rows, [self.upstream(m) for m in found], likely))
+        upstreams = [self.upstream(m) for m in found]
+        maps = list(entering(self.tracer, rows, upstreams, self.batch, likely))
         mixed = any(token_map.mixed for token_map in maps)
+        for member, upstream, token_map in zip(found, upstreams, maps, strict=True):
+            leaves = self._of_rows(member) if self.batch > 1 else []
+            here = isinstance(member, Leaf) and call.packed
+            if leaves and (here or token_map.mixed and crossing(self.tracer, rows, upstream)):
+                raise RowsAreNotExamples(leaves)
         if self._are_mixed(list(zip(found, maps, strict=True)), rows.shape[1]):
             self.structure.entries["mixed", call.index, side] = maps
             return found, maps
         for i, member in enumerate(found):
             if isinstance(member, AttentionCall):
-                maps[i] = with_residual(maps, i, rows.shape[1])
+                maps[i] = with_residual(maps, i, rows.shape[1], self.batch)
         earlier = [] if mixed else self.graph.calls(self.graph.reach(operand) & ~named)
-        older = bypassing(rows, maps, earlier, self.tracer)
+        older = bypassing(rows, maps, earlier, self.tracer, self.batch)
         members = named | sum(self.graph.bit[member] for member in older)
         of_member = {**dict(zip(found, maps, strict=True)), **older}
         found = self.graph.members(members)
@@ -358,6 +433,14 @@ class Wiring:
         if all(isinstance(m, AttentionCall) or m.ids is None for m in found):
             self.structure.entries[call.index, side] = members, maps
         return found, maps
+
+    def _of_rows(self, member: Member) -> list[Leaf]:
+        """The float inputs with as many rows as examples that went into a member."""
+        return [
+            leaf
+            for leaf in self.graph.leaves(self.graph.closed(self.graph.bit[member]))
+            if leaf.name and leaf.layout == BATCH_FIRST and not leaf.of_integers
+        ]
 
     def _moves(self, members: int, *operands: Tensor) -> bool:
         """Whether the way of the tokens into these operands may differ from input to input."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from captum_attn.errors import AttnError
+from captum_attn.errors import AttnError, WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf
 from captum_attn.observe.capture.own_state import recompute
@@ -32,9 +33,11 @@ class Graph:
     Args:
         calls (list of AttentionCall): every call that ran with grad.
         leaves (list of Leaf): every leaf.
+        batch (int): number of examples.
     """
 
-    def __init__(self, calls: list[AttentionCall], leaves: list[Leaf]) -> None:
+    def __init__(self, calls: list[AttentionCall], leaves: list[Leaf], batch: int = 1) -> None:
+        self.batch = batch
         self._members: list[Member] = [*calls, *leaves]
         self.cuts: list[Node] = [call.edge.node for call in calls]
         self.bit: dict[Member, int] = {m: 1 << i for i, m in enumerate(self._members)}
@@ -56,7 +59,7 @@ class Graph:
             if node in reached:
                 stack.pop()
                 continue
-            before = [n for n, _ in node.next_functions if n is not None]
+            before = [n for n, _ in before_node(node)]
             waiting = [n for n in before if n not in reached]
             if waiting:
                 stack.extend(waiting)
@@ -95,8 +98,8 @@ class Graph:
         """The nodes on the paths from `start` back to `goal`, nearest to `start` first."""
         seen, queue = {start}, [start]
         for node in queue:
-            for before, _ in node.next_functions:
-                if before is None or before in seen or before in self._stops:
+            for before, _ in before_node(node):
+                if before in seen or before in self._stops:
                     continue
                 if self.reach(before) & goal:
                     seen.add(before)
@@ -127,8 +130,8 @@ class Graph:
                 passed = []
             else:
                 passed.append(node)
-            for before, number in node.next_functions:
-                if before is None or not self.reach(before) & goal:
+            for before, number in before_node(node):
+                if not self.reach(before) & goal:
                     continue
                 if before in self._stops:
                     return
@@ -147,6 +150,47 @@ class Graph:
         for bit in bits(members):
             closed |= self._closure.get(bit, 0)
         return closed
+
+
+def before_node(node: Node) -> list[tuple[Node, int]]:
+    """What the ordinary gradient reaches next from a node.
+
+    The identity nodes that rules put into a graph (`observe.operators`) have more edges, which it
+    does not take: `passes_on` of them say how many it takes.
+    """
+    edges = node.next_functions
+    taken = getattr(node, "passes_on", len(edges))
+    return [(n, nr) for n, nr in edges[:taken] if n is not None]
+
+
+def is_identity(node: Node) -> bool:
+    """Whether a node is one of those that rules put into a graph."""
+    return hasattr(node, "passes_on")
+
+
+@dataclass(frozen=True)
+class Root:
+    """The raw output, before the target is selected: where it hangs in the graph.
+
+    The output itself is not held, because a language model's may be larger than all its layers.
+
+    Args:
+        edge (GradientEdge or None): where it was computed; None for a constant.
+        shape (tuple of int): its shape.
+        like (Tensor): an empty tensor of its dtype and device.
+        detached_from: what it stems from without a gradient, see `Tap.detached_from`.
+    """
+
+    edge: GradientEdge | None
+    shape: tuple[int, ...]
+    like: Tensor
+    detached_from: tuple[Any, ...]
+
+    @staticmethod
+    def of(output: Tensor, detached_from: tuple[Any, ...]) -> Root:
+        edge = get_gradient_edge(output) if output.requires_grad else None
+        like = output.detach().new_empty(0)
+        return Root(edge, tuple(output.shape), like, detached_from)
 
 
 def bits(members: int) -> Iterator[int]:
@@ -190,7 +234,7 @@ def gradients(
             products.
     """
     ends, vectors = zip(*outputs, strict=True)
-    with cut_at(cuts), _overwriting_named(), recompute():
+    with cut_at(cuts), _failures_named(), recompute():
         found = torch.autograd.grad(
             ends,
             list(inputs),
@@ -203,9 +247,15 @@ def gradients(
 
 
 @contextmanager
-def _overwriting_named() -> Iterator[None]:
+def _failures_named() -> Iterator[None]:
+    """A pass that torch cannot take says why in words that help."""
     try:
         yield
+    except NotImplementedError as error:
+        raise WiringError(
+            f"a layer of the model has no derivative ({error}), so relevance cannot be traced "
+            "through it; use layers that are differentiable (not quantised for inference alone)"
+        ) from error
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise

@@ -8,14 +8,15 @@ the projection a token's features lie in one head each, before it they enter eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_attn.observe.capture.attention_call import BATCH, HEAD, WINDOW, AttentionCall
-from captum_attn.observe.tracing.autograd_graph import Node, shape_of
+from captum_attn.observe.tracing.autograd_graph import Node, before_node, shape_of
 from captum_attn.observe.tracing.token_map import Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
@@ -32,6 +33,7 @@ class Asked:
         batch (int): number of examples.
         upstreams (sequence of Upstream): what it stems from, with the tokens of every example.
         path (sequence of Node): the graph's nodes on the way, nearest to the operand first.
+        ends (collection of Node): the nodes of `upstreams`, where the way ends.
         tracer (TokenTracer): asks autograd.
     """
 
@@ -39,11 +41,19 @@ class Asked:
     batch: int
     upstreams: Sequence[Upstream]
     path: Sequence[Node]
+    ends: Collection[Node]
     tracer: TokenTracer
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it stems from packed tokens alone, which have no axis of examples."""
+        return bool(self.upstreams) and all(u.packed for u in self.upstreams)
 
 
 def leading_roles(call: AttentionCall, asked: Asked) -> Roles | None:
     """What the axes that lead an operand are; None if that could not be observed."""
+    of_examples = [u for u in asked.upstreams if u.batched and (asked.batch == 1 or not u.packed)]
+    asked = replace(asked, upstreams=of_examples)
     operand = asked.operand.expand(*call.lead, *asked.operand.shape[-2:])
     splits = _splits(call.lead, asked.batch)
     for split in splits:
@@ -64,6 +74,46 @@ def leading_roles(call: AttentionCall, asked: Asked) -> Roles | None:
             roles += [(WINDOW, windows)] if windows > 1 else []
             roles += [(HEAD, size // windows)] if windows < size or windows == 1 else []
         return tuple(roles)
+    return None
+
+
+def packed_roles(call: AttentionCall, asked: Asked) -> Roles | None:
+    """What the leading axes are where no one is that of the examples: they are packed."""
+    rows = asked.operand.expand(*call.lead, *asked.operand.shape[-2:])
+    asked = replace(asked, upstreams=[upstream.flattened() for upstream in asked.upstreams])
+    roles: Roles = ()
+    for axis, size in enumerate(call.lead):
+        windows = _window_count(rows, axis, axis, asked, merged=len(call.lead) == 1)
+        if windows is None:
+            return None
+        roles += ((WINDOW, windows),) if windows > 1 else ()
+        roles += ((HEAD, size // windows),) if windows < size or windows == 1 else ()
+    return roles or ((WINDOW, 1),)
+
+
+def roles_by_output(
+    call: AttentionCall, plain: Tensor | None, coded: Tensor | None, code: Tensor
+) -> Roles | None:
+    """`leading_roles` of a call that stems from no example (learned queries), by where it goes.
+
+    Args:
+        plain, coded (Tensor or None): gradients at the call's output of Σ s and of Σ c s over the
+            model's outputs s, c that of their example; None: nothing depends on the call.
+        code (Tensor): (B,) the factor c of each example.
+    """
+    for split in _splits(call.lead, len(code)):
+        roles = tuple((name or HEAD, size) for name, size in split)
+        if plain is None or coded is None or not bool(plain.any()):
+            return roles
+        order = call.out_permutation or range(plain.ndim)
+        one, other = (
+            g.permute(*order).expand(*call.lead, -1, -1).reshape(*(n for _, n in split), -1)
+            for g in (plain, coded)
+        )
+        axis = [name for name, _ in split].index(BATCH)
+        factor = code.view([-1 if a == axis else 1 for a in range(one.ndim)])
+        if torch.equal(other, one * factor):
+            return roles
     return None
 
 
@@ -114,8 +164,8 @@ def _as_on_the_way(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool
     for i, node in enumerate(asked.path):
         if by_index[i].in_one <= _MOST:
             continue
-        before = [n for n, _ in node.next_functions if n is not None]
-        mixed = [number.get(n) for n in before]
+        before = [n for n, _ in before_node(node)]
+        mixed = [number.get(n) for n in before if n in number or n in asked.ends]
         mixed = [k for k in mixed if k is None or by_index[k].in_one <= _MOST]
         if any(k is not None and by_row[k].in_one > _MOST for k in mixed):
             return False

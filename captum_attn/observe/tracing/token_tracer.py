@@ -90,6 +90,13 @@ class TokenTracer:
         size = 2.0 ** torch.randint(-3, 4, shape, generator=self._generator)
         return self._signs(like, *shape) * size.to(like)
 
+    def coded_by_example(
+        self, like: Tensor, shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A factor for each example, (B,), a random tensor of a shape, and one times the other."""
+        code, vector = self._exact_factors(like, shape[0]), self.random(like, *shape)
+        return code, vector, vector * code.view(-1, *[1] * (len(shape) - 1))
+
     def maps(
         self,
         down: Downstream | Tensor,
@@ -185,7 +192,9 @@ class TokenTracer:
             p is not None and c is not None and mostly_mixed(~sign_of(p, c)[1] & ~vanishes(p))
             for p, c in zip(plain, coded, strict=True)
         ):
-            return [TokenMap(mixed=True) for _ in upstreams]
+            return [
+                TokenMap(mixed=True, entering=None if p is None else ~vanishes(p)) for p in plain
+            ]
         if all(u.batched for u in upstreams):
             index = torch.arange(batch * places, device=rows.device).view(batch, places)
         else:
@@ -201,6 +210,26 @@ class TokenTracer:
             _map(decoder, u, places, partial(seen_at, i))
             for i, (decoder, u) in enumerate(zip(decoders, upstreams, strict=True))
         ]
+
+    def entered_positions(self, rows: Tensor, upstream: Upstream) -> Tensor:
+        """(B, P): which positions any element of an upstream enters, found by halving."""
+        batch, places, features = rows.shape
+        inside = torch.zeros(batch, places, dtype=torch.bool, device=rows.device)
+        probe_vector = self.random(rows, 1, 1, features).expand(rows.shape)
+        ranges = [(0, places)]
+        while ranges:
+            first, end = ranges.pop()
+            code = torch.zeros(1, places, 1, dtype=rows.dtype, device=rows.device)
+            code[:, first:end] = 1
+            (found,) = gradients([(rows, probe_vector * code)], [upstream.edge], self._cuts)
+            if found is None or not bool(found.any()):
+                continue
+            if end - first == 1:
+                inside[:, first] = upstream.rows(found).flatten(1).ne(0).any(1)
+            else:
+                middle = (first + end) // 2
+                ranges += [(first, middle), (middle, end)]
+        return inside
 
     def by_example(self, rows: Tensor, axis: int, upstreams: Sequence[Upstream]) -> bool | None:
         """Whether every upstream token enters its own example's index of `axis`, and no other.
@@ -219,6 +248,14 @@ class TokenTracer:
                 return False
             entered = entered or not bool(zero.all())
         return True if entered else None
+
+    def any_enters(self, rows: Tensor, upstreams: Sequence[Upstream]) -> bool:
+        """Whether any upstream token enters anywhere: "none does" is not "not observed"."""
+        edges = [upstream.edge for upstream in upstreams]
+        if not edges or not rows.requires_grad:
+            return False
+        found = gradients([(rows, self.random(rows, *rows.shape))], edges, self._cuts)
+        return any(g is not None and bool(g.any()) for g in found)
 
     def share_in_one(self, rows: Tensor, axis: int, upstreams: Sequence[Upstream]) -> float | None:
         """The share of upstream tokens, of those that enter, that enter one index of `axis` only.
@@ -253,16 +290,8 @@ class TokenTracer:
         probe_vector = torch.zeros_like(rows)
         middle = rows.shape[-2] // 2
         probe_vector[..., middle, :] = self.random(rows, *rows.shape[:-2], rows.shape[-1])
-        axes = []
-        for found in gradients([(rows, probe_vector)], edges, self._cuts):
-            seen = torch.ones(()) if found is None else found != 0
-            missed = [
-                axis
-                for axis in range(seen.ndim)
-                if not bool(seen.movedim(axis, 0).reshape(seen.shape[axis], -1).any(1).all())
-            ]
-            axes.append(frozenset(missed))
-        return axes
+        found = gradients([(rows, probe_vector)], edges, self._cuts)
+        return [frozenset() if g is None else _partly_zero(g) for g in found]
 
     def mixes(self, edge: Any, shape: tuple[int, ...], before: Any, like: Tensor) -> bool:
         """Whether each element of `before` enters all indices of a single axis of an operation.
@@ -324,8 +353,9 @@ def _map(
         in_place = torch.arange(places, device=position.device)
         ordinary = position.shape[1] == places and bool((position == in_place).all())
         return IDENTITY if ordinary else TokenMap(position)
+    entering = ~vanishes(plain)
     if mostly_mixed(mixed):
-        return TokenMap(mixed=True)
+        return TokenMap(mixed=True, entering=entering)
 
     def enters(first: int, end: int) -> Tensor:
         code = plain.new_zeros(1, places)
@@ -346,4 +376,11 @@ def _map(
         found = repeated_positions(enters, position, mixed, places)
         if found is not None:
             return TokenMap(found[0], tuple(found[1:]))
-    return TokenMap(mixed=True, partial=position)
+    return TokenMap(mixed=True, partial=position, entering=entering)
+
+
+def _partly_zero(tensor: Tensor) -> frozenset[int]:
+    """The axes at some index of which everything is zero."""
+    seen = tensor != 0
+    axes = range(tensor.ndim)
+    return frozenset(a for a in axes if not bool(seen.movedim(a, 0).flatten(1).any(1).all()))

@@ -14,11 +14,21 @@ from torch.autograd.graph import GradientEdge
 
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.streams.readout import MOVES
-from captum_attn.observe.tracing.autograd_graph import Graph, Node, edge_of
+from captum_attn.observe.tracing.autograd_graph import (
+    Graph,
+    Node,
+    before_node,
+    edge_of,
+    is_identity,
+)
 from captum_attn.observe.vectors.recording_tap import Addition, Term
 
 # Steps that leave a token what it was: views, constant factors, and constants that are added.
 _CONSTANT_STEPS = MOVES | {"Add", "Sub"}
+# Steps of which rotary is made, beside those: whatever else is done to a token makes a branch.
+_TURNS = _CONSTANT_STEPS | set(
+    "Neg Stack Unbind Flip Roll ViewAsComplex ViewAsReal torch::autograd::AccumulateGrad".split()
+)
 
 
 @dataclass(eq=False)
@@ -146,7 +156,7 @@ class SubLayers:
         if call.q.grad_fn is None:
             return set()
         nodes = self.graph.between(call.q.grad_fn, self._asked[call])
-        last = next((i for i, node in enumerate(nodes) if _projects([node])), -1)
+        last = next((i for i, node in enumerate(nodes) if _transforms([node])), -1)
         return set(nodes[last + 1 :]) | set(self._stops(self._asked[call]))
 
     def _begins(self, call: AttentionCall, terms: list[Term]) -> bool:
@@ -226,7 +236,7 @@ class SubLayers:
             return None
         path = {*graph.between(branch.edge.node, version), *self._stops(version)}
         start = _on(skip, path)
-        if start is None or not _projects(_from(branch.edge.node, start.node)):
+        if start is None or not _transforms(_from(branch.edge.node, start.node)):
             return None
         if not graph.calls(version) and not self._in_first_block(addition):
             return None
@@ -291,9 +301,8 @@ def _on(term: Term, path: Container[Node]) -> GradientEdge | None:
         return None
     node, output = term.edge.node, term.edge.output_nr
     while node not in path:
-        before = [(n, nr) for n, nr in node.next_functions if n is not None]
-        name = node.name().rstrip("0123456789").removesuffix("Backward")
-        if len(before) != 1 or name not in _CONSTANT_STEPS:
+        before = before_node(node)
+        if len(before) != 1 or not (is_identity(node) or _name(node) in _CONSTANT_STEPS):
             return None
         node, output = before[0]
     return GradientEdge(node, output)
@@ -303,16 +312,22 @@ def _from(end: Node, start: Node) -> list[Node]:
     """The nodes from `end` backwards, as far as `start`."""
     seen, queue = {end, start}, [end]
     for node in queue:
-        before = [n for n, _ in node.next_functions if n is not None and n not in seen]
+        before = [n for n, _ in before_node(node) if n not in seen]
         queue += before
         seen.update(before)
     return queue
 
 
-def _projects(path: Iterable[Node]) -> bool:
-    """Whether there is a projection on a path: a feed-forward branch has one, rotary has none."""
-    names = {node.name().lower() for node in path}
-    return any(word in name for name in names for word in ("mm", "conv", "bilinear"))
+def _transforms(path: Iterable[Node]) -> bool:
+    """Whether tokens are transformed on a path, and not just moved, scaled and turned (rotary).
+
+    By what it is not: a projection may be any function (a quantised one has a name of its own).
+    """
+    return any(_name(node) not in _TURNS for node in path)
+
+
+def _name(node: Node) -> str:
+    return node.name().rstrip("0123456789").removesuffix("Backward")
 
 
 def _edge(term: Term) -> GradientEdge:

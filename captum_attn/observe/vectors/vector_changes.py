@@ -6,8 +6,9 @@ E-tilde is what the values of a head, or a feed-forward branch, would add to the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from captum_attn.observe.tracing.token_map import TokenMap
 from captum_attn.observe.vectors.output_projection import Branch
 from captum_attn.observe.vectors.padding import Padding
 from captum_attn.observe.vectors.placements import Placement, Placements
-from captum_attn.observe.vectors.recording_tap import RecordingTap
+from captum_attn.observe.vectors.recording_tap import RecordingTap, Term
 from captum_attn.observe.vectors.sublayers import FeedForward, Residual, SubLayers
 
 _WAY_OUT = "leave the block out with `layers=`, or set length=False and direction=False"
@@ -148,6 +149,12 @@ class VectorChanges:
         if rows is not None and parts and all(part.state is update.query_state for part in parts):
             moved = [gathered(rows, inverted(TokenMap(part.to), n)) for part in parts]
             return torch.stack(moved).sum(0), real
+        origin, placement = self._key_term(update)
+        return placement.rows(origin.vectors()), real
+
+    def _key_term(self, update: AttentionState) -> tuple[Term, Placement]:
+        """The tensor that a call's values are projected from."""
+        call, n = update.call, update.call.positions[1]
         origin = self.tap.origins.get(call)
         placement = None if origin is None else self.placements.before(call, "v", origin)
         if origin is None or placement is None:
@@ -156,7 +163,7 @@ class VectorChanges:
                 "(it reads other tokens than those it updates, and no tensor of one row for each "
                 f"of its {n} keys was projected to its values); {_WAY_OUT}"
             )
-        return placement.rows(origin.vectors()), real
+        return origin, placement
 
     # ------------------------------------------------------------------------ feed-forward
     def keeps(self, update: AttentionState) -> bool:
@@ -211,13 +218,12 @@ class VectorChanges:
         if self._behind is None:
             self._behind = {}
             for branch in self.layers.feed_forwards:
-                found = self._acts_on(branch)
-                if found is not None:
-                    self._behind.setdefault(found[0], []).append((branch, found[1]))
+                for key, placement in self._acts_on(branch):
+                    self._behind.setdefault(key, []).append((branch, placement))
         return self._behind
 
-    def _acts_on(self, branch: FeedForward) -> tuple[Any, Placement] | None:
-        """The state that a sub-layer acts on, and how it holds its tokens; None: on no tokens.
+    def _acts_on(self, branch: FeedForward) -> list[tuple[Any, Placement]]:
+        """The states that a sub-layer acts on, and how it holds their tokens; none: on no tokens.
 
         A sum that mixes the tokens (a convolution that is added) is no feed-forward sub-layer.
         """
@@ -225,15 +231,33 @@ class VectorChanges:
         for key, placement in self._held_by(branch):
             if self.placements.tokenwise(branch.start, branch.branch, placement.layout):
                 if placement.is_whole:
-                    return key, placement
+                    return [(key, placement)]
                 partly = True
-        if partly:
+        pieces = self._in_pieces(branch)
+        if partly and not pieces:
             raise WiringError(
                 f"{branch.addition.module!r}: which tokens its feed-forward branch "
                 f"{tuple(branch.branch.value.shape)} acts on could not be observed; leave the "
                 "blocks out with `layers=`"
             )
-        return None
+        return pieces
+
+    def _in_pieces(self, branch: FeedForward) -> list[tuple[Any, Placement]]:
+        """Packed sequences that attention keeps apart, and a feed-forward does not."""
+        calls = self.graph.calls(branch.version)
+        found = [(call, self.placements.behind(call, branch.skip)) for call in calls]
+        pieces = [((call,), p) for call, p in found if p is not None and p.index is not None]
+        layouts_ = {placement.layout for _, placement in pieces}
+        if len(pieces) < len(calls) or len(layouts_) != 1 or len(pieces) < 2:
+            return []
+        indices = [p.index for _, p in pieces if p.index is not None]
+        batch = max(map(len, indices))
+        joined = torch.cat([index.expand(batch, -1) for index in indices], 1)
+        whole = Placement(layouts_.pop(), joined)
+        if not whole.is_whole or joined.shape[1] != whole.layout.n:
+            return []
+        alone = self.placements.tokenwise(branch.start, branch.branch, whole.layout)
+        return pieces if alone else []
 
     def _held_by(self, branch: FeedForward) -> Iterator[tuple[Any, Placement]]:
         """The states that a skip connection may be a version of, the likeliest first."""
@@ -277,24 +301,60 @@ class VectorChanges:
     # ------------------------------------------------------------------------ tokens
     def initial(self, state: State) -> Tensor:
         """Lengths of the tokens that enter the first block, (B, n)."""
+        term, rows = self.entering(state)
+        if term is None:  # these tokens are asked for, and then no longer there
+            device = self.tap.calls[0].v.device
+            return torch.ones(self.placements.batch, state.n, device=device)
+        return _lengths(rows(term.vectors()))
+
+    def entering(self, state: State) -> tuple[Term | None, Callable[[Tensor], Tensor]]:
+        """The tensor of tokens that enter the first block, and how it is laid out.
+
+        Returns:
+            tuple: the tensor, None where no skip connection holds it; and what brings one of its
+            shape to (B, n, D).
+        """
         for branch, placement in self._by_state().get(state, []):
-            return _lengths(placement.rows(branch.skip.vectors()))
+            return branch.skip, placement.rows
         for update in self.wiring.updates:
             for side, used in ((True, update.query_state), (False, update.key_state)):
                 parts = used.parts if isinstance(used, RearrangedState) else ()
                 part = next((p for p in parts if p.state is state), None)
                 if used is not state and part is None:
                     continue
-                rows = self._skip_rows(update.call) if side else self._keys(update)[0]
-                if rows is None:  # these tokens are asked for, and then no longer there
-                    return torch.ones(
-                        self.placements.batch, state.n, device=self.tap.calls[0].v.device
-                    )
-                return _lengths(rows if part is None else gathered(rows, part.to))
+                if side and self._residual(update.call).skip is None:
+                    return None, lambda tensor: tensor
+                term, placement = self._query_term(update) if side else self._key_term(update)
+                to = None if part is None else part.to
+                return term, partial(_placed, placement, to, part is not None)
         raise WiringError(
             f"the vectors of the stream {state.stream!r} before its first attention could not be "
             "observed; set length=False"
         )
+
+    def keys(self, update: AttentionState) -> tuple[Term, Callable[[Tensor], Tensor]]:
+        """The tensor of the tokens that answer a call, as it enters the block, and its layout.
+
+        Returns:
+            tuple: the tensor, that on the skip connection where the call reads what it updates; and
+            what brings one of its shape to (B, F k, D), in the order of the keys.
+        """
+        residual = self.layers.residuals.get(update.call)
+        own = update.key_state is update.query_state
+        if own and residual is not None and residual.skip is not None:
+            return residual.skip, self._placement(update.call).rows
+        term, placement = self._key_term(update)
+        return term, placement.rows
+
+    def _query_term(self, update: AttentionState) -> tuple[Term, Placement]:
+        skip = self._residual(update.call).skip
+        assert skip is not None
+        return skip, self._placement(update.call)
+
+
+def _placed(placement: Placement, to: Tensor | None, moved: bool, tensor: Tensor) -> Tensor:
+    rows = placement.rows(tensor)
+    return gathered(rows, to) if moved else rows
 
 
 def _change(skip: Tensor, rows: Tensor, real: Tensor | None, module: str) -> VectorChange:

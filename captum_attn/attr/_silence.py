@@ -1,0 +1,92 @@
+"""Never silently empty: inputs that got no relevance although the explained output depends on them.
+
+An input may enter by another way than as tokens that attention reads (a condition that scales the
+features, a second tower without attention), or by attention that could not be seen.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from captum_attn.attr._inputs import Inputs
+from captum_attn.attr._run import Run
+from captum_attn.errors import WiringError
+from captum_attn.observe import Observation
+from captum_attn.observe.streams.states import InitialState, ancestry
+
+
+def check_heard(
+    run: Run, found: Mapping[str, Tensor | None], inputs: Inputs, shows_calls: bool
+) -> None:
+    """Names the inputs without relevance that the explained output has a gradient for.
+
+    Inputs that are added to another one's tokens (`token_type_ids`) share that one's relevance.
+
+    Args:
+        found (Mapping): name of an input -> its attribution; None: it entered no token stream.
+        inputs: as the user gave them.
+        shows_calls (bool): whether the method shows single attention calls, see `Result`.
+
+    Raises:
+        WiringError: if no input got anything, though every attention call counts.
+    """
+    silent = [name for name, laid in found.items() if laid is None or not bool(laid.any())]
+    if not isinstance(run.observation, Observation):  # relevance of the elements themselves
+        return
+    none_heard = not any(laid is not None and bool(laid.any()) for laid in found.values())
+    silent = [name for name in silent if _is_connected(run, name)]
+    if not silent:
+        return
+    depended_on = run.depended_on(inputs)
+    silent = [name for name in silent if name in depended_on]
+    if not silent:
+        return
+    message = (
+        f"{', '.join(map(repr, silent))} got no relevance although the explained output depends "
+        f"on it: {'; '.join(dict.fromkeys(_reason(run, name, shows_calls) for name in silent))}"
+    )
+    if (
+        none_heard
+        and not shows_calls
+        and all(run.counts(state.call) for state in run.attention_states)
+    ):
+        raise WiringError(
+            f"{message}; explain another target, or use a method that counts negative "
+            "contributions (HeterogenousAttention with correction='absolute') or none "
+            "(AttentionRollout)"
+        )
+    warnings.warn(message, stacklevel=3)
+
+
+def _is_connected(run: Run, name: str) -> bool:
+    """Whether there is any way from an input to the output, on which it has no other's tokens."""
+    seen = run.observation
+    leaves = [leaf for leaf in seen.tap.leaves if leaf.name == name]
+    if not leaves or name in seen.wiring.stream_builder.added:
+        return False
+    graph = seen.graph
+    reached = graph.reach(None if seen.root.edge is None else seen.root.edge.node)
+    for call in reversed(seen.tap.calls):  # through what a call asks, and what it reads
+        if reached & graph.bit[call]:
+            reached |= graph.reach(call.q) | graph.reach(call.k) | graph.reach(call.v)
+    return any(reached & graph.bit[leaf] for leaf in leaves)
+
+
+def _reason(run: Run, name: str, shows_calls: bool) -> str:
+    entered = {
+        state.source
+        for state in ancestry(list(run.weights))
+        if isinstance(state, InitialState)
+        and any(entry.leaf.name == name for entry in state.source.entries)
+    }
+    if entered and shows_calls:
+        return (
+            "the attention calls that are shown read other tokens; AttentionRollout and "
+            "GenericAttention follow the tokens further down"
+        )
+    if entered:
+        return "whatever reaches its tokens from those that the output reads is 0"
+    return "it enters by another way than as tokens that an attention call reads"

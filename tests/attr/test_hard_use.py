@@ -1,0 +1,200 @@
+"""No raw error, no number that is none and no model left otherwise, whatever a call is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from captum_attn import AttentionRollout, GenericAttention, VTranM, objectives
+from captum_attn.errors import AttnError, InputError, OptionError, ReadoutError, TargetError
+from tests.attr import hard
+from tests.test_bad_input import Normalised
+from tests.zoo import ZOO
+
+CALLS, WRONG = hard.calls(), hard.wrong_values()
+
+
+@pytest.fixture
+def pictures() -> tuple[nn.Module, Tensor]:
+    model, images, _ = hard.CASES["pictures"]
+    return model, images
+
+
+@pytest.mark.parametrize("case", hard.CASES)
+def test_the_right_calls_are_right(case):
+    for name, (function, arguments) in CALLS.items():
+        if name.endswith(f" of {case}"):
+            kind, text = hard.outcome(name, lambda f=function, a=arguments: f(**a))
+            assert kind == "fine" or "not matrices of tokens by tokens" in text, (name, text)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_wrong_values_are_refused(data):
+    name = data.draw(st.sampled_from(sorted(CALLS)))
+    function, arguments = CALLS[name]
+    names = st.sampled_from(hard.arguments_of(function))
+    chosen = data.draw(st.lists(names, min_size=1, max_size=3, unique=True))
+    labels = {argument: data.draw(st.sampled_from(sorted(WRONG))) for argument in chosen}
+    wrong = {argument: WRONG[label] for argument, label in labels.items()}
+    kind, text = hard.outcome(name, lambda: function(**{**arguments, **wrong}))
+    assert kind in ("fine", "refused", "model"), (name, labels, kind, text)
+
+
+@pytest.mark.slow
+def test_one_wrong_value_after_the_other():
+    found = list(hard.tried(every=23))
+    assert len(found) > 4000
+    assert [case for case in found if case[3] in ("raw", "nan", "left")] == []
+
+
+# ------------------------------------------------------------------ targets counted from the end
+@pytest.mark.parametrize(
+    "target",
+    [torch.tensor([0, -1]), [0, -1], torch.tensor([-3, -1]), torch.tensor([2, -2]).short()],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [None, 1, 2])
+def test_targets_counted_from_the_end(target, size, pictures):
+    """With and without `internal_batch_size`, as a single int is taken."""
+    model, images = pictures
+    found = GenericAttention(model).attribute(images, target, internal_batch_size=size)
+    for i, one in enumerate(target):
+        alone = GenericAttention(model).attribute(images[i : i + 1], int(one) % 3)
+        torch.testing.assert_close(found[i : i + 1], alone)
+
+
+@pytest.mark.parametrize(
+    "target", [torch.tensor([0, -4]), [0, 3], torch.tensor([[0], [1]]), torch.tensor([True, False]),
+               torch.tensor([0.0, 1.0])], ids=str
+)  # fmt: skip
+@pytest.mark.parametrize("size", [None, 1, 2])
+def test_targets_that_are_none(target, size, pictures):
+    model, images = pictures
+    with pytest.raises(TargetError):
+        GenericAttention(model).attribute(images, target, internal_batch_size=size)
+
+
+# ------------------------------------------------------------------ options
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"readout": None}, ReadoutError, "readout: expected 'auto', an int"),
+        ({"readout": 2**70}, ReadoutError, r"readout: .* in \[-4, 4\)"),
+        ({"readout": torch.tensor([True, False])}, ReadoutError, "readout: .* of torch.bool"),
+        ({"readout": torch.zeros(2, device="meta")}, ReadoutError, "'meta', which has none"),
+        ({"objective": "x"}, TargetError, "objective: expected a callable"),
+        ({"objective": lambda output, target: 1 / 0}, TargetError, "objective: failed on an outpu"),
+        ({"objective": lambda output, target: torch.zeros(2, requires_grad=True)}, TargetError,
+         "zero at every attention call"),
+        ({"objective": lambda output, target: output[:, 0] * 0}, TargetError,
+         "zero at every attention call"),
+        ({"start_layer": 1.0}, OptionError, "start_layer: expected a whole number"),
+        ({"interpolation": torch.ones(2)}, OptionError, "interpolation: expected one of"),
+        ({"block_size": 2**70}, OptionError, "block_size: expected an int"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option(options, error, words, pictures):
+    model, images = pictures
+    with pytest.raises(error, match=words):
+        GenericAttention(model).attribute(images, 1, **options)
+
+
+@pytest.mark.parametrize("layers", [3, [3], b"x", torch.ones(2), {"a": 1}, [None]], ids=repr)
+def test_layers_that_are_none(layers, pictures):
+    with pytest.raises(OptionError, match="layers: expected a module, a pattern"):
+        GenericAttention(pictures[0], layers=layers)
+
+
+def test_a_class_is_no_model():
+    with pytest.raises(OptionError, match="got the class Pictures: pass an object of it"):
+        GenericAttention(hard.Pictures)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [(3, "several targets"), ({"a": 1}, "several targets"), (b"x", "several targets"),
+     (lambda output: 1 / 0, "failed on the model's output"), (lambda output: 1, "several targets")],
+)  # fmt: skip
+def test_targets_of_many_that_are_none(targets, words, pictures):
+    model, images = pictures
+    with pytest.raises(TargetError, match=words):
+        GenericAttention(model).attribute_each(images, targets)
+
+
+def test_arguments_that_the_model_does_not_take(pictures):
+    model, images = pictures
+    with pytest.raises(InputError, match=r"called with the inputs \['pixels'\].*takes \(images"):
+        GenericAttention(model).attribute({"pixels": images}, 1)
+    with pytest.raises(InputError, match="called with 2 inputs in order"):
+        GenericAttention(model).attribute(images, 1, images)
+
+
+def test_a_type_error_of_the_model_keeps_its_words(pictures):
+    def broken(images: Tensor) -> Tensor:
+        pictures[0](images)
+        raise TypeError("mine")
+
+    with pytest.raises(TypeError, match="^mine$") as error:
+        GenericAttention(broken).attribute(pictures[1], 1)
+    assert not isinstance(error.value, AttnError)
+
+
+# ------------------------------------------------------------------ outputs
+OUTPUTS: dict[str, Any] = {
+    "classes": lambda output: output.argmax(1), "flags": lambda output: output > 0,
+    "complex": lambda output: output.to(torch.complex64), "one number": lambda output: output.sum(),
+    "no rows": lambda output: output[:0], "no columns": lambda output: output[:, :0],
+    "a row more": lambda output: torch.cat([output, output[:1]]), "none": lambda output: None,
+    "sparse": lambda output: output.to_sparse(), "meta": lambda output: output.to("meta"),
+    "nan": lambda output: output * float("nan"), "a str": lambda output: "x",
+    "detached": lambda output: output.detach(), "nothing": lambda output: (),
+    "a constant": lambda output: torch.ones(2, 3, requires_grad=True),
+    "an array": lambda output: output.detach().numpy(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("made", OUTPUTS)
+@pytest.mark.parametrize("method", hard.METHODS.values(), ids=lambda method: method.__name__)
+def test_outputs_that_cannot_be_explained(method, made, pictures):
+    model, images = pictures
+    change = OUTPUTS[made]
+    explain = method(lambda x: change(model(x)))
+    entries = ["attribute", "attribute_tokens"]
+    if method.needs_gradient or made not in ("classes", "flags", "detached", "a constant"):
+        entries += ["relevance_maps", "layer_maps"]  # without a gradient, these have no output
+    for entry in entries:
+        for target in (1, None):
+            with pytest.raises(AttnError):
+                getattr(explain, entry)(images, target)
+
+
+# ------------------------------------------------------------------ batch statistics
+@pytest.mark.filterwarnings("ignore:the model is in train mode")
+@pytest.mark.parametrize("method", [GenericAttention, VTranM, AttentionRollout])
+def test_many_targets_with_batch_norm_in_train_mode(method, left_as_found):
+    """The second target's backward pass finds the statistics as the forward pass left them."""
+    model, inputs = Normalised(first=True).eval(), ZOO["by_matmul"].sample().inputs
+    model.norm.train()
+    alone = [method(model).attribute(inputs, target) for target in range(3)]
+    with left_as_found(model, inputs):
+        found = list(method(model).attribute_each(inputs, range(3)))
+    for one, other in zip(found, alone, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_an_objective_that_is_saturated_is_no_zero_map(pictures):
+    """A probability of exactly 1 has no gradient: its maps would be zero."""
+    model, images = pictures
+
+    def certain(x: Tensor) -> Tensor:
+        return 1e4 * model(x)
+
+    likely: Any = model(images).argmax(1)
+    with pytest.raises(TargetError, match="saturated"):
+        GenericAttention(certain).attribute(images, likely, objective=objectives.probability)

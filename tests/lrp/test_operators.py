@@ -1,0 +1,387 @@
+"""The mode below the tap: what the model computes stays, and what the graph's nodes do."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from captum_attn import AttnLRP, ConservativeLRP, TransformerAttribution, TransformerLRP
+from captum_attn.attr.rules import KINDS, RULE_SETS, Shares
+from captum_attn.errors import InputError, OptionError, RuleError, TargetError
+from captum_attn.observe.operators import kinds
+from tests.lrp.run import arriving, numbers, ran
+from tests.zoo import ZOO
+
+ATTN, FULL = RULE_SETS["attn_lrp"], RULE_SETS["transformer_lrp"]
+X, G = numbers(2, 3, 4), numbers(2, 3, 4, seed=1)
+
+
+def close(found, expected, tolerance=1e-10):
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_one_forward_pass_serves_the_gradient_and_every_table():
+    case = ZOO["vit_cls"]
+    model, sample = case.fresh().double(), case.sample().to(torch.float64)
+    x = sample.inputs.detach().requires_grad_()
+    tables = [ATTN, RULE_SETS["cp_lrp"], RULE_SETS["conservative"], FULL]
+    out, operators = ran(case.function(model), x, tables=tables)
+    value = getattr(out, "logits", out)[:, 1].sum()
+    plain = getattr(case.function(model)(x), "logits", case.function(model)(x))[:, 1].sum()
+    close(torch.autograd.grad(value, x, retain_graph=True)[0], torch.autograd.grad(plain, x)[0])
+    for rules in tables:
+        alone, own = ran(case.function(model), x, tables=[rules])
+        with operators.cell.following(rules):
+            (together,) = torch.autograd.grad(value, x, retain_graph=True)
+        with own.cell.following(rules):
+            (apart,) = torch.autograd.grad(getattr(alone, "logits", alone)[:, 1].sum(), x)
+        close(together, apart)
+
+
+IN_PLACE = {
+    "relu": (lambda x: F.relu(x.clone(), inplace=True), F.relu),
+    "method": (lambda x: x.clone().sigmoid_(), torch.sigmoid),
+    "residual": (lambda x: _added(x), lambda x: x + F.gelu(x)),
+    "view": (lambda x: _first_column(x), lambda x: torch.cat([x[..., :1] * 2, x[..., 1:]], -1)),
+    "gate": (
+        lambda x: x.clone().mul_(torch.sigmoid(x)),
+        lambda x: torch.clone(x) * torch.sigmoid(x),
+    ),
+    "silu, positional": (lambda x: F.silu(x.clone(), True), F.silu),
+    "leaky": (lambda x: F.leaky_relu(x.clone(), 0.1, True), lambda x: F.leaky_relu(x, 0.1)),
+    "setitem": (lambda x: _set(x), lambda x: torch.cat([F.gelu(x[:, :1]), x[:, 1:]], 1)),
+}
+
+
+def _added(x):
+    y = x * 1
+    y += F.gelu(x)
+    return y
+
+
+def _first_column(x):
+    y = x * 1
+    y[..., 0] *= 2
+    return y
+
+
+def _set(x):
+    y = x * 1
+    y[:, 0] = F.gelu(x[:, 0])
+    return y
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+@pytest.mark.parametrize("table", ["attn_lrp", "transformer_lrp"])
+def test_in_place_operations_are_explained_as_their_twins(name, table):
+    written, twin = IN_PLACE[name]
+    rules = RULE_SETS[table]
+    assert torch.equal(ran(written, X.clone().requires_grad_(), tables=[rules])[0], twin(X))
+    close(
+        arriving(written, X, rules=rules, at_output=G)[0],
+        arriving(twin, X, rules=rules, at_output=G)[0],
+    )
+
+
+def test_values_that_a_rule_keeps_are_copied_before_they_are_overwritten():
+    """As far as autograd lets a model: relu saves its result, gelu its operand."""
+
+    def overwritten(x):
+        h = x * 1
+        y = F.relu(h)
+        h.zero_()
+        z = F.gelu(y - 0.1)
+        u = z * 1
+        z.fill_(3.0)
+        return u
+
+    def twin(x):
+        return F.gelu(F.relu(x * 1) - 0.1) * 1
+
+    for rules in (ATTN, FULL):
+        expected = arriving(twin, X, rules=rules, at_output=G)[0]
+        close(arriving(overwritten, X, rules=rules, at_output=G)[0], expected)
+
+
+def test_softmax_in_front_of_an_inplace_dropout():
+    """In eval mode it does nothing, and what softmax has saved must not count as written."""
+
+    def attend(x):
+        return F.dropout((x @ x.mT).softmax(-1), 0.1, False, True) @ x
+
+    found = arriving(attend, X, rules=ATTN, at_output=G)[0]
+    assert bool(torch.isfinite(found).all())
+
+
+def test_learned_tokens_are_constants():
+    """A parameter among the tokens must not halve a product (BEiT's bias, Swin's table)."""
+    w = nn.Parameter(numbers(4, 4, seed=3))
+
+    def f(x):
+        table = torch.cat([w, w])[:4]  # the tap makes a leaf of it
+        return x @ table
+
+    (found,) = arriving(f, X, rules=ATTN, at_output=G)
+    close(found, G @ w.detach().mT)
+
+
+def test_integers_and_constants_are_run_as_they_are():
+    def f(x):
+        steps = torch.arange(3).view(1, 3, 1)
+        return x * (steps > 0) + F.one_hot(steps[..., 0], 4)
+
+    out, operators = ran(f, X.clone().requires_grad_(), tables=[ATTN])
+    assert torch.equal(out, f(X))
+    assert not operators.unruled
+
+
+def test_an_output_argument_is_refused():
+    with pytest.raises(InputError, match="out="):
+        ran(lambda x: torch.mul(x, 2, out=torch.empty_like(x)), X.clone().requires_grad_(),
+            tables=[ATTN])  # fmt: skip
+
+
+def test_every_kind_is_described_and_every_table_speaks_of_known_kinds():
+    assert all(set(rules) <= set(KINDS) for rules in RULE_SETS.values())
+    assert set(FULL) == set(KINDS) - {"other"}
+    assert not kinds.CONSTANT & kinds.MOVING
+    assert not kinds.ACTIVATIONS & (kinds.MOVING | kinds.CONSTANT | kinds.STATISTICS)
+
+
+# ---------------------------------------------------------------------- what has no rule
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = nn.LSTM(4, 6, batch_first=True)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0].mean(1))
+
+
+class Hiding(nn.Module):
+    class Gelu(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return F.gelu(x)
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                return torch.autograd.grad(F.gelu(x), x, g)[0]
+
+    def forward(self, x):
+        return self.Gelu.apply(x * 2).sum((1, 2))
+
+
+def test_a_recurrent_layer_is_named_and_keeps_its_gradient():
+    model = Recurrent().double()
+    described = str(AttnLRP(model).describe(X, 1))
+    assert "without a rule: lstm in lstm (1)" in described
+    found = AttnLRP(model).attribute(X, 1)
+    x = X.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    close(found, X * gradient)  # nothing else in it has a rule that differs
+
+
+def test_relevance_refuses_what_has_no_rule():
+    with pytest.raises(RuleError, match="read by mean.*lstm in 'lstm'.*AttnLRP"):
+        TransformerLRP(Recurrent().double()).attribute(X, 1)
+    with pytest.raises(RuleError, match="GeluBackward"):
+        TransformerLRP(Hiding()).attribute(X)
+
+
+def test_a_rule_for_whatever_else():
+    def keep(op, relevance):
+        return [relevance / 3 for _ in op.operands]
+
+    class Solve(nn.Module):
+        def forward(self, x):
+            eye = torch.eye(3, dtype=x.dtype).expand(2, 3, 3)
+            return torch.linalg.solve_triangular(eye, x, upper=True).sum((1, 2))
+
+    with pytest.raises(RuleError):
+        TransformerLRP(Solve()).attribute(X)
+    found = TransformerLRP(Solve()).attribute(X, rules={"other": keep})
+    close(found, TransformerLRP(Sums()).attribute(X) / 3)
+
+
+class Sums(nn.Module):
+    def forward(self, x):
+        return x.sum((1, 2))
+
+
+def test_functions_of_the_models_own_are_warned_of():
+    with pytest.warns(UserWarning, match="autograd Functions of its own .Gelu."):
+        AttnLRP(Hiding()).attribute(X)
+    assert "hidden in an autograd Function: Gelu" in str(AttnLRP(Hiding()).describe(X))
+
+
+# ---------------------------------------------------------------------- rules as a table
+def test_rules_can_be_changed_by_kind():
+    case = ZOO["vit_cls"]
+    model, sample = case.fresh().double(), case.sample().to(torch.float64)
+    method, arguments = AttnLRP(case.function(model)), (sample.inputs, 1)
+    own = method.attribute(*arguments)
+    as_cp = {"map": RULE_SETS["cp_lrp"]["map"], "gate": Shares((0.0, 1.0))}
+    close(method.attribute(*arguments, rules=as_cp), method.attribute(*arguments, rules="cp_lrp"))
+    assert not torch.allclose(own, method.attribute(*arguments, rules="cp_lrp"))
+    x = sample.inputs.clone().requires_grad_()
+    out = case.function(model)(x)
+    (gradient,) = torch.autograd.grad(getattr(out, "logits", out)[:, 1].sum(), x)
+    close(method.attribute(*arguments, rules="gradient"), x.detach() * gradient)
+    nothing = dict.fromkeys(ATTN)
+    close(method.attribute(*arguments, rules=nothing), x.detach() * gradient)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [("zennit", "one of"), ({"dense": None}, "unknown kind 'dense'"), ({"linear": 3}, "expected"),
+     ("transformer_lrp", "one of")],
+)  # fmt: skip
+def test_rules_that_are_none(rules, message):
+    with pytest.raises(OptionError, match=message):
+        AttnLRP(Recurrent().double()).attribute(X, 1, rules=rules)
+
+
+@pytest.mark.parametrize("gamma", [1.0, (1.0,), (-1.0, 0.0), ("a", "b"), (True, 0.0)])
+def test_gamma_that_is_none(gamma):
+    with pytest.raises(OptionError, match="gamma"):
+        AttnLRP(Recurrent().double()).attribute(X, 1, gamma=gamma)
+
+
+def test_what_has_no_meaning_is_refused():
+    model = Recurrent().double()
+    with pytest.raises(OptionError, match="layers"):
+        AttnLRP(model, layers="lstm")
+    for options in ({"readout": 0}, {"start_layer": 1}):
+        with pytest.raises(OptionError, match="follows"):
+            AttnLRP(model).attribute(X, 1, **options)
+    for call in ("relevance_maps", "layer_maps"):
+        with pytest.raises(OptionError, match="not matrices"):
+            getattr(TransformerLRP(model), call)(X, 1)
+
+
+# ---------------------------------------------------------------------- captum's habits
+class Cnn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.relu1 = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU()
+        self.pool1 = nn.MaxPool2d(2)
+        self.conv2, self.relu2 = nn.Conv2d(6, 8, 3), nn.ReLU()
+        self.pool2 = nn.AdaptiveAvgPool2d(1)
+        self.linear1, self.tanh = nn.Linear(8, 7), nn.Tanh()
+        self.linear2 = nn.Linear(7, 5)
+
+    def forward(self, x):
+        x = self.pool1(self.relu1(self.conv1(x)))
+        x = self.pool2(self.relu2(self.conv2(x))).flatten(1)
+        return self.linear2(self.tanh(self.linear1(x)))
+
+
+def epsilon(op, g, eps):
+    """LRP-epsilon: R / (y + eps) instead of R / y."""
+    y = op.output
+    return op.vjp(g * y / (y + torch.where(y < 0, -eps, eps)))
+
+
+def captums_gamma(op, g, gamma):
+    """Captum's: the layer with w + gamma w+ in place of w."""
+    from captum_attn.attr._linear_form import linear_form
+
+    layer, (x,) = linear_form(op), op.operands
+    raised = layer.weight + gamma * layer.weight.clamp(min=0)
+    z = layer.forward(x, raised) + (0 if layer.bias is None else layer.bias)
+    s = g * op.output / (z + torch.where(z < 0, -1e-9, 1e-9))
+    return (layer.pull(s, x, raised),)
+
+
+@pytest.mark.parametrize("kind", ["epsilon 1e-9", "epsilon 0.25", "gamma"])
+def test_a_cnn_is_explained_as_captums_lrp_explains_it(kind):
+    from captum.attr import LRP
+    from captum.attr._utils.lrp_rules import EpsilonRule, GammaRule
+
+    model, images = Cnn().double().eval(), numbers(2, 3, 8, 8)
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    for layer in layers:
+        layer.rule = {
+            "epsilon 1e-9": EpsilonRule(1e-9), "epsilon 0.25": EpsilonRule(0.25),
+            "gamma": GammaRule(0.25),
+        }[kind]  # fmt: skip
+    for pool in (model.pool1, model.pool2):
+        pool.rule = EpsilonRule(1e-9)
+    expected = LRP(model).attribute(images, target=2)
+    rules = {
+        "epsilon 1e-9": None,
+        "epsilon 0.25": dict.fromkeys(
+            ("linear", "convolution"), lambda op, g: epsilon(op, g, 0.25)
+        ),
+        "gamma": dict.fromkeys(("linear", "convolution"), lambda op, g: captums_gamma(op, g, 0.25)),
+    }[kind]
+    found = AttnLRP(model).attribute(images, target=2, rules=rules)
+    scale = float(expected.detach().abs().max())
+    # Captum divides relevance by inputs and outputs with 1e-9 added, also where rules are exact
+    assert float((found - expected.detach()).abs().max()) < 2e-5 * scale
+
+
+def test_models_without_attention_and_wiring():
+    model = Cnn().double().eval()
+    images = numbers(2, 3, 8, 8)
+    for method in (AttnLRP, ConservativeLRP, TransformerLRP):
+        found = method(model).attribute(images, target=2)
+        assert found.shape == images.shape and bool(torch.isfinite(found).all())
+        pair = list(method(model).attribute_each(images, [2, 3]))
+        close(pair[0], found)
+    conserved = AttnLRP(
+        nn.Sequential(nn.Linear(4, 5, bias=False), nn.GELU(), nn.Linear(5, 2, bias=False)).double()
+    )
+    found = conserved.attribute(X, (0, 1))
+    logits = conserved.forward_func(X)
+    close(found.sum((1, 2)), logits[:, 0, 1])
+
+
+@pytest.mark.parametrize("method", [AttnLRP, TransformerLRP, TransformerAttribution])
+def test_the_model_is_left_as_found(method, left_as_found, in_use):
+    case = ZOO["vit_cls"]
+    model, sample = case.fresh(), case.sample()
+    with in_use(model), left_as_found(model, sample.inputs):
+        method(case.function(model)).attribute(sample.inputs, 1)
+    with in_use(model), left_as_found(model, sample.inputs), pytest.raises(TargetError):
+        method(case.function(model)).attribute(sample.inputs, 10**6)
+
+
+def test_nothing_is_kept_of_a_run():
+    case = ZOO["vit_cls"]
+    model, sample = case.fresh(), case.sample()
+    method = TransformerLRP(case.function(model))
+    watched = []
+
+    def forward(x):
+        out = case.function(model)(x)
+        out = getattr(out, "logits", out)
+        watched.append(weakref.ref(out))
+        return out
+
+    method = TransformerLRP(forward)
+    method.attribute(sample.inputs, 1)
+    gc.collect()
+    assert watched and watched[0]() is None
+
+
+def test_half_precision_rules_are_finite():
+    case = ZOO["vit_cls"]
+    model, sample = case.fresh().bfloat16(), case.sample().to(torch.bfloat16)
+    found = AttnLRP(case.function(model)).attribute(sample.inputs, 1)
+    exact = AttnLRP(case.function(model.float())).attribute(sample.inputs.float(), 1)
+    assert found.dtype == torch.float32
+    assert float((found - exact).abs().max()) < 0.1 * float(exact.abs().max())
