@@ -63,8 +63,8 @@ def unpack_patches(
     counts = [math.prod(grid) for grid in grids]
     if sum(counts) != len(patches) or any(h % merge_size or w % merge_size for _, h, w in grids):
         raise InputError(
-            f"expected the {sum(counts)} patches of the grids {grids}, whole blocks of {merge_size} "
-            f"x {merge_size}, got {len(patches)}"
+            f"expected the {sum(counts)} patches of the grids {grids}, in whole blocks of "
+            f"{merge_size} x {merge_size}, got {len(patches)}"
         )
     inside = (1, 1) if patches.ndim == 1 else (channels, temporal_patch_size)
     values = patches[:, None] if patches.ndim == 1 else patches

@@ -177,8 +177,7 @@ def _axes(
         in_order = 1.25 if list(axes) == sorted(axes) else 1.0
         return in_order * sum(rises[axis][a] for axis, a in enumerate(axes))
 
-    orders = [tuple(order) for order in permutations(axes, len(rises))]
-    along = iter(max(orders, key=fit))
+    along = iter(max(permutations(axes, len(rises)), key=lambda order: fit(tuple(order))))
     runs = tuple(next(along) if local else None for local in placed)
     return runs, _box(total, runs, cells.shape[1:])
 
