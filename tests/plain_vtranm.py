@@ -29,6 +29,12 @@ class AttentionStep:
     W: torch.Tensor  # (H d, D): the output projection's weight, and any scale that follows
     E: torch.Tensor  # (k, D), on the skip connection
     beside: list[FeedForwardStep] = field(default_factory=list)
+    out: torch.Tensor | None = None  # (q, H d), A V of all heads
+
+
+@dataclass
+class MixingStep:
+    T: torch.Tensor  # (n, n), rows sum to 1
 
 
 @dataclass
@@ -82,12 +88,24 @@ def weighted_map(step, gradient, real, with_length=True, with_direction=True):
     return total / heads
 
 
+def mixing_map(t, u):
+    """T[i, j] = ‖∂t_i/∂u_j‖² / Σ_j' ‖∂t_i/∂u_j'‖², one element of t after the other."""
+    T = torch.zeros(len(t), len(u), dtype=torch.float64)
+    for i in range(len(t)):
+        for channel in range(t.shape[1]):
+            (gradient,) = torch.autograd.grad(t[i, channel], u, retain_graph=True)
+            T[i] += gradient.square().sum(-1)
+    return T / T.sum(-1, keepdim=True)
+
+
 def feed_forward_weights(step, real, with_length=True, with_direction=True):
     return transformation_weights(step.E, step.branch, real, with_length, with_direction)
 
 
 def update_map(step, gradients, real, **options):
     """U of Eq. 14 or 16; of branches that are added in one step, the sum."""
+    if isinstance(step, MixingStep):
+        return step.T
     U = torch.eye(len(step.E), dtype=torch.float64)
     if isinstance(step, FeedForwardStep):
         return U + torch.diag(feed_forward_weights(step, real, **options))

@@ -127,7 +127,11 @@ def test_relevance_lies_where_the_tokens_are(name: str, method: str) -> None:
         attribution, own = attributions[given], tokens[entry.stream][:, entry.first : entry.last]
         total = attribution if entry.channel is None else attribution.sum(entry.channel)
         assert entry.grid is not None
-        close(total, entry.grid(own, attribution.shape), 1e-6)
+        expected = entry.grid(own, attribution.shape)
+        if entry.also is not None and sample.real is not None:
+            stream, lies = entry.also
+            expected = expected + lies(tokens[stream], sample.real[given])
+        close(total, expected, 1e-6)
         if entry.channel is not None:  # in equal shares
             share = total / attribution.shape[entry.channel]
             close(attribution, share.unsqueeze(entry.channel).expand_as(attribution), 1e-6)

@@ -53,6 +53,8 @@ class Entry:
         grid (callable): (B, n) relevance of these tokens, input shape -> what `attr`, summed over
             its channel axis, must be with `interpolation="nearest"`; None: no statement.
         channel (int): that axis; None: there is none.
+        also (tuple): a second stream that the input enters, and how its tokens (B, n) and the
+            places of real tokens lie on the input: both ways count.
     """
 
     stream: str
@@ -60,6 +62,7 @@ class Entry:
     last: int | None = None
     grid: Callable[[Tensor, torch.Size], Tensor] | None = as_tokens
     channel: int | None = None
+    also: tuple[str, Callable[[Tensor, Tensor], Tensor]] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -649,6 +652,17 @@ WORDS = Entry("input_ids")
 PIXELS = pixels_of("pixel_values")
 
 
+def shifted(tokens: Tensor, real: Tensor | None = None) -> Tensor:
+    """Token i + 1 is the id i; the first one is learned."""
+    return F.pad(tokens[:, 1:], (0, 1))
+
+
+def wrapped(tokens: Tensor, real: Tensor) -> Tensor:
+    """Token i + 1 is the id i; the first one is the last real id."""
+    last = torch.arange(real.shape[1]) == real.sum(1, keepdim=True) - 1
+    return shifted(tokens) + last * tokens[:, :1]
+
+
 def translation(name: str, build: Callable[..., nn.Module], **options: Any) -> Streams:
     """An encoder over the source and a decoder over what has been said."""
     settings: dict[str, Any] = {
@@ -788,14 +802,16 @@ CASES = [
     *(translation(
         f"{name}_shifted", build, examples=texts, collate=source_alone,
         target=[(3, 11), (2, 12), (1, 11)], readout={"decoder_input_ids": torch.tensor([3, 2, 1])},
-        streams={"input_ids": N, "decoder_input_ids": N}, entries={"input_ids": WORDS},
+        streams={"input_ids": N, "decoder_input_ids": N},
+        entries={"input_ids": Entry("input_ids", also=("decoder_input_ids", lies))},
         alone=False,  # the padding is shifted, too, and the decoder sees it
-    ) for name, build in [("bart", bart), ("mbart", mbart)]),
+    ) for name, build, lies in [("bart", bart, shifted), ("mbart", mbart, wrapped)]),
     translation(
         "t5_labels", t5, collate=source_and_labels, target=(2, 11),
         streams={"input_ids": N, "labels": 3},
         wiring=within("input_ids") + decoder("labels", "input_ids"),
-        readout={"labels": 2}, entries={"input_ids": WORDS}, tolerance=1e-6,
+        readout={"labels": 2}, tolerance=1e-6,
+        entries={"input_ids": WORDS, "labels": Entry("labels", grid=lambda r, _: shifted(r))},
     ),
     translation(
         "whisper", whisper, examples=both(images(8, 20), prefixes),

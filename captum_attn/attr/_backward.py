@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from captum_attn import objectives
 from captum_attn._checks import FAILURES, shown, shown_error
 from captum_attn.attr._request import Request
 from captum_attn.errors import AttnError, InputError, ReadoutError, TargetError
 from captum_attn.observe import AttentionCall, Observation
-from captum_attn.observe.streams.readout import Read, given_weights
+from captum_attn.observe.observation import Watched
+from captum_attn.observe.streams.readout import Read, given_weights, pieces
 from captum_attn.observe.streams.states import State
 from captum_attn.observe.tracing.autograd_graph import gradients
 
@@ -31,6 +33,7 @@ class Backward:
             rules.
         last_rows (dict): stream -> the last row that is read, (B, 1), where those behind it are
             left out (`Request.causal`).
+        objective (Tensor, optional): (B,), what is explained, of methods that keep the graph.
     """
 
     reads: list[Read] = field(default_factory=list)
@@ -38,6 +41,13 @@ class Backward:
     gradients: dict[AttentionCall, Tensor | None] = field(default_factory=dict)
     relevances: dict[AttentionCall, Tensor | None] = field(default_factory=dict)
     last_rows: dict[str, Tensor] = field(default_factory=dict)
+    objective: Tensor | None = None
+
+    def gradient_at(self, edge: GradientEdge | None) -> Tensor | None:
+        """The gradient of what is explained at a place in the graph; None where it is zero."""
+        if self.objective is None or edge is None:
+            return None
+        return _gradients(self.objective, [edge])[0]
 
 
 @dataclass(frozen=True)
@@ -81,17 +91,27 @@ def run_backward(
     """
     auto = isinstance(request.readout, str)
     edges = [edge for read in reads for edge in read.edges] if auto else []
-    keep |= value.may_vanish or len(reads) > 1 or any(read.read_on for read in reads)
+    several = observation.batch > 1
+    keep |= value.may_vanish or len(reads) > 1
+    keep |= any(read.read_on or (read.packed and several) for read in reads)
     arrived = _gradients(value.objective, [*edges, *(call.edge for call in calls)], keep=keep)
     result = Backward(list(reads), {}, dict(zip(calls, arrived[len(edges) :], strict=True)))
+    norms: dict[Read, Tensor] = {}
     for read in reads:
         if auto:
             at_edges, arrived = arrived[: len(read.edges)], arrived[len(read.edges) :]
-            weights = _observed_weights(read, at_edges, value, result, observation)
+            found = _observed_norms(read, at_edges, value, result, observation)
+            norms |= {} if found is None else {read: found}
+            weights = read.normalized(found)
         else:
             weights = given_weights(request.readout, read, observation.batch, like)
         if weights is not None:
             result.weights[read.state] = weights.to(like)
+    for group in pieces(list(norms)):  # pieces of one stream share its weights, which sum to 1
+        total = torch.stack([norms[read].sum(1) for read in group]).sum(0)
+        if bool((total > 0).all() and torch.isfinite(total).all()):
+            shares = {read.state: (norms[read] / total[:, None]).to(like) for read in group}
+            result.weights |= shares
     if reads and not result.weights:
         raise ReadoutError(
             "the gradient of the explained output vanishes at every token it could read (a "
@@ -103,8 +123,8 @@ def run_backward(
         raise TargetError(
             "the gradient of what is explained is zero at every attention call, so that its maps "
             "would be: an objective that is constant or saturated, a class without weights, a "
-            "readout that the output does not depend on; explain the output itself (no "
-            "`objective=`), or another target"
+            "readout that the output does not depend on; explain the output itself "
+            "(objective=objectives.logit), or another target"
         )
     if request.causal:
         for state, weights in result.weights.items():
@@ -113,7 +133,7 @@ def run_backward(
     return result
 
 
-def explained_value(observation: Observation, request: Request, with_gradient: bool) -> Value:
+def explained_value(observation: Watched, request: Request, with_gradient: bool) -> Value:
     """The explained scalars of a model's output.
 
     Args:
@@ -168,23 +188,40 @@ def explained_value(observation: Observation, request: Request, with_gradient: b
     return Value(value, stand_in)
 
 
-def _observed_weights(
+def _observed_norms(
     read: Read,
     at_edges: list[Tensor | None],
     value: Value,
     result: Backward,
     observation: Observation,
 ) -> Tensor | None:
-    """The weights of a state's rows by the gradient at its edges; None where it has vanished."""
+    """Norms of the gradient at a state's rows, (B, n); None where it has vanished."""
     cuts = observation.graph.cuts
+    if read.packed and observation.batch > 1:
+        return _norms_by_example(value.objective, read, observation)
     if len(result.reads) > 1 and observation.batch > 1:
         _check_examples_apart(value.objective, read, at_edges, observation)
     if read.read_on:  # only what arrives without another call in between
         at_edges = _gradients(value.objective, read.edges, cuts)
-    weights = None if _is_dead(read, result) else read.weights(at_edges)
-    if weights is None and value.may_vanish:
-        weights = read.weights(_gradients(value.stand_in, read.edges, cuts))
-    return weights
+    norms = None if _is_dead(read, result) else read.norms(at_edges)
+    if value.may_vanish and (norms is None or read.normalized(norms) is None):
+        norms = read.norms(_gradients(value.stand_in, read.edges, cuts))
+    return norms
+
+
+def _norms_by_example(value: Tensor, read: Read, observation: Observation) -> Tensor:
+    """Norms of the packed rows that each example's output reads, (B, n)."""
+    examples = torch.eye(observation.batch, dtype=value.dtype, device=value.device)
+    found = [
+        read.norms(_gradients(value * one, read.edges, observation.graph.cuts)) for one in examples
+    ]
+    zeros = examples.new_zeros(1, read.state.n)
+    norms = torch.cat([zeros if one is None else one.to(zeros) for one in found])
+    if bool(((norms > 0).sum(0) > 1).any()):  # one image of several texts is no example's own
+        graph = observation.graph
+        members = sum(graph.bit[call] for call in read.calls)
+        observation.wiring.refuse_shared(graph.leaves(graph.closed(members)))
+    return norms
 
 
 def _is_dead(read: Read, result: Backward) -> bool:

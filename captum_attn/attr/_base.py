@@ -115,15 +115,17 @@ class AttentionAttribution(GradientAttribution):
         """What is explained where the user names no objective; None: the logit."""
         return None
 
-    def rules(self, options: Any) -> Rules | str | None:
+    @classmethod
+    def rules(cls, options: Any) -> Rules | str | None:
         """The rules of a relevance pass beside the gradient's, or the name of a published table.
 
         None: no such pass is wanted, and `run.attention_relevance` is not there.
         """
         return None
 
-    def _rules(self, options: Any) -> Rules | None:
-        rules = self.rules(options)
+    @classmethod
+    def _rules(cls, options: Any) -> Rules | None:
+        rules = cls.rules(options)
         return RULE_SETS[rules] if isinstance(rules, str) else rules
 
     def weigh_heads(self, run: Run[Any], block: Block) -> Tensor:
@@ -142,7 +144,11 @@ class AttentionAttribution(GradientAttribution):
         keep = self.keep(run, block)
         if self.needs_gradient and not run.has_gradient(block.call):
             return LinearRule(keep)
-        return LinearRule(keep, self.weigh_heads(run, block).mean(2))
+        return LinearRule(keep, self.fuse_heads(self.weigh_heads(run, block)))
+
+    def fuse_heads(self, heads: Tensor) -> Tensor:
+        """E_h, (B, F, H, q', k') -> (B, F, q', k'); override it for a clamp after the mean."""
+        return heads.mean(2)
 
     def flow(self, run: Run[Any], flow: Flow) -> Tensor:
         """What one stream hands to another about one source, (B, n_s, n_x), in the matrix form."""
@@ -240,7 +246,7 @@ class AttentionAttribution(GradientAttribution):
         """One call's map as it is; below and above it, every token stays where it is."""
         if block.call is not shown.call:
             return UNCHANGED
-        return LinearRule(0.0, self.weigh_heads(run, block).mean(2))
+        return LinearRule(0.0, self.fuse_heads(self.weigh_heads(run, block)))
 
     def _only_matrix(self, run: Run[Any], shown: AttentionState, step: Step) -> BlockRow:
         """The same in the matrix form."""
@@ -367,7 +373,7 @@ class AttentionAttribution(GradientAttribution):
 
         def tokens(inputs: Inputs, request: Request) -> dict[str, Tensor]:
             with self._run(inputs, request, options) as run:
-                return self.explain(run).tokens()
+                return self.explain(run).tokens(inputs)
 
         return in_batches(tokens, inputs, request, internal_batch_size)
 

@@ -82,8 +82,7 @@ def propagate_call(
 
 def full_rule(call: AttentionCall, rule: Rule, size: QueriesPerBlock) -> LinearRule:
     """A rule for all queries of a call, formed block by block: (B, F, q), (B, F, q, k)."""
-    every = torch.arange(call.n_q, device=call.q.device)
-    steps = [rule(block) for block in _blocks(call, every, size(call))]
+    steps = [rule(block) for block in all_blocks(call, size)]
     if len(steps) == 1:
         return steps[0]
     varying = [step.keep for step in steps if isinstance(step.keep, Tensor)]
@@ -91,6 +90,11 @@ def full_rule(call: AttentionCall, rule: Rule, size: QueriesPerBlock) -> LinearR
     maps = [step.read for step in steps if step.read is not None]
     read = [F.pad(part, (0, call.n_k - part.shape[-1])) for part in maps]
     return LinearRule(keep, torch.cat(read, 2) if read else None)
+
+
+def all_blocks(call: AttentionCall, size: QueriesPerBlock) -> list[Block]:
+    """All queries of a call, in blocks."""
+    return _blocks(call, torch.arange(call.n_q, device=call.q.device), size(call))
 
 
 def _blocks(call: AttentionCall, rows: Tensor, most: int) -> list[Block]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -21,9 +21,11 @@ from captum_attn.attr._ruled import check_ruled, ruled_pass
 from captum_attn.attr._run import Run
 from captum_attn.errors import AttnError, TargetError
 from captum_attn.objectives import Objective, logit
-from captum_attn.observe import observe
-from captum_attn.observe.capture.restore import left_as_found, modules_of
+from captum_attn.observe import AttentionCall, observe
+from captum_attn.observe.capture.attention_call import detached
+from captum_attn.observe.capture.restore import drawing_again, left_as_found, modules_of
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.observation import watched
 from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.streams.structure_cache import StructureCache
 from captum_attn.observe.tracing.autograd_graph import gradients
@@ -124,6 +126,7 @@ class Engine:
         additional = request.additional_forward_args
         values = checked(inputs, additional)
         rules = self.rules(options)
+        draw_again = drawing_again([m for root in roots for m in root.modules()])
         observation = observe(
             forward_func, values, additional, roots, self.structure, self.tap,
             () if rules is None else (rules,),
@@ -132,7 +135,7 @@ class Engine:
             mixed.mixing.draws = options.mixing_draws or mixed.mixing.draws
         states = observation.wiring.updates
         active = active_calls(states, request.layers, roots, request.start_layer)
-        run = Run(observation, options, active)
+        run = Run(observation, options, active, inputs=inputs, draw_again=draw_again)
         if rules is not None:
             self._check_rules(run, rules)
         return run
@@ -156,12 +159,15 @@ class Engine:
         rules = self.rules(run.options)
         keep = self.keeps_graph or several or mixes or rules is not None
         run.backward = run_backward(observation, request, value, calls, reads, run.like, keep)
+        if self.keeps_graph:
+            run.backward.objective = value.objective
         if rules is not None:
             again = self.keeps_graph or several or mixes
             edges = [call.edge for call in calls]
             found = ruled_pass(observation, value.objective, edges, rules, again)
             run.backward.relevances = dict(zip(calls, found, strict=True))
         run.again = partial(self._again, forward_func, request, run.options)
+        run.along = partial(self._calls_on, forward_func, request, run.draw_again)
         run.asked = partial(self._depended_on, forward_func, request, run.options)
         return run
 
@@ -173,6 +179,39 @@ class Engine:
         with torch.enable_grad():
             run = self._observed(forward_func, inputs, request, options, roots)
             return self._explain(run, forward_func, request)
+
+    def _calls_on(
+        self,
+        forward_func: Callable,
+        request: Request,
+        draw_again: Callable[[], None],
+        inputs: Inputs,
+        calls: Sequence[AttentionCall],
+        during: AbstractContextManager,
+    ) -> list[tuple[AttentionCall, Tensor | None]]:
+        """Attention calls on other inputs, with their gradients, while a run is in progress."""
+        roots, additional = modules_of(forward_func), request.additional_forward_args
+        values = checked(inputs, additional)
+        with left_as_found(roots), torch.enable_grad():
+            draw_again()  # a model that permutes its tokens (ViLT) does so alike
+            with during:
+                seen = watched(forward_func, values, additional, roots, self.tap)
+            value = explained_value(seen, request, True).objective
+            by_index = {call.index: call for call in seen.tap.calls}
+            again = [by_index.get(call.index) for call in calls]
+            if any(
+                other is None or (other.module, other.lead) != (call.module, call.lead)
+                for call, other in zip(calls, again, strict=True)
+            ):
+                raise AttnError(
+                    "the model makes other attention calls where its inputs are scaled: expected "
+                    "the same ones at every step of the path; set n_steps=1"
+                )
+            found = [other for other in again if other is not None]
+            ones = torch.ones_like(value)
+            arrived = gradients([(value, ones)], [other.edge for other in found], keep=False)
+        made = [detached(other, call) for call, other in zip(calls, found, strict=True)]
+        return list(zip(made, arrived, strict=True))
 
     def _depended_on(
         self, forward_func: Callable, request: Request, options: SharedOptions, inputs: Inputs

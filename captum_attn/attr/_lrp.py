@@ -215,12 +215,14 @@ class InputRelevance(AttentionAttribution):
         self._engine: InputEngine = InputEngine(*settings, self.tap, self._rules, form=self.form)
         self._token_engine = TokenEngine(*settings, RecordingTap, self._rules, form=self.form)
 
-    def table(self, options: Any) -> Rules:
+    @classmethod
+    def table(cls, options: Any) -> Rules:
         """The method's own table of rules."""
         raise NotImplementedError
 
-    def rules(self, options: Any) -> Rules:
-        return overlaid(self.table(options), options.rules, self.form)
+    @classmethod
+    def rules(cls, options: Any) -> Rules:
+        return overlaid(cls.table(options), options.rules, cls.form)
 
     def _run(
         self, inputs: Inputs, request: Request, options: Mapping[str, Any]
@@ -243,10 +245,10 @@ class InputRelevance(AttentionAttribution):
             return Result(run, run.of_tokens)
         batch, found = run.batch, dict[str, Tensor]()
         for leaf, relevance in run.arrived:
-            if not leaf.verbatim or leaf.name in run.observation.additive:
+            if not leaf.known or leaf.name in run.observation.additive:
                 continue
-            if leaf.ids is not None:
-                relevance = leaf.rows(relevance, batch).sum(-1).view(leaf.shape)
+            if leaf.of_integers:
+                relevance = leaf.laid(leaf.rows(relevance, batch).sum(-1))
             found[leaf.name] = found.get(leaf.name, 0) + relevance.to(run.like)
         _check_any(found.values())
         return Result(run, None, found)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from captum_attn.attr._backward import Backward
 from captum_attn.attr._blocks import (
     LinearRule,
     QueriesPerBlock,
     Rule,
+    all_blocks,
     full_rule,
     queries_per_block,
 )
@@ -51,6 +54,10 @@ class Run(Generic[Own]):
         again (callable): inputs -> the run of the same target on them, see `rerun`.
         asked (callable): inputs -> names of those that what is explained has a gradient for.
         shared (dict or None): what the targets of one forward pass have in common.
+        inputs: as the user gave them.
+        draw_again (callable): sets the random generators back to where they were before the run.
+        along (callable): see `calls_on`.
+        notes (dict): what was worked out for this target, see `once`.
     """
 
     observation: Observation
@@ -60,6 +67,10 @@ class Run(Generic[Own]):
     again: Callable[[Inputs], Run] | None = None
     asked: Callable[[Inputs], set[str]] | None = None
     shared: dict[Any, Any] | None = None
+    inputs: Any = None
+    draw_again: Callable[[], None] = lambda: None
+    along: Callable[..., list[tuple[AttentionCall, Tensor | None]]] | None = None
+    notes: dict[Any, Any] = field(default_factory=dict, init=False)
 
     # ------------------------------------------------------------------------ what is explained
     @property
@@ -92,6 +103,26 @@ class Run(Generic[Own]):
         """
         assert self.again is not None, "nothing has been explained yet"
         return self.again(inputs)
+
+    def calls_on(
+        self, inputs: Inputs, calls: Sequence[AttentionCall], during: AbstractContextManager
+    ) -> list[tuple[AttentionCall, Tensor | None]]:
+        """Some calls as they are on other inputs, with the same target's gradients there.
+
+        A forward and a backward pass more, and nothing else: which tokens ask and answer is not
+        looked for again.
+
+        Args:
+            inputs: as the user gave them, but for their values.
+            calls (sequence of AttentionCall): those of this run.
+            during (context manager): what is done to the model meanwhile.
+
+        Returns:
+            list of (AttentionCall, Tensor or None): the call, without its graph, and the gradient
+            at its output; None where that is zero.
+        """
+        assert self.along is not None, "nothing has been explained yet"
+        return self.along(inputs, calls, during)
 
     def depended_on(self, inputs: Inputs) -> set[str]:
         """The inputs that what is explained has a gradient for; a forward and a backward pass more.
@@ -173,10 +204,18 @@ class Run(Generic[Own]):
         """Whether the objective depends on a call at all."""
         return self.backward.gradients.get(call) is not None
 
+    def gradient_at(self, edge: GradientEdge | None) -> Tensor | None:
+        """d objective / d the tensor at a place in the graph, of methods with `keeps_graph`."""
+        return self.backward.gradient_at(edge)
+
     @property
     def queries_per_block(self) -> QueriesPerBlock:
         """How many queries of a call are in a block."""
         return queries_per_block(self.batch, self.options.block_size)
+
+    def blocks(self, call: AttentionCall) -> Iterator[Block]:
+        """All queries of a call, block by block."""
+        return iter(all_blocks(call, self.queries_per_block))
 
     def full_rule(self, call: AttentionCall, rule: Rule) -> LinearRule:
         """A rule for all queries of a call, formed block by block."""
@@ -225,6 +264,12 @@ class Run(Generic[Own]):
         if key not in self.shared:
             self.shared[key] = make()
         return self.shared[key]
+
+    def once(self, key: Any, make: Callable[[], Made]) -> Made:
+        """What all blocks of this target have in common: made with the first that asks for it."""
+        if key not in self.notes:
+            self.notes[key] = make()
+        return self.notes[key]
 
     def share(self) -> None:
         """Makes the run one of several: A of the fused calls is formed once, if it fits."""

@@ -56,5 +56,6 @@ class AttnLRP(InputRelevance):
     def get_name(cls) -> str:
         return "AttnLRP"
 
-    def table(self, options: Options) -> Rules:
+    @classmethod
+    def table(cls, options: Options) -> Rules:
         return with_gamma(attn_lrp(options.eps), options.gamma, options.gamma_attention)

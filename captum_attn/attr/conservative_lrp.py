@@ -42,5 +42,6 @@ class ConservativeLRP(InputRelevance):
     def get_name(cls) -> str:
         return "Conservative LRP"
 
-    def table(self, options: Options) -> Rules:
+    @classmethod
+    def table(cls, options: Options) -> Rules:
         return conservative(options.norm)

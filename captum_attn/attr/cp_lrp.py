@@ -55,5 +55,6 @@ class CPLRP(InputRelevance):
     def get_name(cls) -> str:
         return "CP-LRP"
 
-    def table(self, options: Options) -> Rules:
+    @classmethod
+    def table(cls, options: Options) -> Rules:
         return with_gamma(cp_lrp(options.eps), options.gamma, options.gamma_attention)

@@ -69,7 +69,8 @@ class GenericAttention(AttentionAttribution):
     def get_name(cls) -> str:
         return "Generic Attention (GAE)"
 
-    def rules(self, options: Options) -> str | None:
+    @classmethod
+    def rules(cls, options: Options) -> str | None:
         return "transformer_lrp" if options.relevance == "lrp" else None
 
     def weigh_heads(self, run: Run[Options], block: Block) -> Tensor:

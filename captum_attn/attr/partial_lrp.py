@@ -45,7 +45,8 @@ class PartialLRP(AttentionAttribution):
     def get_name(cls) -> str:
         return "Partial LRP"
 
-    def rules(self, options: Options) -> Rules:
+    @classmethod
+    def rules(cls, options: Options) -> Rules:
         return transformer_lrp(options.renorm, options.joint)
 
     def weigh_heads(self, run: Run[Options], block: Block) -> Tensor:

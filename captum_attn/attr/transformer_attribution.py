@@ -48,7 +48,8 @@ class TransformerAttribution(AttentionAttribution):
     def get_name(cls) -> str:
         return "Transformer Attribution"
 
-    def rules(self, options: Options) -> Rules:
+    @classmethod
+    def rules(cls, options: Options) -> Rules:
         return transformer_lrp(options.renorm, options.joint)
 
     def weigh_heads(self, run: Run[Options], block: Block) -> Tensor:

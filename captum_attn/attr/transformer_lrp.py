@@ -52,5 +52,6 @@ class TransformerLRP(InputRelevance):
     def get_name(cls) -> str:
         return "Transformer LRP"
 
-    def table(self, options: Options) -> Rules:
+    @classmethod
+    def table(cls, options: Options) -> Rules:
         return transformer_lrp(options.renorm, options.joint)

@@ -14,7 +14,13 @@ from captum_attn.attr._base import AttentionAttribution, Block, Run
 from captum_attn.attr._propagate import RowScale
 from captum_attn.errors import WiringError
 from captum_attn.objectives import Objective
-from captum_attn.observe.streams.states import AttentionState, InitialState, ParallelState, State
+from captum_attn.observe.streams.states import (
+    AttentionState,
+    InitialState,
+    MixedState,
+    ParallelState,
+    State,
+)
 from captum_attn.observe.vectors.recording_tap import RecordingTap
 from captum_attn.observe.vectors.vector_changes import VectorChange, VectorChanges
 
@@ -142,7 +148,7 @@ class VTranM(AttentionAttribution):
                 for change in _vector_changes(run).behind(state):
                     step = 1 + self.change_weights(run, change)[:, 0]
                     found = step if found is None else found * step
-            if isinstance(state, InitialState) and run.options.length:
+            if run.options.length and _enters_first_block(run, state):
                 lengths = _vector_changes(run).initial(state)
                 found = lengths if found is None else found * lengths
             return found
@@ -161,6 +167,14 @@ class VTranM(AttentionAttribution):
     def shown_calls(self, run: Run[Options], state: State) -> list[AttentionState] | None:
         """Eq. 8: the last call alone, without aggregation."""
         return None if run.options.aggregate else run.last_calls(state)
+
+
+def _enters_first_block(run: Run[Any], state: State) -> bool:
+    """Whether C⁰ belongs to a state: a stream's first one, or what is mixed of it on the way."""
+    mixed = run.observation.wiring.mixed_states
+    if isinstance(state, MixedState):
+        return all(isinstance(part, InitialState) for part in state.parts)
+    return isinstance(state, InitialState) and not any(state in one.parts for one in mixed)
 
 
 def _vector_changes(run: Run[Any]) -> VectorChanges:

@@ -10,16 +10,22 @@ from captum.attr import Attribution, IntegratedGradients, Saliency
 from captum_attn._checks import number, one_of, shown, text
 from captum_attn.attr import (
     CPLRP,
+    AttCAT,
     AttentionAttribution,
+    AttentionGradCam,
     AttentionRollout,
     AttnLRP,
+    BeyondIntuition,
     ConservativeLRP,
     GenericAttention,
+    GradEclip,
+    GradSam,
     HeterogenousAttention,
     PartialLRP,
     RawAttention,
     TransformerAttribution,
     TransformerLRP,
+    TransitionAttention,
     VTranM,
 )
 from captum_attn.errors import OptionError
@@ -43,6 +49,12 @@ METHODS: tuple[type[AttentionAttribution], ...] = (
     TransformerLRP,
     AttentionRollout,
     RawAttention,
+    AttentionGradCam,
+    GradSam,
+    AttCAT,
+    TransitionAttention,
+    BeyondIntuition,
+    GradEclip,
 )
 # Beside ours, where every input is of floats; on token ids they fail.
 CAPTUM_METHODS: tuple[Method, ...] = (IntegratedGradients, Saliency)

@@ -14,13 +14,16 @@ from captum._utils.gradient import apply_gradient_requirements
 from torch import Tensor, nn
 
 from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
+from captum_attn.observe.capture.leaf import PACKED
 from captum_attn.observe.capture.reasons import reasons_named
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.capture.tensor_kinds import check_kind
 from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.operators.operators import Operators
+from captum_attn.observe.streams.entering import RowsAreNotExamples
 from captum_attn.observe.streams.readout import Read, find_reads
 from captum_attn.observe.streams.structure_cache import StructureCache
+from captum_attn.observe.streams.unseen import warn_of_unseen
 from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import Graph, Root
 from captum_attn.observe.tracing.token_tracer import TokenTracer
@@ -109,9 +112,10 @@ def wired(run: Watched, structure: StructureCache) -> Observation:
     """Reads off which token streams a run's attention calls ask and read."""
     tap = run.tap
     _check_seen(tap)
-    graph = Graph(tap.calls, tap.leaves)
+    graph = Graph(tap.calls, tap.leaves, run.batch)
     root = Root.of(run.output, tap.detached_from(run.output))
-    wiring = Wiring(tap, graph, root, run.batch, TokenTracer(graph.cuts), structure)
+    wiring = _settled(tap, graph, root, run.batch, structure)
+    warn_of_unseen(root, wiring, graph)
     return Observation(**vars(run), root=root, graph=graph, wiring=wiring)
 
 
@@ -133,6 +137,8 @@ def watched(
         }
 
         def forward() -> Any:
+            if _takes_mapping(forward_func, inputs):
+                return forward_func(_like(inputs, entered))
             return forward_func(**entered)
     else:
         extra = _format_additional_forward_args(additional_forward_args) or ()
@@ -148,7 +154,10 @@ def watched(
 
         def forward() -> Any:
             return _run_forward(
-                lambda *args: tensor_of(forward_func(*args)), first, None, rest or None
+                lambda *args: tensor_of(forward_func(*args), list(entered.values())),
+                first,
+                None,
+                rest or None,
             )
 
     operators = Operators(tap, tables) if tables else None
@@ -162,20 +171,37 @@ def watched(
         reasons_named(forward_func, given, roots, run_by_name),
         _misfits_named(given),
     ):
-        output = tensor_of(forward())
+        output = tensor_of(forward(), list(entered.values()))
     check_kind("the model's output", output)
     batch = _examples({name: given[name] for name in names}, output)
+    for leaf in tap.leaves:
+        leaf.settle(batch)
     if operators is not None:
         operators.cell.batch = batch
     return Watched(output, batch, tap, names, output.grad_fn, operators)
 
 
-def tensor_of(output: Any) -> Tensor:
-    """The tensor that targets select from: `.logits` if there is one, else the first tensor."""
+def _settled(tap: Tap, graph: Graph, root: Root, batch: int, structure: StructureCache) -> Wiring:
+    """The wiring; inputs whose rows turn out not to be examples are read as packed."""
+    while True:
+        try:
+            return Wiring(tap, graph, root, batch, TokenTracer(graph.cuts), structure)
+        except RowsAreNotExamples as found:
+            for leaf in found.leaves:
+                leaf.layout = PACKED
+            for call in tap.calls:
+                call.roles = ()
+
+
+def tensor_of(output: Any, inputs: Sequence[Any] = ()) -> Tensor:
+    """The tensor that targets select from: `.logits` if there is one, else the first tensor.
+
+    Inputs that a model hands on (`input_ids` in a dict of features) are no outputs.
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, torch.futures.Future):
-        return tensor_of(output.value())
+        return tensor_of(output.value(), inputs)
     logits = output.get("logits") if isinstance(output, Mapping) else None
     logits = getattr(output, "logits", None) if logits is None else logits
     if isinstance(logits, Tensor):
@@ -183,7 +209,7 @@ def tensor_of(output: Any) -> Tensor:
     values = output.values() if isinstance(output, Mapping) else output
     if isinstance(values, (tuple, list)) or isinstance(output, Mapping):
         for value in values:
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not any(value is given for given in inputs):
                 return value
     raise InputError(
         f"expected a model whose output is a tensor, or holds one; got {type(output).__name__}: "
@@ -211,7 +237,26 @@ def _examples(inputs: Mapping[str, Any], output: Tensor) -> int:
     """
     rows = [len(v) for v in inputs.values() if isinstance(v, Tensor) and v.ndim]
     explained = len(output) if output.ndim else 1
+    if output.ndim and explained == 1:
+        return 1  # all images went into one sequence
     return explained if explained in rows else rows[0]
+
+
+def _takes_mapping(forward_func: Callable, inputs: Mapping[str, Any]) -> bool:
+    """Whether a forward function takes the inputs as one dict (sentence-transformers does)."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [p for p in _parameters(forward_func) if p.kind in kinds]
+    needed = [p.name for p in parameters if p.default is inspect.Parameter.empty]
+    known = any(p.name in inputs for p in _parameters(forward_func))
+    return len(needed) == 1 and not known
+
+
+def _like(inputs: Mapping[str, Any], entered: dict[str, Any]) -> Mapping[str, Any]:
+    """The entered inputs in a container of the user's kind (a `BatchEncoding`)."""
+    try:
+        return type(inputs)({name: entered[name] for name in inputs})  # type: ignore[call-arg]
+    except TypeError:
+        return entered
 
 
 def _parameters(forward_func: Callable) -> list[inspect.Parameter]:

@@ -25,6 +25,7 @@ from captum_attn.visualization.image_text import (
 )
 from captum_attn.visualization.images import visualize_image
 from captum_attn.visualization.matrices import visualize_generation, visualize_matrix
+from captum_attn.visualization.packed import unpack_patches
 from captum_attn.visualization.picture import Picture
 from captum_attn.visualization.text import text_records, visualize_text
 from captum_attn.visualization.words import Word, words_of
@@ -34,6 +35,7 @@ __all__ = [
     "Picture",
     "Word",
     "text_records",
+    "unpack_patches",
     "visualize_detections",
     "visualize_generation",
     "visualize_heads",

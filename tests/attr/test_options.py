@@ -13,15 +13,21 @@ from torch import Tensor, nn
 
 from captum_attn import (
     CPLRP,
+    AttCAT,
+    AttentionGradCam,
     AttentionRollout,
     AttnLRP,
+    BeyondIntuition,
     ConservativeLRP,
     GenericAttention,
+    GradEclip,
+    GradSam,
     HeterogenousAttention,
     PartialLRP,
     RawAttention,
     TransformerAttribution,
     TransformerLRP,
+    TransitionAttention,
     VTranM,
 )
 from captum_attn.attr import AttentionAttribution, Block, Result, Run
@@ -44,6 +50,12 @@ OWN = {
     PartialLRP: {"layer": -1, "renorm": True, "joint": True},
     TransformerAttribution: {"normalize": False, "renorm": True, "joint": True},
     VTranM: {"length": True, "direction": True, "aggregate": True},
+    AttentionGradCam: {"weights": "map"},
+    GradSam: {"axis": "key"},
+    AttCAT: {},
+    GradEclip: {"layers_explained": 1, "similarity": True},
+    BeyondIntuition: {"n_steps": 20, "baselines": None, "perception": "head"},
+    TransitionAttention: {"n_steps": 20, "baselines": None, "normalize": False},
 }  # fmt: skip
 CALLS = (
     "attribute", "attribute_tokens", "attribute_each", "attribute_tokens_each", "relevance_maps",

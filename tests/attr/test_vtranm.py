@@ -221,7 +221,7 @@ def test_a_batch_is_explained_as_its_examples():
 def found_in(model, inputs, target):
     """-> attention calls, those with a skip connection found, feed-forwards behind and beside."""
     method = VTranM(model)
-    with method._run(inputs, Request(target, None, None, None, 0), {}) as run:
+    with method._run(inputs, Request(target), {}) as run:
         transforms = VectorChanges(run.observation)
         residuals = transforms.layers.residuals
         beside = [change for u in run.attention_states for change in transforms.beside(u)]

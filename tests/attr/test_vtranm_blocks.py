@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from captum_attn import HeterogenousAttention, VTranM, objectives
-from captum_attn.errors import AttnError, OptionError, WiringError
+from captum_attn.errors import AttnError, OptionError, TargetError, WiringError
 from captum_attn.observe.vectors.output_projection import Branch
 from tests import plain_vtranm as plain
 from tests.plain import close
@@ -202,7 +202,7 @@ def attention_step(block, x, h, steps, scale=1.0, beside=()):
     A, v, out = attend(block, h)
     weight = block.attention.out.weight.T * scale
     steps.append(
-        plain.AttentionStep(A, v, weight, x, [plain.FeedForwardStep(x, b) for b in beside])
+        plain.AttentionStep(A, v, weight, x, [plain.FeedForwardStep(x, b) for b in beside], out)
     )
     return block.attention.out(out) * scale
 
@@ -282,12 +282,16 @@ def walk_adapter(block, x, steps):
 
 
 def convolved(block, x):
-    """A convolution that is added mixes tokens: it is no feed-forward sub-layer."""
+    """A convolution that is added mixes tokens: it is a mixing hop, no feed-forward sub-layer."""
     x = standard(block, x)
     return x + block.convolution(x.mT).mT
 
 
 def walk_convolved(block, x, steps):
+    """Between two blocks T of the tokens that are projected, by the attention's output before."""
+    if steps:
+        before = [step for step in steps if isinstance(step, plain.AttentionStep)][-1]
+        steps.append(plain.MixingStep(plain.mixing_map(block.norm1(x), before.out)))
     x = walk_standard(block, x, steps)
     return x + block.convolution(x.T[None])[0].T
 
@@ -377,7 +381,7 @@ BLOCKS = [
 
 @pytest.mark.parametrize("length", [True, False])
 @pytest.mark.parametrize(("style", "walk"), BLOCKS, ids=lambda s: s.__name__)
-@pytest.mark.filterwarnings("ignore:attention is explained")
+@pytest.mark.filterwarnings("ignore:attention is explained", "ignore:tokens are mixed")
 def test_blocks_against_the_equations(style, walk, length):
     trace = trace_of(style, walk)
     C = plain.vtranm(trace, plain.probability(1), with_length=length)
@@ -467,10 +471,10 @@ def overwritten(block, x):
 @pytest.mark.parametrize(
     ("style", "module", "words"),
     [
-        (gated, "blocks.1.attention", "one linear map"),
-        (normed_branch, "blocks.1.attention", "one linear map"),
-        (mixed, "blocks.1.attention", "one linear map"),
-        (without_skip, "blocks.1.attention", "skip connection"),
+        (gated, "'blocks.1'", "one linear map"),  # which calls the parts of its attention itself
+        (normed_branch, "'blocks.1.attention'", "one linear map"),
+        (mixed, "'blocks.1.attention'", "one linear map"),
+        (without_skip, "'blocks.1.attention'", "skip connection"),
         (overwritten, "", "overwritten in place"),
     ],
     ids=lambda s: getattr(s, "__name__", None),
@@ -546,14 +550,15 @@ def test_a_single_output_is_explained_itself():
     close(found, flat)
 
 
-def test_a_saturated_probability_keeps_the_readout():
-    """No gradient at all is left: U = I + the feed-forward part, at the token that is read."""
+def test_a_saturated_probability_is_refused_and_its_logit_is_not():
+    """No gradient at all is left, so that nothing could be said but which token is read."""
     model = made(standard)
     with torch.no_grad():
         model.head.bias += torch.tensor([0.0, 1e5, 0.0, 0.0])
-    found = VTranM(model).attribute_tokens(vectors(), 1)["x"]
-    assert found[0, 0] > 0
-    assert (found[0, 1:] == 0).all()
+    with pytest.raises(TargetError, match=r"saturated.*objective=objectives\.logit"):
+        VTranM(model).attribute_tokens(vectors(), 1)
+    found = VTranM(model).attribute(vectors(), 1, objective=objectives.logit)
+    close(found, VTranM(made(standard)).attribute(vectors(), 1, objective=objectives.logit))
 
 
 def test_a_token_of_no_length():

@@ -54,9 +54,18 @@ def config(monkeypatch) -> ModuleType:
     return found
 
 
-def own_options(method) -> dict:
-    fields = method.Options.listed()
-    return {field.name: field.default for field in fields if field.name != "block_size"}
+def own_options(method):
+    """Those that a form has a field for: not the tables and pairs of relevance propagation."""
+    shared = {"block_size"}
+    return {
+        f.name: f.default
+        for f in method.Options.listed()
+        if f.name not in shared and f.default is not None
+    }
+
+
+def shared_options(method):
+    return {"start_layer", "interpolation"} if method.confinable else {"interpolation"}
 
 
 def test_all_methods_and_their_options_are_registered_in_place(config):
@@ -68,7 +77,7 @@ def test_all_methods_and_their_options_are_registered_in_place(config):
     assert set(names) - before == NAMES
     assert names["VTranM"] is captum_attn.VTranM
     for method in METHODS:
-        own = {*own_options(method), "start_layer", "interpolation"}
+        own = {*own_options(method), *shared_options(method)}
         assert set(options[method.get_name()].params) == own
     fields = options["Heterogenous Attention"].params
     assert (fields["correction"].value, list(fields["correction"].limit)) == (
@@ -99,8 +108,9 @@ def test_the_fields_are_read_back_into_what_the_method_takes(config, method):
     sent = {name: field.value for name, field in registered.params.items()}
     for _ in range(2):
         sent = {name: registered.post_process[name](value) for name, value in sent.items()}
-    start, interpolation = sent.pop("start_layer"), sent.pop("interpolation")
-    assert (start, interpolation) == (0, "bilinear")
+    shared = {name: sent.pop(name) for name in shared_options(method)}
+    expected = {"start_layer": 0, "interpolation": "bilinear"}
+    assert shared == {name: expected[name] for name in shared}
     assert sent == own_options(method)
     assert [type(v) for v in sent.values()] == [type(v) for v in own_options(method).values()]
     method.settled(sent)  # nothing is refused

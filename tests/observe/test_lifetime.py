@@ -170,3 +170,16 @@ def test_300_calls_do_not_grow():
         call(i)
     assert tensors_alive() == before
     assert len(every_module._global_forward_hooks) == hooks
+
+
+def test_a_replaced_tensor_of_the_run_gives_its_id_free():
+    """Else another tensor that gets the id is taken for the model's weight."""
+    from captum_attn.observe.capture.own_state import OwnState
+
+    layer = torch.nn.Linear(2, 2)
+    own = OwnState([layer])
+    (first,), _ = own.arguments(torch.relu, (layer.weight,), {})
+    (second,), _ = own.arguments(torch.Tensor.mul_, (layer.weight, 2), {})[0][:1], {}
+    assert first is not second and first is not layer.weight and second is not layer.weight
+    assert own.result(second) is layer.weight
+    assert own.result(first) is first

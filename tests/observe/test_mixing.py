@@ -33,9 +33,7 @@ class Block(nn.Module):
 
 def local(x, kernel=5):
     """Each token becomes a weighted sum of its neighbours', alike for every channel."""
-    weight = (
-        torch.arange(1.0, kernel + 1, dtype=x.dtype).view(1, 1, kernel).expand(x.shape[-1], -1, -1)
-    )
+    weight = torch.arange(1.0, kernel + 1, dtype=x.dtype).expand(x.shape[-1], 1, kernel)
     return F.conv1d(x.mT, weight, padding=kernel // 2, groups=x.shape[-1]).mT
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,13 @@ def attention_map(
     return scores.softmax(-1).nan_to_num(0.0)  # a row masked everywhere attends to nothing
 
 
+def detached(call: AttentionCall, like: AttentionCall) -> AttentionCall:
+    """A call without its graph, its axes as those of the same call in another run."""
+    weights = None if call.weights is None else call.weights.detach()
+    q, k, v = call.q.detach(), call.k.detach(), call.v.detach()
+    return replace(call, q=q, k=k, v=v, weights=weights, edge=like.edge, roles=like.roles)
+
+
 def positions(folded: Tensor) -> Tensor:
     """(B, F, H, n, d) -> (B, F n, H d)."""
     return folded.transpose(2, 3).flatten(3).flatten(1, 2)
@@ -67,7 +74,8 @@ class AttentionCall:
 
     Operands keep their graph; their leading axes `lead` are the same for all three (an axis that
     one of them lacks has size 1), e.g. (B, H). `fold` brings them to (B, F, H, rows, columns): F
-    windows are sequences folded beside each other (windows, channels), 1 in the ordinary case.
+    windows are sequences folded beside each other (windows, channels), 1 in the ordinary case. B is
+    1 where the examples are packed into one sequence.
 
     Args:
         index (int): position in the order of execution.
@@ -105,6 +113,11 @@ class AttentionCall:
     @property
     def n_k(self) -> int:
         return self.v.shape[-2]
+
+    @property
+    def packed(self) -> bool:
+        """Whether the tokens of all examples lie in one sequence (or in windows of it)."""
+        return bool(self.roles) and all(role != BATCH for role, _ in self.roles)
 
     def _size(self, role: str) -> int:
         return math.prod(size for name, size in self.roles if name == role)

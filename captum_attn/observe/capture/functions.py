@@ -22,7 +22,9 @@ TOKEN_MAKERS = frozenset(
 OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 BATCH_NORMS = frozenset({F.batch_norm, torch.batch_norm})
 # Operations that mix tokens without attention: named when a model's tokens pass through them.
-TOKEN_MIXERS = frozenset("conv1d conv2d conv3d cumsum lstm gru rnn_tanh rnn_relu".split())
+TOKEN_MIXERS = frozenset(
+    "conv1d conv2d conv3d cumsum lstm gru rnn_tanh rnn_relu grid_sample".split()
+)
 
 
 def without_override_check(func: Any) -> Callable:

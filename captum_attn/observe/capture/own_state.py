@@ -124,6 +124,9 @@ class OwnState:
             self._keep(target, nn.Parameter(target.detach().clone(), requires_grad=False))
 
     def _keep(self, models: Tensor, own: Tensor) -> Tensor:
+        before = self._own.get(id(models))
+        if before is not None:  # it may be freed, and another tensor get its id
+            self._models.pop(id(before[1]), None)
         self._own[id(models)] = models, own
         self._models[id(own)] = models
         return own

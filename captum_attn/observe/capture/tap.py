@@ -32,8 +32,19 @@ from captum_attn.observe.capture.functions import (
     without_override_check,
 )
 from captum_attn.observe.capture.leaf import Leaf, UntracedCall
+from captum_attn.observe.capture.lookups import (
+    IN_PLACE,
+    LOOKUPS,
+    SCATTER,
+    bag_of,
+    is_looked_up,
+    one_for_each_row,
+    stems_from,
+    table_and_index,
+)
 from captum_attn.observe.capture.module_stack import ModuleStack
 from captum_attn.observe.capture.operands import contracts_keys, is_parameter, with_lead
+from captum_attn.observe.capture.origins import Origins
 from captum_attn.observe.capture.own_state import OwnState, own_state
 from captum_attn.observe.capture.tensor_notes import (
     Provenance,
@@ -79,6 +90,8 @@ class Tap(TorchFunctionMode):
         self.mixers: dict[Any, str] = {}
         self.underivable: dict[Any, str] = {}
         self._scores, self._provenance = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        self._origins = Origins()
+        self._numbers, self._one_hot = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         self._order: dict[str, int] = {}
         self._given: dict[str, Tensor] = {}
         self._learned: dict[int, tuple[Tensor, Tensor]] = {}
@@ -87,9 +100,13 @@ class Tap(TorchFunctionMode):
         """Makes an input a leaf (floats) or remembers where it goes (integers)."""
         order = self._order.setdefault(name, len(self._order))
         if not tensor.is_floating_point():
-            tensor = tensor.view_as(tensor)  # the note is on an alias, not on the user's tensor
+            tensor = (
+                tensor.clone()
+            )  # the note is not on the user's tensor; the model may write here
             self._provenance[tensor] = Provenance(frozenset([name]))
             self._given[name] = tensor
+            if tensor.dtype != torch.bool:
+                self._origins.enter(name, tensor)
             return tensor
         self.leaves.append(Leaf(name, tensor, order))
         return tensor.clone()  # the model may write into its input, but not into a leaf
@@ -122,11 +139,22 @@ class Tap(TorchFunctionMode):
                 return without_override_check(func)(*args, **kwargs)
         if func is F.embedding:
             return self._embedding(func, args, kwargs)
+        if func is F.embedding_bag and self._origins:
+            return self._embedding_bag(func, args, kwargs)
+        if func is F.one_hot and self._origins.followed(args[0] if args else kwargs["tensor"]):
+            out = func(*args, **kwargs)
+            self._one_hot[out] = args[0] if args else kwargs["tensor"]
+            return out
+        if func in LOOKUPS and self._origins:
+            found = self._indexed(func, args, kwargs)
+            if found is not None:
+                return found
         if func in PRODUCTS:
             return self._product(func, args, kwargs)
         if func in TOKEN_MAKERS and torch.is_grad_enabled():
             args = mapped(self._learned_leaf, args)
-        out = self.own.run(func, args, kwargs)
+        follows = bool(self._origins)
+        out = (self._numbers_entered if follows else self.own.run)(func, args, kwargs)
         if isinstance(func, OPERATORS):
             self._note_underivable(func, out)
         if func in BATCH_NORMS and out.requires_grad:
@@ -270,27 +298,111 @@ class Tap(TorchFunctionMode):
                 f"{self.modules.name()!r}: expected ids in [0, {rows}), got {int(ids.min())} to "
                 f"{int(ids.max())}; use the model's own tokenizer, and no more tokens than it takes"
             ) from error
+        return self._looked_up(out, ids, args[1] if len(args) > 1 else kwargs["weight"])
+
+    def _looked_up(self, out: Tensor, ids: Tensor, table: Tensor) -> Tensor:
+        """A leaf in place of vectors, ids.shape + (D,), that were looked up for an input's ids."""
         past = self._provenance.get(ids)
-        if past is None or not past.inputs:
+        if past is None or not past.inputs or self._is_activation(table):
             return out
-        name = min(past.inputs, key=self._order.__getitem__)
+        name, origin = self._input_of(ids, past)
+        ids, origin = one_for_each_row(out, ids, origin)
         with torch.enable_grad():
             leaf = out.detach().requires_grad_()
-            given = self._given[name]
-            turned = ids.ndim == 2 == given.ndim and torch.equal(ids, given.T)
-            same = ids.numel() == given.numel() and torch.equal(ids.reshape(given.shape), given)
-            self.leaves.append(
-                Leaf(
-                    name,
-                    leaf,
-                    self._order[name],
-                    ids,
-                    shape=tuple(given.shape) if same or turned else tuple(ids.shape),
-                    verbatim=same or turned,
-                    length_first=turned and not same,
-                )
-            )
+            shape = tuple(self._given[name].shape)
+            self.leaves.append(Leaf(name, leaf, self._order[name], ids, shape, origin))
             return leaf.clone()
+
+    def _input_of(self, ids: Tensor, past: Provenance) -> tuple[str, Tensor | None]:
+        """The input that ids stem from, and which of its elements each of them was."""
+        names = sorted(past.inputs, key=self._order.__getitem__)
+        for name in sorted(names, key=lambda name: "mask" in name):  # a mask selects tokens
+            origin = self._origins.origin(ids, name)
+            if origin is not None:
+                return name, origin
+        return names[0], None
+
+    def _is_activation(self, table: Tensor) -> bool:
+        """Whether more went into a table than parameters: rows are then moved, not looked up."""
+        return table.grad_fn is not None and not stems_from(
+            table, {id(leaf) for _, leaf in self._learned.values()}
+        )
+
+    def _indexed(self, func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
+        """`table[ids]`, `table.index_select(0, ids)` and the like; None for other indexing."""
+        table, ids = table_and_index(func, args, kwargs)
+        if (
+            table is None
+            or ids is None
+            or not self._origins.followed(ids)
+            or self._is_activation(table)
+        ):
+            return None
+        in_place = func in SCATTER and func.__name__.endswith("_")
+        out = func(*(table.clone() if t is table else t for t in args), **kwargs)
+        if not is_looked_up(out, ids):
+            return None
+        leaf = self._looked_up(out, ids, table)
+        return table.copy_(leaf) if in_place else leaf
+
+    def _embedding_bag(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """Bags of ids: looked up one by one, and put together as the bags are."""
+        out = func(*args, **kwargs)
+        ids, table, together = bag_of(*args, **kwargs)
+        if not self._origins.followed(ids) or not isinstance(out, Tensor):
+            return out
+        with torch.enable_grad():
+            made = together(self._looked_up(F.embedding(ids, table), ids, table))
+        return made if torch.allclose(made.to(out), out, rtol=1e-3, atol=1e-5) else out
+
+    def _numbers_entered(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """`func`, with a leaf for integers that are computed with (uint8 pictures, counts)."""
+        name = getattr(func, "__name__", "")
+        in_place = name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+        out = args[0] if in_place and args else self.own.run(func, args, kwargs)
+        if not (_is_float(out) and torch.is_grad_enabled()) or "rand" in name:
+            return self.own.run(func, args, kwargs) if in_place else out
+        whole = {id(t): t for t in tensors((*args, *kwargs.values())) if not _is_float(t)}
+        numbers = {key: self._number(t, out.dtype) for key, t in whole.items()}
+        numbers = {key: number for key, number in numbers.items() if number is not None}
+        if not numbers:
+            return self.own.run(func, args, kwargs) if in_place else out
+
+        def entered(value: Any) -> Any:
+            return numbers.get(id(value), value)
+
+        try:
+            again = func(
+                *mapped(entered, args), **{n: mapped(entered, v) for n, v in kwargs.items()}
+            )
+        except (IndexError, RuntimeError, TypeError):  # they say where, not what
+            return self.own.run(func, args, kwargs) if in_place else out
+        if in_place or (_is_float(again) and again.requires_grad and torch.equal(again, out)):
+            if len(whole) == 1:  # integers again later on, perhaps
+                (given,) = whole.values()
+                if self._origins.followed(given) and given.shape == again.shape:
+                    self._origins.note(again, given)
+                    self._provenance[again] = self._provenance.get(given)
+            return again
+        return out
+
+    def _number(self, whole: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The float leaf of an integer tensor; None where none of its elements is an input's."""
+        known = self._numbers.get(whole)
+        if known is not None:
+            return known.to(dtype, copy=True)
+        ids = self._one_hot.get(whole)
+        past = self._provenance.get(whole if ids is None else ids)
+        if past is None or not past.inputs:
+            return None
+        name, origin = self._input_of(whole if ids is None else ids, past)
+        if origin is None or "mask" in name:  # a mask selects tokens, it is none
+            return None
+        leaf = whole.detach().to(dtype).requires_grad_()
+        shape = tuple(self._given[name].shape)
+        self.leaves.append(Leaf(name, leaf, self._order[name], ids, shape, origin))
+        self._numbers[whole] = leaf
+        return leaf.clone()
 
     def _born(self, tensor: Tensor) -> Tensor:
         """A leaf in place of a tensor that nothing but parameters and constants went into."""
@@ -323,6 +435,8 @@ class Tap(TorchFunctionMode):
         given = list(tensors((*args, *kwargs.values())))
         # `__setitem__` returns nothing and writes into its first argument
         made = list(tensors((args[0] if func is Tensor.__setitem__ else out,)))
+        if self._origins:
+            self._follow_ids(func, args, kwargs, given, made)
         if cut or self._provenance:
             self._carry_provenance(given, made, cut)
         if self._scores:
@@ -330,6 +444,15 @@ class Tap(TorchFunctionMode):
         if mixes:
             name = self.modules.name()
             self.mixers |= {tensor.grad_fn: name for tensor in made if tensor.grad_fn is not None}
+
+    def _follow_ids(
+        self, func: Callable, args: tuple, kwargs: dict, given: list[Tensor], made: list[Tensor]
+    ) -> None:
+        """The elements of integer inputs are followed through what is done to them."""
+        known = {id(t) for t in given if (p := self._provenance.get(t)) is not None and p.inputs}
+        if known:
+            by_value = any(t.dtype == torch.bool and id(t) in known for t in given)
+            self._origins.follow(func, args, kwargs, made, by_value)
 
     def _carry_provenance(self, given: list[Tensor], made: list[Tensor], cut: bool) -> None:
         """Integers stem from the inputs that their arguments stem from, floats from past cuts."""
@@ -362,3 +485,7 @@ class Tap(TorchFunctionMode):
             if axes is not None:
                 softmaxed = scores.softmaxed or func in SOFTMAX
                 self._scores[tensor] = replace(scores, axes=axes, softmaxed=softmaxed)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +12,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_attn.errors import WiringError
-from captum_attn.observe.capture.leaf import Leaf
+from captum_attn.observe.capture.leaf import LENGTH_FIRST, PACKED, Leaf
+from captum_attn.observe.streams.entering import entering
 from captum_attn.observe.streams.states import InputMap
 from captum_attn.observe.tracing.autograd_graph import (
     Graph,
@@ -34,6 +37,7 @@ def enter(
     graph: Graph,
     tracer: TokenTracer,
     kept: dict[Any, Any],
+    key: Any,
 ) -> InputMap:
     """The entry of one input into tokens whose rows are `rows`, (B, P, features).
 
@@ -42,19 +46,16 @@ def enter(
 
     Args:
         token_map (TokenMap): where the leaf's elements enter, as probed.
-        kept (dict): where the grid found in an earlier run is remembered.
+        kept (dict): where the grid found in an earlier run is remembered, under `key`.
     """
-    shape = tuple(leaf.shape[1:] if leaf.ids is not None else leaf.tensor.shape[1:])
+    shape = leaf.axes(graph.batch)
     if not token_map.mixed:
         moving, notes = token_map.moving, token_map.notes
         return InputMap(leaf, token_map.to, shape, moving=moving, notes=notes)
-    key = ("grid", leaf.name, shape, rows.shape)
-    if key in kept:
-        return InputMap(leaf, *kept[key])
-    grid = _feature_grid(leaf, rows, graph, tracer)
+    grid = kept[key] if key in kept else _feature_grid(leaf, rows, graph, tracer)
+    if not token_map.moving:
+        kept[key] = grid
     if grid is not None:
-        if not token_map.moving:
-            kept[key] = grid
         return InputMap(leaf, *grid)
     if token_map.moving and token_map.partial is not None:
         warnings.warn(
@@ -63,7 +64,7 @@ def enter(
             stacklevel=2,
         )
         return InputMap(leaf, token_map.partial, shape, moving=True)
-    rowwise = leaf.ids is not None or leaf.tensor.ndim <= 3  # not the channels of an image
+    rowwise = leaf.ids is not None or len(shape) <= 2  # not the channels of an image
     if rowwise and shape[:1] == rows.shape[1:2]:  # tokens mixed before the first attention
         warnings.warn(
             f"the tokens of {leaf.name!r} are mixed by something else than attention before the "
@@ -72,6 +73,9 @@ def enter(
         )
         to = torch.arange(shape[0]).view(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
         return InputMap(leaf, to.reshape(1, -1).to(leaf.tensor.device), shape)
+    whole = _as_a_whole(leaf, rows, graph.batch, tracer) if len(shape) == 1 else None
+    if whole is not None:
+        return whole
     raise WiringError(
         f"how {leaf.name!r} of shape {tuple(leaf.tensor.shape)} becomes {rows.shape[1]} tokens "
         "could not be observed: its elements enter several tokens and no feature map on the way "
@@ -80,39 +84,62 @@ def enter(
     )
 
 
+def _as_a_whole(
+    leaf: Leaf, rows: Tensor | Downstream, batch: int, tracer: TokenTracer
+) -> InputMap | None:
+    """A vector of which every element enters all the tokens that any of them enters."""
+    if leaf.layout == PACKED or isinstance(rows, Downstream) or len(rows) != batch:
+        return None
+    here = tracer.entered_positions(rows, Upstream.tokens(leaf, batch))
+    to = torch.where(here, torch.arange(rows.shape[1], device=here.device), -1)
+    return InputMap(leaf, to, (to.shape[1],), (None,)) if bool(here.any()) else None
+
+
+Box = tuple[tuple[int, int], ...]
+Grid = tuple[Tensor, tuple[int, ...], tuple[int | None, ...] | None, Box | None]
+
+
 def _feature_grid(
     leaf: Leaf, rows: Tensor | Downstream, graph: Graph, tracer: TokenTracer
-) -> tuple[Tensor, tuple[int, ...], tuple[int, ...] | None] | None:
+) -> Grid | None:
     """The feature map on the way with one cell for each token, the nearest to the input."""
-    batch = rows.shape[0]
+    batch, own = graph.batch, leaf.axes(graph.batch)
+    packed = leaf.layout == PACKED
     path = graph.between(rows.grad_fn, graph.bit[leaf])
     alone = [n for n in path if graph.named(graph.reach(n)) == graph.bit[leaf]]
-    nodes = [n for n in alone if len(shape_of(n)) >= 3 and shape_of(n)[0] == batch]
+    nodes = [n for n in alone if packed or len(shape_of(n)) >= 3 and shape_of(n)[0] == batch]
     best: tuple[Tensor, tuple[int, ...], Node, list[int]] | None = None
-    most, enough = 0, leaf.tensor.ndim - (1 if leaf.tensor.ndim <= 3 else 2)
+    most, enough = 0, len(own) - (0 if len(own) <= 2 else 1)
     for start in range(0, len(nodes), _AT_ONCE):  # from the tokens outward
         chunk = nodes[start : start + _AT_ONCE]
-        upstreams = [Upstream.elements(GradientEdge(node, 0)) for node in chunk]
-        maps = tracer.maps(rows, upstreams)
+        upstreams = [
+            replace(Upstream.elements(GradientEdge(node, 0), not packed), batched=True)
+            for node in chunk
+        ]
+        upstreams = [replace(upstream, packed=packed) for upstream in upstreams]
+        maps = entering(tracer, rows, upstreams, batch)
         for node, token_map in zip(chunk, maps, strict=True):
             if token_map.mixed or token_map.to is None or bool((token_map.to < 0).all()):
                 continue
-            shape = shape_of(node)[1:]
-            if shape == tuple(leaf.tensor.shape[1:]):
-                return token_map.to, shape, None
+            shape = shape_of(node)[0 if packed else 1 :]
+            if shape == own:
+                return token_map.to, shape, None, None
             cells = token_map.to.view(token_map.to.shape[0], *shape)
             vary = [axis for axis in range(len(shape)) if varies(cells, axis + 1)]
             if vary and most <= len(vary) <= enough:  # the last one is nearest to the input
                 channels = [axis + 1 for axis in range(len(shape)) if axis not in vary]
                 cells = cells.amax(channels) if channels else cells
-                best = cells.flatten(1), tuple(cells.shape[1:]), node, [a + 1 for a in vary]
+                axes = [a if packed else a + 1 for a in vary]
+                best = cells.flatten(1), tuple(cells.shape[1:]), node, axes
                 most = len(vary)
         if best is not None and maps[-1].mixed:
             break
     if best is None:
         return None
-    to, grid, node, vary = best
-    return to, grid, _axes(leaf, node, vary, graph, tracer)
+    to, grid, node, along = best
+    seen = _seen(leaf, rows, graph, tracer)
+    runs = _axes(leaf, node, along, seen, graph, tracer)
+    return to, grid, runs, _box(seen, runs, grid)
 
 
 def varies(cells: Tensor, axis: int) -> bool:
@@ -126,26 +153,29 @@ def varies(cells: Tensor, axis: int) -> bool:
 
 
 def _axes(
-    leaf: Leaf, node: Node, along: list[int], graph: Graph, tracer: TokenTracer
-) -> tuple[int, ...]:
+    leaf: Leaf, node: Node, along: list[int], seen: Tensor, graph: Graph, tracer: TokenTracer
+) -> tuple[int | None, ...]:
     """Which axis of the input each of these axes of a feature map runs along.
 
     Asked from one feature map to an earlier one, as far as the later one's cells see a part of the
     earlier one: what a cell sees moves along one axis when the cell moves along one. An operation
     that lets every cell see everything keeps the axes where they are.
 
+    Args:
+        seen (Tensor): (B, *axes of the elements), which of them any token sees.
+
     Returns:
-        tuple of int: the input's axes, 0: the first behind the batch; () where every token sees the
-            whole input, by way of no feature map with these axes.
+        tuple of (int or None): the axes of the leaf's elements; None where every token sees all
+            that any of them sees, by way of no feature map with these axes.
     """
-    bit, end = graph.bit[leaf], leaf.tensor
+    bit, end, number = graph.bit[leaf], leaf.tensor, len(along)
     for _ in range(_STEPS):
         path = [n for n in graph.between(node, bit)[1:] if len(shape_of(n)) > len(along)]
         nodes = list(dict.fromkeys(path[len(path) >> i] for i in range(1, len(path).bit_length())))
         earlier = [end, *(GradientEdge(n, 0) for n in nodes)]
         found = _moves_along(GradientEdge(node, 0), along, earlier, tracer, end)
         if found[0] is not None:
-            return tuple(axis - 1 for axis in found[0])
+            return tuple(_element_axis(leaf, axis) for axis in found[0])
         for nearer, axes in zip(nodes, found[1:], strict=True):
             if axes is not None:
                 node, along = nearer, axes
@@ -155,14 +185,19 @@ def _axes(
             if not before or len(shape_of(before[0])) != len(shape_of(node)):
                 break
             if graph.is_stop(before[0]):
-                return tuple(axis - 1 for axis in along)
+                return tuple(_element_axis(leaf, axis) for axis in along)
             node = before[0]
     vector = torch.zeros(shape_of(node), dtype=end.dtype, device=end.device)
     center = tuple(size // 2 for size in shape_of(node)[1:])
     vector.movedim(0, -1)[center] = 1
-    (seen,) = gradients([(GradientEdge(node, 0), vector)], [end])
-    if seen is not None and float(seen.ne(0).float().mean()) > _WHOLE:
-        return ()
+    (of_one,) = gradients([(GradientEdge(node, 0), vector)], [end])
+    if of_one is not None and float(of_one.ne(0).sum()) > _WHOLE * float(seen.sum()):
+        return (None,) * number
+    (moved,) = _moved(GradientEdge(node, 0), along, [end], tracer, end)
+    placed = [axes[0] for axes in moved if axes]
+    if placed and all(len(axes) < 2 for axes in moved) and len(set(placed)) == len(placed):
+        # Several vectors that become several tokens each: those of one vector see all of it.
+        return tuple(_element_axis(leaf, axes[0]) if axes else None for axes in moved)
     raise WiringError(
         f"along which axes of {leaf.name!r} {tuple(end.shape)} its tokens lie could not be "
         f"observed (they were found in a tensor {shape_of(node)}, whose cells see parts of it that "
@@ -177,6 +212,18 @@ def _moves_along(
 
     None where that is not one axis for each (a cell sees everything, axes are merged).
     """
+    return [
+        [axes[0] for axes in found]
+        if all(len(axes) == 1 for axes in found) and len({axes[0] for axes in found}) == len(found)
+        else None
+        for found in _moved(start, along, earlier, tracer, like)
+    ]
+
+
+def _moved(
+    start: GradientEdge, along: list[int], earlier: list[Any], tracer: TokenTracer, like: Tensor
+) -> list[list[list[int]]]:
+    """For each earlier tensor the axes along which what a cell sees moves, for each of `along`."""
     shape = shape_of(start.node, start.output_nr)
     moved: list[list[list[int]]] = [[] for _ in earlier]
     for axis in along:
@@ -189,12 +236,7 @@ def _moves_along(
             seen.append(gradients([(start, vector)], earlier))
         for found, low, high in zip(moved, *seen, strict=True):
             found.append([] if low is None or high is None else _parted(low != 0, high != 0))
-    return [
-        [axes[0] for axes in found]
-        if all(len(axes) == 1 for axes in found) and len({axes[0] for axes in found}) == len(found)
-        else None
-        for found in moved
-    ]
+    return moved
 
 
 def _parted(one: Tensor, other: Tensor) -> list[int]:
@@ -203,3 +245,39 @@ def _parted(one: Tensor, other: Tensor) -> list[int]:
         return []
     flat = [[t.movedim(a, 0).flatten(1).any(1) for t in (one, other)] for a in range(one.ndim)]
     return [a for a, (low, high) in enumerate(flat) if not torch.equal(low, high)]
+
+
+def _element_axis(leaf: Leaf, axis: int) -> int:
+    """The axis of a leaf's elements that an axis of its tensor is."""
+    if leaf.layout == PACKED or (leaf.layout == LENGTH_FIRST and axis == 0):
+        return axis
+    return axis - 1
+
+
+def _seen(leaf: Leaf, rows: Tensor | Downstream, graph: Graph, tracer: TokenTracer) -> Tensor:
+    """Which elements of a leaf any token sees, (B, *axes), (1, *axes) of a packed one."""
+    down = Downstream.rows(rows) if isinstance(rows, Tensor) else rows
+    vector = down.placed(tracer.random(down.like, *down.shape))
+    (found,) = gradients([(down.edge, vector)], [leaf.tensor], graph.cuts)
+    seen = leaf.tensor.new_zeros(leaf.tensor.shape) if found is None else found.ne(0).float()
+    if leaf.layout == PACKED:
+        return seen[None]
+    return seen.transpose(0, 1) if leaf.layout == LENGTH_FIRST else seen
+
+
+def _box(total: Tensor, runs: tuple[int | None, ...], grid: Sequence[int]) -> Box | None:
+    """The range of the input that the tokens see, along each of its axes; None: all of it.
+
+    Less than a cell at the end (pixels that a stride leaves over) is no range of its own.
+    """
+    box = []
+    for axis, size in enumerate(total.shape[1:]):
+        others = [a for a in range(total.ndim) if a != axis + 1]
+        seen = (total.sum(others) > 0).nonzero()[:, 0]
+        start, end = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, size)
+        cell = size / grid[runs.index(axis)] if axis in runs else 1
+        whole = axis in runs and size - (end - start) < cell
+        box.append((0, size) if whole else (start, end))
+    return (
+        None if all(b == (0, n) for b, n in zip(box, total.shape[1:], strict=True)) else tuple(box)
+    )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -86,8 +86,7 @@ class MixingHops:
     """
 
     def __init__(self, wiring: Wiring) -> None:
-        # by a weak reference: the wiring holds its hops, and is to be freed when its run is over
-        self.wiring: Wiring = weakref.proxy(wiring)
+        self.wiring: Wiring = proxy(wiring)  # which has the hops: a circle would keep the run alive
         self.graph, self.tracer = wiring.graph, wiring.tracer
         self.states: list[MixedState] = []
         self._at: dict[Any, MixedState] = {}
@@ -140,7 +139,7 @@ class MixingHops:
             return None
 
     def _by_support(self, edge: GradientEdge, call: AttentionCall, values: Tensor) -> list[Layout]:
-        """The layouts of a place: first the one in which an operand's row sees fewest tokens."""
+        """The layouts of a place, first the one in which a row sees the fewest tokens."""
         rows, batch = call.rows(values), self.wiring.batch
         vector = torch.zeros_like(rows)
         vector[:, rows.shape[1] // 2] = self.tracer.random(rows, rows.shape[2])
@@ -200,9 +199,8 @@ class MixingHops:
         if known is None:
             return None
         wanted, layout, token_map = known
-        edge = next(
-            edge for number, edge in self._places(together, operand.named) if number == wanted
-        )
+        places = self._places(together, operand.named)
+        edge = next(edge for number, edge in places if number == wanted)
         return Tokens(edge, layout), token_map
 
     def _places(self, operands: Sequence[Tensor], goal: int) -> Iterator[tuple[int, GradientEdge]]:
@@ -230,8 +228,9 @@ class MixingHops:
     @staticmethod
     def _rows(operand: Operand) -> list[Downstream]:
         """The rows of an operand, and of the others that have as many."""
-        rows = [operand.call.rows(t) for t in (operand.tensor, *operand.beside)]
-        return [Downstream.rows(r) for r in rows if r.shape[1] == rows[0].shape[1]]
+        call, own = operand.call, operand.call.rows(operand.tensor)
+        beside = [call.rows(t) for t in operand.beside if _fits(call, t)]
+        return [Downstream.rows(r) for r in (own, *beside) if r.shape[1] == own.shape[1]]
 
     def _mixed(
         self,
@@ -289,10 +288,10 @@ class MixingHops:
     ) -> tuple[State, list[Upstream]] | None:
         """The state in which several members have met before anything mixed their tokens."""
         ways = self.graph.on_every_way([down.edge for down in downs], operand.named)
-        common = [edge for edge, _ in ways]
-        if not common:
+        places = [edge for edge, _ in ways]
+        if not places:
             return None
-        last = common[-1]
+        last = places[-1]
         upstreams = [self.wiring.upstream(member) for member in found]
         for layout in layouts(shape_of(last.node, last.output_nr), self.wiring.batch):
             tokens = Tokens(last, layout)
@@ -311,6 +310,13 @@ class MixingHops:
         calls = self.graph.calls(operand.named)
         before = f"between {calls[-1].module!r} and " if calls else "before "
         return tuple(dict.fromkeys(names)) or (before + repr(operand.call.module),)
+
+
+def _fits(call: AttentionCall, operand: Tensor) -> bool:
+    """Whether an operand has as many heads as the call; grouped keys have fewer."""
+    lead = operand.shape[:-2]
+    alike = len(lead) == len(call.lead)
+    return alike and all(a in (1, b) for a, b in zip(lead, call.lead, strict=True))
 
 
 def _name(node: Node) -> str:

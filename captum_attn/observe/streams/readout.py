@@ -20,7 +20,7 @@ from torch.autograd.graph import GradientEdge
 from captum_attn.errors import InputError, ReadoutError
 from captum_attn.observe.capture.attention_call import AttentionCall, positions, working_dtype
 from captum_attn.observe.capture.tensor_kinds import check_kind
-from captum_attn.observe.streams.states import State
+from captum_attn.observe.streams.states import AttentionState, InitialState, State
 from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import (
     Graph,
@@ -81,7 +81,7 @@ class Place:
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class Read:
     """A state that the output reads.
 
@@ -96,6 +96,11 @@ class Read:
     calls: list[AttentionCall]
     places: list[Place]
     read_on: bool
+
+    @property
+    def packed(self) -> bool:
+        """Whether the tokens of all examples lie in one sequence: each asks for its own rows."""
+        return any(call.packed for call in self.calls)
 
     @property
     def edges(self) -> list[GradientEdge]:
@@ -122,7 +127,10 @@ class Read:
 
     def weights(self, found: list[Tensor | None]) -> Tensor | None:
         """Weights of the rows, (B, n), that sum to 1; None where the gradient has vanished."""
-        norms = self.norms(found)
+        return self.normalized(self.norms(found))
+
+    def normalized(self, norms: Tensor | None) -> Tensor | None:
+        """Norms, (B, n), that sum to 1; None where the gradient has vanished."""
         if norms is None:
             return None
         if not self.places and bool(((norms > 0).sum(1) > 1).any()):
@@ -135,6 +143,30 @@ class Read:
         if not bool((totals > 0).all() and torch.isfinite(totals).all()):
             return None
         return norms / totals
+
+
+def pieces(reads: list[Read]) -> list[list[Read]]:
+    """Reads of one input that the same modules have run over piece by piece (chunks, views).
+
+    Together they are one stream that was cut, as if the pieces had been folded into the batch.
+    """
+    grouped: dict[Any, list[Read]] = {}
+    for read in reads:
+        modules = tuple(call.module for call in read.calls)
+        grouped.setdefault((_inputs_of(read.state), modules), []).append(read)
+    return [group for group in grouped.values() if len(group) > 1]
+
+
+def _inputs_of(state: State) -> frozenset[str]:
+    """Names of the inputs that a state's own tokens grow from."""
+    names: set[str] = set()
+    queue = [state]
+    for state in queue:
+        if isinstance(state, InitialState):
+            names.update(entry.leaf.name for entry in state.source.entries)
+        before = (state.query_state,) if isinstance(state, AttentionState) else state.before
+        queue += [earlier for earlier in before if earlier not in queue]
+    return frozenset(names)
 
 
 def find_reads(root: Root, wiring: Wiring, graph: Graph) -> list[Read]:
@@ -164,16 +196,20 @@ def _places(
     """Where the tokens of `state` are selected or pooled on the way to the output."""
     all_calls = sum(graph.bit[call] for call in wiring.tap.calls)
     sizes = {state.n, *(_uncropped(root, start, call, wiring) for call in graph.calls(goal))}
+    packed = any(call.packed for call in graph.calls(goal))
+    batch = 1 if packed else wiring.batch
 
     def bears(node: Node, output_nr: int = 0) -> list[Place]:
         reached = graph.reach(node)
         if graph.latest(reached) & all_calls != goal:
             return []
         shape, edge = shape_of(node, output_nr), GradientEdge(node, output_nr)
+        orders = [(n, order) for n in sizes for order in _token_orders(shape, batch, n)]
+        if packed and shape[:1] == (state.n,):  # (n, D): no axis of examples at all
+            orders.insert(0, (state.n, tuple(range(len(shape)))))
         return [
-            Place(edge, order, tuple(shape[axis] for axis in order), wiring.batch, n)
-            for n in sizes
-            for order in _token_orders(shape, wiring.batch, n)
+            Place(edge, order, tuple(shape[axis] for axis in order), batch, n)
+            for n, order in orders
         ]
 
     found: dict[Node, Place] = {}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_attn.errors import WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
-from captum_attn.observe.capture.leaf import Leaf
+from captum_attn.observe.capture.leaf import BATCH_FIRST, PACKED, Leaf
+from captum_attn.observe.streams.entering import entering
 from captum_attn.observe.streams.input_maps import enter
 from captum_attn.observe.streams.states import (
     InitialState,
@@ -22,7 +25,7 @@ from captum_attn.observe.streams.states import (
     joined_name,
 )
 from captum_attn.observe.streams.windows import renumbered, unfolded
-from captum_attn.observe.tracing.autograd_graph import Graph, Member
+from captum_attn.observe.tracing.autograd_graph import Graph, Member, Node, shape_of
 from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
@@ -45,6 +48,9 @@ class StreamBuilder:
         self.initial_states: list[InitialState] = []
         self.added: set[str] = set()  # inputs that are added to tokens of another one
         self._learned: list[tuple[int, InitialState]] = []
+        self.call: AttentionCall | None = None  # the one that is being wired
+        # state -> the call that it was born with, and the way from its operand back to its input
+        self._ways: dict[State, tuple[AttentionCall | None, set[Node]]] = {}
 
     def learned(self, members: int, n: int, asking: bool) -> State:
         """Tokens that stem from parameters alone: a `queries` stream if they ask."""
@@ -59,11 +65,16 @@ class StreamBuilder:
 
     def rows_of(self, leaf: Leaf) -> InitialState:
         """The stream that begins with the rows of an embedding or of a (B, n, D) input."""
+        if leaf.layout == PACKED and self.batch > 1:
+            raise WiringError(
+                f"the rows of {leaf.name!r} belong to no example of their own, and something else "
+                "than attention mixes them; explain one example at a time"
+            )
+        axes = leaf.axes(self.batch)
         if leaf.ids is None:
-            n, entry = leaf.tensor.shape[1], _rowwise(leaf)
+            n, entry = axes[0], _rowwise(leaf)
         else:
-            n = leaf.tensor.shape[:-1].numel() // self.batch
-            entry = InputMap(leaf, None, tuple(leaf.shape[1:]))
+            n, entry = math.prod(axes), InputMap(leaf, None, axes)
         return self._born_with(entry) or self._born(leaf.name, n, [entry])
 
     def joined(
@@ -87,7 +98,7 @@ class StreamBuilder:
         n = rows.shape[1]
         parts, entries = list(parts), []
         for entry in self._entries(rows, leaves, among=bool(parts)):
-            born = self._born_with(entry)
+            born = self._born_with(entry, rows)
             if born is None:
                 entries.append(entry)
             else:  # tokens of an earlier state at other places: keys behind a learned prefix
@@ -97,10 +108,12 @@ class StreamBuilder:
         if not parts:
             name = "+".join(dict.fromkeys(entry.leaf.name for entry in entries))
             learned = [leaf.tensor for leaf in self.graph.leaves(members) if not leaf.name]
-            place = unfolded(entries, rows, learned, self.tracer) if folded else None
+            place = None
+            if folded and isinstance(rows, Tensor):
+                place = unfolded(entries, rows, learned, self.tracer)
             if place is None:
-                return self._born(name, n, entries)
-            born = self._born(name, len(place), [renumbered(entries[0], place, n)])
+                return self._born(name, n, entries, rows)
+            born = self._born(name, len(place), [renumbered(entries[0], place, n)], rows)
             return RearrangedState(born.stream, n, (Part(born, place[None]),))
         own = [self._own_part(entry, n) for entry in entries]
         streams = dict.fromkeys(part.state.stream for part in own or parts)
@@ -119,26 +132,43 @@ class StreamBuilder:
         """
         entries: list[InputMap] = []
         taken = torch.zeros(self.batch, rows.shape[1], dtype=torch.bool)
-        for leaf, token_map in sorted(leaves, key=lambda pair: pair[0].order):
-            if (among or entries) and leaf.ids is not None and token_map.mixed:
+        of_names: dict[str, Tensor] = {}
+        for leaf, token_map in sorted(leaves, key=lambda pair: (pair[1].mixed, pair[0].order)):
+            if (among or entries) and leaf.of_integers and token_map.mixed:
                 self.added.add(leaf.name)
                 continue  # spread over tokens that are there already, as the id of their image is
-            entry = enter(leaf, token_map, rows, self.graph, self.tracer, self.kept)
+            key = ("grid", self.graph.bit[leaf], rows.shape, len(self.sources))
+            entry = enter(leaf, token_map, rows, self.graph, self.tracer, self.kept, key)
             here = covered(TokenMap(entry.to), rows.shape[1], self.batch)
-            if not (here & taken).any() and all(e.leaf.name != leaf.name for e in entries):
-                taken |= here
-                entries.append(entry)
-            else:
-                self.added.add(leaf.name)
+            filled = here & taken
+            if bool(filled.any()):
+                # The same input again: other elements of it count (codebooks that are added up),
+                # the same ones (an id's vectors of several hashes) have been counted.
+                known = of_names.get(leaf.name)
+                if (
+                    known is None
+                    or not leaf.known
+                    or bool((known & entered(entry, self.batch)).any())
+                ):
+                    self.added.add(leaf.name)
+                    continue
+            if leaf.known:
+                here_too = of_names.get(leaf.name)
+                now = entered(entry, self.batch)
+                of_names[leaf.name] = now if here_too is None else now | here_too
+            taken |= here
+            entries.append(entry)
         return entries
 
     def _own_part(self, entry: InputMap, n: int) -> Part:
         """An input that joins tokens which are there already, as a source of its own."""
         leaf = entry.leaf
-        if leaf.tensor.ndim == 3:  # (B, n, D): its tokens are its rows
+        if leaf.ids is not None:  # its tokens are its rows
+            to, axes = entry.to, leaf.axes(self.batch)
+            n, entry = math.prod(axes), InputMap(leaf, None, axes)
+        elif leaf.tensor.ndim == 3 and leaf.layout == BATCH_FIRST:
             n = leaf.tensor.shape[1]
-            to = _row_places(entry.to, n)
-            entry = InputMap(leaf, None, (n,)) if leaf.ids is not None else _rowwise(leaf)
+            to, entry = _row_places(entry.to, n), _rowwise(leaf)
         else:
             here = covered(TokenMap(entry.to), n, self.batch)
             to = torch.where(here, torch.arange(n), -1).to(leaf.tensor.device)
@@ -157,27 +187,104 @@ class StreamBuilder:
                     break
         return parts
 
-    def _born_with(self, entry: InputMap) -> InitialState | None:
-        """The stream that an input has begun already, in the same patches."""
+    def _born_with(
+        self, entry: InputMap, rows: Tensor | Downstream | None = None
+    ) -> InitialState | None:
+        """The stream that an input has begun already, with the same tokens at other places."""
+        for state in self.initial_states:
+            for known in state.source.entries:
+                same_leaf = known.leaf is entry.leaf and known.shape == entry.shape
+                alike = known.axes == entry.axes and known.box == entry.box
+                same = same_leaf and alike and _regrouped(known, entry, state.n)
+                if same and (rows is None or self.embedded_together(state, rows)):
+                    return state
+        return None
 
-        def alike(known: InputMap) -> bool:
-            return known.leaf is entry.leaf and known.shape == entry.shape
+    def embedded_together(self, state: State, rows: Tensor | Downstream) -> bool:
+        """Whether an image became these tokens once, and not twice (two models of one image)."""
+        if isinstance(state, RearrangedState) and len(state.parts) == 1:
+            state = state.parts[0].state
+        if not isinstance(state, InitialState) or state not in self._ways:
+            return True  # its rows are tokens from the start
+        call, way = self._ways[state]
+        if call is self.call:
+            return True
+        images = [entry.leaf for entry in state.source.entries if is_image(entry.leaf)]
+        pixels = {tuple(leaf.tensor.shape) for leaf in images}
+        return any(shape_of(node) not in pixels for node in way & self._way(rows, images))
 
-        return next((s for s in self.initial_states if any(map(alike, s.source.entries))), None)
+    def _way(self, rows: Tensor | Downstream, leaves: Sequence[Leaf]) -> set[Node]:
+        goal = sum(self.graph.bit[leaf] for leaf in leaves)
+        return set(self.graph.between(rows.grad_fn, goal)) if rows.grad_fn is not None else set()
 
-    def _born(self, name: str, n: int, entries: list[InputMap]) -> InitialState:
-        source = Source(self._unique(name), n, entries)
+    def _born(
+        self, name: str, n: int, entries: list[InputMap], rows: Tensor | Downstream | None = None
+    ) -> InitialState:
+        source = Source(self._unique(name, entries), n, entries)
         self.sources.append(source)
         self.initial_states.append(InitialState(source.name, n, source))
+        images = [entry.leaf for entry in entries if is_image(entry.leaf)]
+        if rows is not None and images:
+            self._ways[self.initial_states[-1]] = self.call, self._way(rows, images)
         return self.initial_states[-1]
 
-    def _unique(self, name: str) -> str:
+    def _unique(self, name: str, entries: Sequence[InputMap] = ()) -> str:
         taken = {source.name for source in self.sources}
         if name not in taken:
             return name
-        if name != "queries" and f"decoder_{name}" not in taken:
+        again = (
+            not entries
+            or not all(entry.of_input for entry in entries)
+            or any(
+                bool((entered(entry, self.batch) & entered(known, self.batch)).any())
+                for entry in entries
+                for source in self.sources
+                for known in source.entries
+                if known.leaf.name == entry.leaf.name and known.of_input and entry.of_input
+            )
+        )
+        if name != "queries" and again and f"decoder_{name}" not in taken:
             return f"decoder_{name}"  # an input that the model embeds twice
         return next(f"{name}_{i}" for i in range(1, len(taken) + 2) if f"{name}_{i}" not in taken)
+
+
+def entered(entry: InputMap, batch: int) -> Tensor:
+    """Which elements of the input enter here, of the input's shape."""
+    leaf = entry.leaf
+    if entry.to is None or entry.axes is not None:
+        here = torch.ones(1, math.prod(leaf.axes(batch)), device=leaf.tensor.device)
+    else:
+        here = (entry.to >= 0).float()
+    return leaf.laid(here if leaf.layout == PACKED else here.expand(batch, -1)) > 0
+
+
+def _regrouped(born: InputMap, now: InputMap, n: int) -> bool:
+    """Whether the tokens that elements enter now are tokens that they entered before."""
+    if born.to is None and now.to is None:
+        return True
+    given = born.to if born.to is not None else now.to
+    assert given is not None
+    elements = torch.arange(given.shape[1], device=given.device)[None]
+    before, after = (elements if to is None else to for to in (born.to, now.to))
+    batch = max(len(before), len(after))
+    before, after = before.expand(batch, -1), after.expand(batch, -1)
+    places = max(n, int(after.max()) + 1)
+
+    def determines(one: Tensor, other: Tensor) -> bool:
+        """Whether all elements of a token of `one` are in the same token of `other`."""
+        index = torch.where(one < 0, places, one)
+        image = torch.full((batch, places + 1), -1, device=one.device).scatter(1, index, other)
+        return bool(((image.gather(1, index) == other) | (one < 0)).all())
+
+    inside = torch.where(after < 0, -1, before)
+    if bool(((inside < 0) & (after >= 0)).any()):
+        return False  # elements that have not entered before
+    return determines(before, after)  # a token is whole or absent; several may have been merged
+
+
+def is_image(leaf: Leaf) -> bool:
+    """Whether single numbers, not rows of them, were given for each position."""
+    return leaf.ids is None and leaf.tensor.ndim > 3
 
 
 def covered(token_map: TokenMap, n: int, batch: int) -> Tensor:
@@ -191,7 +298,7 @@ def covered(token_map: TokenMap, n: int, batch: int) -> Tensor:
     return here[:, :n]
 
 
-def with_residual(maps: Sequence[TokenMap], i: int, n: int) -> TokenMap:
+def with_residual(maps: Sequence[TokenMap], i: int, n: int, batch: int) -> TokenMap:
     """A call's map, with the tokens to which it adds nothing where the residual leaves them.
 
     A token whose output is multiplied by zero enters nowhere through the call; if nobody else
@@ -204,12 +311,16 @@ def with_residual(maps: Sequence[TokenMap], i: int, n: int) -> TokenMap:
     if not bool(((to == places) | (to < 0)).all()):
         return maps[i]
     gone = (to < 0).cpu()
-    others = (covered(other, n, to.shape[0]) for k, other in enumerate(maps) if k != i)
+    others = (covered(other, n, batch) for k, other in enumerate(maps) if k != i)
     return maps[i] if any(bool((gone & here).any()) for here in others) else IDENTITY
 
 
 def bypassing(
-    rows: Tensor, maps: Sequence[TokenMap], earlier: Sequence[AttentionCall], tracer: TokenTracer
+    rows: Tensor,
+    maps: Sequence[TokenMap],
+    earlier: Sequence[AttentionCall],
+    tracer: TokenTracer,
+    batch: int,
 ) -> dict[Member, TokenMap]:
     """Earlier calls whose tokens stand where the latest ones (with `maps`) enter nowhere.
 
@@ -220,12 +331,12 @@ def bypassing(
         rows (Tensor): (B, n, features), the operand.
         earlier (sequence of AttentionCall): in the order of execution.
     """
-    batch, n = rows.shape[:2]
+    n = rows.shape[1]
     vacant = ~torch.stack([covered(token_map, n, batch) for token_map in maps]).any(0)
     older: dict[Member, TokenMap] = {}
     if not earlier or not bool(vacant.any()):
         return older
-    for call, token_map in _latest_first(rows, earlier, tracer):
+    for call, token_map in _latest_first(rows, earlier, tracer, batch):
         if not bool(vacant.any()):
             break
         standing = []
@@ -242,13 +353,13 @@ def bypassing(
 
 
 def _latest_first(
-    rows: Tensor, earlier: Sequence[AttentionCall], tracer: TokenTracer
+    rows: Tensor, earlier: Sequence[AttentionCall], tracer: TokenTracer, batch: int
 ) -> Iterator[tuple[AttentionCall, TokenMap]]:
     """Calls with their maps to the rows, the latest first, asked for only as far as they are."""
     calls = list(reversed(earlier))
     for start in range(0, len(calls), _AT_ONCE):
         chunk = calls[start : start + _AT_ONCE]
-        maps = tracer.maps(rows, [Upstream.call(call) for call in chunk])
+        maps = entering(tracer, rows, [Upstream.call(call) for call in chunk], batch)
         yield from zip(chunk, maps, strict=True)
 
 

@@ -29,8 +29,11 @@ class InputMap:
         leaf (Leaf): the input.
         to (Tensor or None): (B or 1, E) token of each element, -1 for none; None: the identity.
         shape (tuple of int): the E elements' own axes, (n,) for the rows of an embedding.
-        axes (tuple of int or None): where the elements are those of a coarser feature map, the
-            input's axis (0: the first behind the batch) that each of `shape`'s axes runs along.
+        axes (tuple of (int or None) or None): where the elements are those of a coarser feature
+            map, the axis of the leaf's elements that each of `shape`'s axes runs along; None for
+            one whose every token sees all of the input.
+        box (tuple of (int, int) or None): the range along each of the elements' axes that such a
+            feature map sees; None: all of it.
         moving (bool): the places depend on the content of the inputs.
         notes (dict): what was worked out from the places, kept as long as their map is.
     """
@@ -38,14 +41,15 @@ class InputMap:
     leaf: Leaf
     to: Tensor | None
     shape: tuple[int, ...]
-    axes: tuple[int, ...] | None = None
+    axes: tuple[int | None, ...] | None = None
+    box: tuple[tuple[int, int], ...] | None = None
     moving: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def of_input(self) -> bool:
-        """Whether the elements are the input's own, not ids that were shifted or cut (BART)."""
-        return self.leaf.verbatim
+        """Whether its elements can be found in the input (positions counted from a mask cannot)."""
+        return self.leaf.known
 
 
 @dataclass(eq=False)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_attn._checks import one_of
+from captum_attn.observe.capture.leaf import PACKED
 from captum_attn.observe.streams.input_maps import varies
 from captum_attn.observe.streams.states import InputMap, Source
 
@@ -36,8 +37,13 @@ def to_input(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor:
             "nearest" is exact per patch.
 
     Returns:
-        Tensor: of the shape of the leaf, for an embedding of the shape of its ids.
+        Tensor: of the shape of the input.
     """
+    return entry.leaf.laid(_on_elements(entry, relevance, interpolation))
+
+
+def _on_elements(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor:
+    """Relevance of a source's tokens, (B, n), on the elements of a leaf: (B, *axes)."""
     relevance = relevance.to(entry.leaf.tensor.device)
     if entry.axes is not None:
         return _from_grid(entry, relevance, interpolation)
@@ -51,7 +57,8 @@ def to_input(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor:
     to = entry.to.view(-1, *shape)
     channels = _noted(entry, "channels", lambda: _channel_axes(to))
     divided = relevance / math.prod(shape[a] for a in channels)
-    if interpolation == "bilinear" and len(shape) in (3, 4):
+    of_image = shape[1:] if entry.leaf.layout == PACKED else shape
+    if interpolation == "bilinear" and len(of_image) in (3, 4):
         patches = _noted(entry, "patches", lambda: _patches(to, channels))
         if patches is not None:
             return patches.smooth(divided)
@@ -110,6 +117,10 @@ def _channel_axes(to: Tensor) -> list[int]:
     """
     shape = to.shape[1:]
     constant = [a for a in range(len(shape)) if not varies(to, a + 1)]
+    if len(constant) > 1:  # along some only one of several rows or images enters
+        inside = to >= 0
+        whole = [a for a in constant if bool((inside.amax(a + 1) == inside.amin(a + 1)).all())]
+        constant = whole or constant
     if len(shape) >= 3 and len(constant) > 1:
         alone = [a for a in constant if shape[a] == 1 and a < len(shape) - 3]
         return [a for a in constant if a not in alone][:1]
@@ -177,21 +188,43 @@ def _starts(cells: Tensor, axis: int) -> Tensor | None:
 
 
 def _from_grid(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor:
-    """A coarse feature map's relevance, stretched over the input's axes that it runs along."""
-    batch, shape = relevance.shape[0], entry.leaf.tensor.shape[1:]
+    """A coarse feature map's relevance, stretched over the input's axes that it runs along.
+
+    What runs along no axis is shared by all elements.
+    """
+    batch, shape = relevance.shape[0], entry.leaf.axes(relevance.shape[0])
     axes = list(entry.axes or ())
-    if not axes:  # every token sees the whole input: each element its share of all of it
-        total = relevance.sum(1) / math.prod(shape)
-        return total.view(batch, *[1] * len(shape)).expand(batch, *shape)
     values = _gather(relevance, entry.to).view(batch, *entry.shape)
-    order = sorted(range(len(axes)), key=axes.__getitem__)
+    nowhere = [a + 1 for a, axis in enumerate(axes) if axis is None]
+    if nowhere:  # a token of several cells there is one token still
+        values = (values / _cells_of_its_token(entry).to(values)).sum(nowhere)
+    along = [axis for axis in axes if axis is not None]
+    order = sorted(range(len(along)), key=along.__getitem__)
     values = values.permute(0, *(o + 1 for o in order))  # grid axes in the input's order
-    size = [shape[a] for a in sorted(axes)]
-    mode = interpolation if len(axes) == 2 else "nearest"
-    options = {"align_corners": False} if mode == "bilinear" else {}
-    stretched = F.interpolate(values[:, None], size, mode=mode, **options)[:, 0]
+    box = entry.box or tuple((0, n) for n in shape)
+    size = [box[a][1] - box[a][0] for a in sorted(along)]
+    if along:
+        mode = interpolation if len(along) == 2 else "nearest"
+        options = {"align_corners": False} if mode == "bilinear" else {}
+        values = F.interpolate(values[:, None], size, mode=mode, **options)[:, 0]
     for axis in range(len(shape)):
-        if axis not in axes:
-            stretched = stretched.unsqueeze(axis + 1)
-    stretched = stretched.expand(batch, *shape)
-    return stretched / math.prod(n for a, n in enumerate(shape) if a not in axes)
+        if axis not in along:
+            values = values.unsqueeze(axis + 1)
+    values = values.expand(batch, *(end - start for start, end in box))
+    values = values / math.prod(end - start for a, (start, end) in enumerate(box) if a not in along)
+    if entry.box is None:
+        return values
+    full = values.new_zeros(batch, *shape)
+    part = [slice(None)] + [slice(start, end) for start, end in box]
+    full[tuple(part)] = values
+    return full
+
+
+def _cells_of_its_token(entry: InputMap) -> Tensor:
+    """How many cells of a feature map have the token of each cell, (B or 1, *grid)."""
+    if entry.to is None:
+        return torch.ones(1, *entry.shape)
+    index = entry.to + 1  # 0: no token
+    met = torch.zeros(len(index), int(index.max()) + 1, device=index.device)
+    met.scatter_add_(1, index, torch.ones_like(index, dtype=met.dtype))
+    return met.gather(1, index).view(-1, *entry.shape)

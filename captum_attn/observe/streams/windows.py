@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -59,13 +60,19 @@ def renumbered(entry: InputMap, place: Tensor, n: int) -> InputMap:
         assert entry.to is not None
         entry.notes["renumbered"] = number[entry.to]  # -1 stays -1
     to = entry.notes["renumbered"]
-    return InputMap(entry.leaf, to, entry.shape, entry.axes, notes=entry.notes)
+    return InputMap(entry.leaf, to, entry.shape, entry.axes, entry.box, notes=entry.notes)
 
 
 def _reading_order(entry: InputMap) -> Tensor:
     """(E,): the number of each element when the axes are in the order of the input's."""
     if not entry.axes:
         return torch.arange(math.prod(entry.shape))
-    order = sorted(range(len(entry.axes)), key=entry.axes.__getitem__)
+    order = sorted(range(len(entry.axes)), key=lambda a: _last(entry.axes, a))
     steps = torch.arange(math.prod(entry.shape)).view([entry.shape[o] for o in order])
     return steps.permute([order.index(i) for i in range(len(order))]).flatten()
+
+
+def _last(axes: tuple[int | None, ...] | None, a: int) -> int:
+    """The input's axis that the a-th axis of a grid runs along; those along none come last."""
+    axis = axes[a] if axes is not None else None
+    return sys.maxsize if axis is None else axis

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from captum_attn.errors import InputError, WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
-from captum_attn.observe.capture.leaf import Leaf, UntracedCall
+from captum_attn.observe.capture.leaf import BATCH_FIRST, PACKED, Leaf, UntracedCall
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.streams.entering import RowsAreNotExamples, crossing, entering
 from captum_attn.observe.streams.mixing_hops import MixingHops, Operand
 from captum_attn.observe.streams.sources import StreamBuilder, bypassing, covered, with_residual
 from captum_attn.observe.streams.states import (
@@ -39,8 +40,20 @@ from captum_attn.observe.tracing.autograd_graph import (
     edge_of,
     gradients,
 )
-from captum_attn.observe.tracing.axis_roles import Asked, Roles, leading_roles, roles_by_output
-from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap, Upstream
+from captum_attn.observe.tracing.axis_roles import (
+    Asked,
+    Roles,
+    leading_roles,
+    packed_roles,
+    roles_by_output,
+)
+from captum_attn.observe.tracing.token_map import (
+    IDENTITY,
+    Downstream,
+    TokenMap,
+    Upstream,
+    enters_nowhere,
+)
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 
@@ -70,7 +83,10 @@ class Wiring:
             (
                 batch,
                 tuple((c.module, c.q.shape, c.v.shape, c.lead) for c in tap.calls),
-                tuple((leaf.name, leaf.tensor.shape, leaf.tensor.dtype) for leaf in tap.leaves),
+                tuple(
+                    (leaf.name, leaf.tensor.shape, leaf.tensor.dtype, leaf.layout)
+                    for leaf in tap.leaves
+                ),
             )
         )
         self.stream_builder = StreamBuilder(graph, batch, tracer, self.structure.entries)
@@ -238,25 +254,34 @@ class Wiring:
 
     def _roles(self, call: AttentionCall, *operands: tuple[Tensor, int]) -> Roles:
         def settle() -> Roles | None:
-            for operand, members in operands:
-                stems = self.graph.members(self.graph.named(members))
-                upstreams = [self.upstream(m) for m in stems]
+            entered = False
+            packed: list[Asked] = []
+            for operand, latest in operands:
                 last = operand is operands[-1][0]
-                if (upstreams or last) and operand.ndim - 2 == len(call.lead):
-                    start = operand.grad_fn
-                    path = [] if start is None else self.graph.between(start, members)
-                    upstreams = [u for u in upstreams if u.batched]
-                    ends = {edge_of(member).node for member in stems}
-                    asked = Asked(operand, self.batch, upstreams, path, ends, self.tracer)
-                    found = leading_roles(call, asked)
-                    if found is not None:
-                        return found
-            from_inputs = any(self.graph.named(members) for _, members in operands)
-            return None if from_inputs else self._roles_by_output(call)
+                everything = self.graph.named(self.graph.reach(operand)) if latest else 0
+                for members in dict.fromkeys((latest, everything)):
+                    asked = self._asked_of(operand, members)
+                    fits = (asked.ends or last) and operand.ndim - 2 == len(call.lead)
+                    if fits and asked.is_packed and self.batch > 1:
+                        packed.append(asked)
+                    elif fits:
+                        found = leading_roles(call, asked)
+                        if found is not None:
+                            return found
+                    if self.tracer.any_enters(operand, asked.upstreams):
+                        entered = True
+                        break  # else the latest calls add nothing (a dead layer): those before
+            if not entered:
+                return self._roles_by_output(call)
+            named = self.graph.members(self.graph.named(operands[0][1] | operands[-1][1]))
+            leaves = [leaf for member in named for leaf in self._of_rows(member)]
+            if leaves and self.batch > 1:  # their rows enter other examples' tokens
+                raise RowsAreNotExamples(leaves)
+            return packed_roles(call, packed[0]) if packed else None
 
         roles = self.structure.get_or_compute(("roles", call.index), settle)
         if roles is None:
-            self._refuse_shared([m for _, members in operands for m in self.graph.leaves(members)])
+            self.refuse_shared([m for _, members in operands for m in self.graph.leaves(members)])
             raise WiringError(
                 f"{call.module!r}: which of the leading axes {call.lead} of its attention map "
                 f"(queries {tuple(call.q.shape)}, values {tuple(call.v.shape)}) holds the "
@@ -264,6 +289,13 @@ class Wiring:
                 "confine the method to other calls with `layers=`"
             )
         return roles
+
+    def _asked_of(self, operand: Tensor, members: int) -> Asked:
+        stems, start = self.graph.members(self.graph.named(members)), operand.grad_fn
+        path = [] if start is None else self.graph.between(start, members)
+        upstreams = [u for u in map(self.upstream, stems) if u.batched]
+        ends = {edge_of(member).node for member in stems}
+        return Asked(operand, self.batch, upstreams, path, ends, self.tracer)
 
     def _roles_by_output(self, call: AttentionCall) -> Roles | None:
         root = self.root
@@ -273,11 +305,11 @@ class Wiring:
         plain, coded = (gradients([(root.edge, v)], [call.edge])[0] for v in vectors)
         return roles_by_output(call, plain, coded, code)
 
-    def _refuse_shared(self, leaves: Iterable[Leaf]) -> None:
+    def refuse_shared(self, leaves: Iterable[Leaf]) -> None:
         """Raises where an input has other rows than the output has examples: one image, k texts."""
         rows = {leaf.name: len(leaf.tensor) for leaf in self.tap.leaves if leaf.name}
         for leaf in leaves:
-            if leaf.name and rows[leaf.name] % self.batch:
+            if leaf.name and (rows[leaf.name] % self.batch or leaf.layout == PACKED):
                 raise InputError(
                     f"the explained output has {self.batch} rows, and {leaf.name!r} has "
                     f"{rows[leaf.name]} (rows of the inputs: {rows}): what belongs to which "
@@ -288,23 +320,24 @@ class Wiring:
     def upstream(self, member: Member) -> Upstream:
         if isinstance(member, AttentionCall):
             return Upstream.call(member)
-        if member.ids is not None:
-            return Upstream.tokens(member, self.batch)
-        return Upstream.elements(member.tensor)
+        return Upstream.tokens(member, self.batch)
 
     # ------------------------------------------------------------------------ states
     def _state(self, call: AttentionCall, side: str, operand: Tensor, members: int) -> State:
         """The version of a stream that an operand of `call` stems from."""
+        self.stream_builder.call = call
         rows = call.rows(operand)  # (B, n, features)
         named, n = self.graph.named(members), rows.shape[1]
         if not named:
             return self.stream_builder.learned(members, n, asking=side == "q")
         found, maps = self._maps(call, side, rows, named, operand)
         for known, state in self._known.get(named, []):
-            if state.n == n and all(a.same(b) for a, b in zip(known, maps, strict=True)):
+            alike = state.n == n and all(a.same(b) for a, b in zip(known, maps, strict=True))
+            if alike and self.stream_builder.embedded_together(state, rows):
                 return state
         pairs = list(zip(found, maps, strict=True))
-        if self._are_mixed(pairs, n):
+        pairs = [pair for pair in pairs if not enters_nowhere(pair[1])] or pairs
+        if self._are_mixed(pairs, rows):
             state = self.mixing_hops.state(self._mixed_operand(call, side, operand, named))
         else:
             folded = call.windows > 1
@@ -334,22 +367,24 @@ class Wiring:
             parts, leaves, rows, members, asking=asking, folded=folded
         )
 
-    def _are_mixed(self, pairs: list[tuple[Member, TokenMap]], n: int) -> bool:
+    def _are_mixed(self, pairs: list[tuple[Member, TokenMap]], rows: Tensor) -> bool:
         """Whether tokens of earlier calls, or ids that fill positions, enter several positions.
 
         Not so for ids that are added to tokens which are there already (the kind of an image), nor
         for overlapping pictures, which are followed by the feature map that they become.
         """
+        n = rows.shape[1]
         there = torch.zeros(self.batch, n, dtype=torch.bool)
         for member, token_map in sorted(pairs, key=lambda pair: _order(pair[0])):
             if not token_map.mixed:
                 there |= covered(token_map, n, self.batch)
-            elif (
-                isinstance(member, AttentionCall)
-                or member.ids is not None
-                and not bool(there.all())
-            ):
+                continue
+            if isinstance(member, AttentionCall):
                 return True
+            if member.ids is None or bool(there.all()):
+                continue
+            if not self.tracer.any_enters(rows, [self.upstream(member)], there):
+                return True  # else added to tokens that nothing has mixed, and to learned ones
         return False
 
     def _mixed_operand(
@@ -376,16 +411,22 @@ class Wiring:
             return found, self.structure.entries["mixed", call.index, side]
         known = self._known.get(named, [])
         likely = [maps for maps, state in known if state.n == rows.shape[1]]
-        maps = list(self.tracer.maps(rows, [self.upstream(m) for m in found], likely))
+        upstreams = [self.upstream(m) for m in found]
+        maps = list(entering(self.tracer, rows, upstreams, self.batch, likely))
         mixed = any(token_map.mixed for token_map in maps)
-        if self._are_mixed(list(zip(found, maps, strict=True)), rows.shape[1]):
+        for member, upstream, token_map in zip(found, upstreams, maps, strict=True):
+            leaves = self._of_rows(member) if self.batch > 1 else []
+            here = isinstance(member, Leaf) and call.packed
+            if leaves and (here or token_map.mixed and crossing(self.tracer, rows, upstream)):
+                raise RowsAreNotExamples(leaves)
+        if self._are_mixed(list(zip(found, maps, strict=True)), rows):
             self.structure.entries["mixed", call.index, side] = maps
             return found, maps
         for i, member in enumerate(found):
             if isinstance(member, AttentionCall):
-                maps[i] = with_residual(maps, i, rows.shape[1])
+                maps[i] = with_residual(maps, i, rows.shape[1], self.batch)
         earlier = [] if mixed else self.graph.calls(self.graph.reach(operand) & ~named)
-        older = bypassing(rows, maps, earlier, self.tracer)
+        older = bypassing(rows, maps, earlier, self.tracer, self.batch)
         members = named | sum(self.graph.bit[member] for member in older)
         of_member = {**dict(zip(found, maps, strict=True)), **older}
         found = self.graph.members(members)
@@ -395,6 +436,14 @@ class Wiring:
         if all(isinstance(m, AttentionCall) or m.ids is None for m in found):
             self.structure.entries[call.index, side] = members, maps
         return found, maps
+
+    def _of_rows(self, member: Member) -> list[Leaf]:
+        """The float inputs with as many rows as examples that went into a member."""
+        return [
+            leaf
+            for leaf in self.graph.leaves(self.graph.closed(self.graph.bit[member]))
+            if leaf.name and leaf.layout == BATCH_FIRST and not leaf.of_integers
+        ]
 
     def _moves(self, members: int, *operands: Tensor) -> bool:
         """Whether the way of the tokens into these operands may differ from input to input."""

@@ -33,9 +33,11 @@ class Graph:
     Args:
         calls (list of AttentionCall): every call that ran with grad.
         leaves (list of Leaf): every leaf.
+        batch (int): number of examples.
     """
 
-    def __init__(self, calls: list[AttentionCall], leaves: list[Leaf]) -> None:
+    def __init__(self, calls: list[AttentionCall], leaves: list[Leaf], batch: int = 1) -> None:
+        self.batch = batch
         self._members: list[Member] = [*calls, *leaves]
         self.cuts: list[Node] = [call.edge.node for call in calls]
         self.bit: dict[Member, int] = {m: 1 << i for i, m in enumerate(self._members)}
@@ -124,7 +126,7 @@ class Graph:
             node = heapq.heappop(order)[2]
             outputs = waiting.pop(node)
             if not order and len(outputs) == 1:
-                yield GradientEdge(node, outputs.pop()), passed
+                yield GradientEdge(node, next(iter(outputs))), passed
                 passed = []
             else:
                 passed.append(node)

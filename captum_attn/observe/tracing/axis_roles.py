@@ -9,7 +9,7 @@ the projection a token's features lie in one head each, before it they enter eve
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,9 +44,16 @@ class Asked:
     ends: Collection[Node]
     tracer: TokenTracer
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether it stems from packed tokens alone, which have no axis of examples."""
+        return bool(self.upstreams) and all(u.packed for u in self.upstreams)
+
 
 def leading_roles(call: AttentionCall, asked: Asked) -> Roles | None:
     """What the axes that lead an operand are; None if that could not be observed."""
+    of_examples = [u for u in asked.upstreams if u.batched and (asked.batch == 1 or not u.packed)]
+    asked = replace(asked, upstreams=of_examples)
     operand = asked.operand.expand(*call.lead, *asked.operand.shape[-2:])
     splits = _splits(call.lead, asked.batch)
     for split in splits:
@@ -68,6 +75,20 @@ def leading_roles(call: AttentionCall, asked: Asked) -> Roles | None:
             roles += [(HEAD, size // windows)] if windows < size or windows == 1 else []
         return tuple(roles)
     return None
+
+
+def packed_roles(call: AttentionCall, asked: Asked) -> Roles | None:
+    """What the leading axes are where no one is that of the examples: they are packed."""
+    rows = asked.operand.expand(*call.lead, *asked.operand.shape[-2:])
+    asked = replace(asked, upstreams=[upstream.flattened() for upstream in asked.upstreams])
+    roles: Roles = ()
+    for axis, size in enumerate(call.lead):
+        windows = _window_count(rows, axis, axis, asked, merged=len(call.lead) == 1)
+        if windows is None:
+            return None
+        roles += ((WINDOW, windows),) if windows > 1 else ()
+        roles += ((HEAD, size // windows),) if windows < size or windows == 1 else ()
+    return roles or ((WINDOW, 1),)
 
 
 def roles_by_output(

@@ -76,6 +76,7 @@ def gathered(rows: Tensor, index: Tensor | None) -> Tensor:
     """rows[b, index[b]], zeros at -1; (B, n, D) and (B or 1, m) -> (B, m, D)."""
     if index is None:
         return rows
+    rows = rows.expand(max(len(rows), len(index)), -1, -1)
     index = index.expand(rows.shape[0], -1)
     taken = rows.gather(1, index.clamp_min(0)[..., None].expand(-1, -1, rows.shape[-1]))
     return taken * (index >= 0)[..., None]

@@ -8,8 +8,8 @@ attention calls, the tokens u that leave the one enter the tokens t of the other
 rows that sum to 1, over everything that lies between (a skip connection is in the Jacobian). It is
 the index map where the hop is one, and causal where the hop is. With independent random r_i,
 
-    w^T T  =  E ‖Σ_i √(w_i / N_i) (∂t_i/∂u_j)^T r_i‖²,
-    N_i    =  Σ_j ‖∂t_i/∂u_j‖²  =  E ‖Σ_j ∂t_i/∂u_j v_j‖²,
+    (w^T T)_j = E ‖Σ_i √(w_i / N_i) (∂t_i/∂u_j)^T r_i‖²,
+    N_i = Σ_j ‖∂t_i/∂u_j‖² = E ‖Σ_j ∂t_i/∂u_j v_j‖²,
 
 so that a row vector takes a few backward passes, and N a few forward ones: the derivative of a
 backward pass, which is linear in the vector that it is given.
@@ -44,8 +44,8 @@ class Mixing:
 
     Args:
         downs (sequence of Downstream): what is made of the tokens t, (B, n, features) each.
-        members (sequence of (int, sequence of Upstream)): for each state that is mixed its number
-            of tokens, and where the gradient of its tokens u is taken.
+        members (sequence of (int, sequence of Upstream)): for each state that is mixed its
+            number of tokens, and where the gradient of its tokens u is taken.
         cuts (sequence of graph nodes): the outputs of attention calls, which the hop ends at.
         seed (int): of the random numbers.
 
@@ -216,8 +216,8 @@ class Mixing:
         """‖Σ_j ∂t_i/∂u_j v_j‖² for each member, (B, n), the mean over draws."""
         with torch.enable_grad():
             given = [
-                torch.zeros(d.shape, dtype=d.like.dtype, device=d.like.device).requires_grad_()
-                for d in self.downs
+                self._noise(d, 0, i).to(d.like).repeat(d.shape[0], 1, 1).requires_grad_()
+                for i, d in enumerate(self.downs)
             ]
             outputs = [(d.edge, d.placed(y)) for d, y in zip(self.downs, given, strict=True)]
             with cut_at(self._cuts):
@@ -232,22 +232,58 @@ class Mixing:
             ]
         pushed = []
         for member in members:
-            live = [(u, rows) for u, rows in member if rows.requires_grad]
+            rows = [r for _, r in member]
             total = torch.zeros(self.shape, dtype=self._dtype, device=given[0].device)
-            for back in self._forward([rows for _, rows in live], given) if live else ():
-                for rows in back:
-                    total += rows.to(self._dtype).square().sum(-1)
+            for draw, back in enumerate(self._forward(rows, given)):
+                if not draw:
+                    self._check(rows, given, back)
+                for pushed_rows in back:
+                    if pushed_rows is not None:
+                        total += pushed_rows.to(self._dtype).square().sum(-1)
             pushed.append(total / self.draws)
         return pushed
 
-    def _forward(self, rows: list[Tensor], given: list[Tensor]) -> Iterator[list[Tensor]]:
+    def _check(self, rows: list[Tensor], given: list[Tensor], back: list[Tensor | None]) -> None:
+        """<J v, r> = <v, J^T r>: not so where a part of the backward pass has no derivative.
+
+        Raises:
+            RuntimeError: as autograd does for a backward pass that knows that it has none.
+        """
+        pairs = [(one, r) for one, r in zip(back, given, strict=True) if one is not None]
+        there = [(self._noise_like(r, 0, i), r) for i, r in enumerate(rows)]
+        one, other = (
+            sum(
+                ((a * b).to(self._dtype).flatten(1).sum(1) for a, b in both),
+                given[0].new_zeros((), dtype=self._dtype),
+            )
+            for both in (pairs, there)
+        )
+        size = sum(r.to(self._dtype).flatten(1).square().sum(1) for r in rows)
+        if not rows:
+            return
+        most = _tolerance(rows[0]) * torch.as_tensor(size).sqrt()
+        if not bool(((one - other).abs() <= most).all()):
+            raise RuntimeError("the backward pass of a mixing hop has no derivative of its own")
+
+    def _forward(self, rows: list[Tensor], given: list[Tensor]) -> Iterator[list[Tensor | None]]:
         """For each draw of v, ∂t/∂u v of every downstream tensor, (B, n, features)."""
 
-        def push(noise: list[Tensor], several: bool) -> list[Tensor]:
-            found = torch.autograd.grad(
-                rows, given, noise, retain_graph=True, allow_unused=True, is_grads_batched=several
+        live = [i for i, r in enumerate(rows) if r.requires_grad]
+
+        def push(noise: list[Tensor], several: bool) -> list[Tensor | None]:
+            if not live:
+                return [None] * len(given)
+            vectors = [noise[i] for i in live]
+            return list(
+                torch.autograd.grad(
+                    [rows[i] for i in live],
+                    given,
+                    vectors,
+                    retain_graph=True,
+                    allow_unused=True,
+                    is_grads_batched=several,
+                )
             )
-            return [g for g in found if g is not None]
 
         for chunk in self._chunks(range(self.draws)):
             drawn = [[self._noise_like(r, draw, i) for i, r in enumerate(rows)] for draw in chunk]
@@ -257,7 +293,8 @@ class Mixing:
                 except RuntimeError:
                     self._vectorized = False
                 else:
-                    yield from ([g[k] for g in found] for k in range(len(chunk)))
+                    for k in range(len(chunk)):
+                        yield [None if g is None else g[k] for g in found]
                     continue
             for noise in drawn:
                 yield push(noise, False)
@@ -311,6 +348,10 @@ class Mixing:
         for bit in range(self.draws.bit_length()):
             odd += (place >> bit) & (draw >> bit)
         return (1 - odd % 2 * 2)[None]
+
+
+def _tolerance(rows: Tensor) -> float:
+    return 0.2 if rows.dtype in (torch.float16, torch.bfloat16) else 1e-2
 
 
 def _shares(squares: Sequence[Tensor]) -> list[Tensor]:

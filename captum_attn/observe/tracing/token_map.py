@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from captum_attn.observe.capture.attention_call import AttentionCall, positions
-from captum_attn.observe.capture.leaf import Leaf
+from captum_attn.observe.capture.leaf import PACKED, Leaf
 from captum_attn.observe.tracing.autograd_graph import edge_of
+
+# Of the elements that enter, one in so many may be told wrongly.
+_HARDLY = 50
 
 
 @dataclass
@@ -22,32 +26,38 @@ class Upstream:
         rows (callable): that gradient -> (B, E, features): E elements whose place is asked.
         batched (bool): False for a parameter, whose gradient is the sum over the examples (B = 1).
         repeats (bool): whether the positions of elements that are repeated are worth asking for.
+        packed (bool): whether the elements are those of all examples, in one row.
     """
 
     edge: Any
     rows: Callable[[Tensor], Tensor]
     batched: bool = True
     repeats: bool = False
+    packed: bool = False
 
     @staticmethod
     def call(call: AttentionCall) -> Upstream:
         """The query positions of an earlier attention call, all windows in a row."""
 
-        return Upstream(edge_of(call), lambda g: positions(call.output_rows(g)), repeats=True)
+        return Upstream(
+            edge_of(call),
+            lambda g: positions(call.output_rows(g)),
+            repeats=True,
+            packed=call.packed,
+        )
 
     @staticmethod
     def tokens(leaf: Leaf, batch: int) -> Upstream:
-        """The rows of an embedding, (B, n, D)."""
-        return Upstream(leaf.tensor, lambda g: leaf.rows(g, batch))
+        """The elements of an input: the rows of an embedding, (B, n, D), or single numbers."""
+        packed = leaf.layout == PACKED
+        return Upstream(leaf.tensor, lambda g: leaf.rows(g, batch), packed=packed)
 
     @staticmethod
     def rows_of(leaf: Leaf, batch: int) -> Upstream:
         """The rows of an embedding or of a float input, (B, n, D)."""
-        return (
-            Upstream.tokens(leaf, batch)
-            if leaf.ids is not None
-            else Upstream(leaf.tensor, lambda g: g)
-        )
+        if leaf.ids is not None:
+            return Upstream.tokens(leaf, batch)
+        return Upstream(leaf.tensor, lambda gradient: gradient)
 
     @staticmethod
     def elements(leaf: Any, batched: bool = True) -> Upstream:
@@ -57,6 +67,10 @@ class Upstream:
             return gradient.reshape(gradient.shape[0] if batched else 1, -1, 1)
 
         return Upstream(leaf, rows, batched)
+
+    def flattened(self) -> Upstream:
+        """The elements of all examples in one row, (1, B E, features)."""
+        return replace(self, rows=lambda g: self.rows(g).flatten(0, 1)[None])
 
 
 @dataclass
@@ -74,6 +88,10 @@ class Downstream:
     shape: tuple[int, int, int]
     placed: Callable[[Tensor], Tensor]
     like: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.like.device
 
     @property
     def grad_fn(self) -> Any:
@@ -96,6 +114,7 @@ class TokenMap:
         mixed (bool): elements enter several positions at once, so that there is no map.
         partial (Tensor or None): where `mixed`, the places of those elements that enter one
             position only, (B, E), -1 for the others; None if hardly any does.
+        entering (Tensor or None): where `mixed`, which elements enter at all, (B, E).
         moving (bool): the map depends on the content of the inputs.
         notes (dict): what was worked out from the map, kept as long as the map is.
     """
@@ -104,6 +123,7 @@ class TokenMap:
     copies: tuple[Tensor, ...] = ()
     mixed: bool = False
     partial: Tensor | None = None
+    entering: Tensor | None = None
     moving: bool = False
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -115,13 +135,30 @@ class TokenMap:
     def same(self, other: TokenMap) -> bool:
         if self.mixed != other.mixed or len(self.copies) != len(other.copies):
             return False
+        if self.mixed and not _mostly_alike(self.entering, other.entering):
+            return False
         return all(_alike(a, b) for a, b in zip(self.places, other.places, strict=True))
 
 
 IDENTITY = TokenMap()
 
 
+def enters_nowhere(token_map: TokenMap) -> bool:
+    """Whether no element enters any position."""
+    if token_map.mixed or token_map.copies or token_map.to is None:
+        return False
+    return not bool((token_map.to >= 0).any())
+
+
 def _alike(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
     return one.shape == other.shape and bool((one == other).all())
+
+
+def _mostly_alike(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether nearly the same elements enter: some do so hardly (a ReLU, the edge of a window)."""
+    if one is None or other is None or one.shape != other.shape:
+        return one is other or one is None or other is None
+    differ = (one != other).sum()
+    return bool(differ * _HARDLY <= torch.maximum(one.sum(), other.sum()))

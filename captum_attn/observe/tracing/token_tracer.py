@@ -192,7 +192,9 @@ class TokenTracer:
             p is not None and c is not None and mostly_mixed(~sign_of(p, c)[1] & ~vanishes(p))
             for p, c in zip(plain, coded, strict=True)
         ):
-            return [TokenMap(mixed=True) for _ in upstreams]
+            return [
+                TokenMap(mixed=True, entering=None if p is None else ~vanishes(p)) for p in plain
+            ]
         if all(u.batched for u in upstreams):
             index = torch.arange(batch * places, device=rows.device).view(batch, places)
         else:
@@ -208,6 +210,26 @@ class TokenTracer:
             _map(decoder, u, places, partial(seen_at, i))
             for i, (decoder, u) in enumerate(zip(decoders, upstreams, strict=True))
         ]
+
+    def entered_positions(self, rows: Tensor, upstream: Upstream) -> Tensor:
+        """(B, P): which positions any element of an upstream enters, found by halving."""
+        batch, places, features = rows.shape
+        inside = torch.zeros(batch, places, dtype=torch.bool, device=rows.device)
+        probe_vector = self.random(rows, 1, 1, features).expand(rows.shape)
+        ranges = [(0, places)]
+        while ranges:
+            first, end = ranges.pop()
+            code = torch.zeros(1, places, 1, dtype=rows.dtype, device=rows.device)
+            code[:, first:end] = 1
+            (found,) = gradients([(rows, probe_vector * code)], [upstream.edge], self._cuts)
+            if found is None or not bool(found.any()):
+                continue
+            if end - first == 1:
+                inside[:, first] = upstream.rows(found).flatten(1).ne(0).any(1)
+            else:
+                middle = (first + end) // 2
+                ranges += [(first, middle), (middle, end)]
+        return inside
 
     def by_example(self, rows: Tensor, axis: int, upstreams: Sequence[Upstream]) -> bool | None:
         """Whether every upstream token enters its own example's index of `axis`, and no other.
@@ -226,6 +248,23 @@ class TokenTracer:
                 return False
             entered = entered or not bool(zero.all())
         return True if entered else None
+
+    def any_enters(
+        self, rows: Tensor, upstreams: Sequence[Upstream], inside: Tensor | None = None
+    ) -> bool:
+        """Whether any upstream token enters anywhere: "none does" is not "not observed".
+
+        Args:
+            inside (Tensor, optional): (B, P), the positions that count; None: all.
+        """
+        edges = [upstream.edge for upstream in upstreams]
+        if not edges or not rows.requires_grad:
+            return False
+        vector = self.random(rows, *rows.shape)
+        if inside is not None:
+            vector = vector * inside.to(rows)[..., None]
+        found = gradients([(rows, vector)], edges, self._cuts)
+        return any(g is not None and bool(g.any()) for g in found)
 
     def share_in_one(self, rows: Tensor, axis: int, upstreams: Sequence[Upstream]) -> float | None:
         """The share of upstream tokens, of those that enter, that enter one index of `axis` only.
@@ -281,7 +320,7 @@ class TokenTracer:
         for axis, size in enumerate(shape):
             code = self._signs(like, size).view([-1 if a == axis else 1 for a in range(len(shape))])
             in_one = Spread.of(plain, found(probe_vector * code)).in_one
-            spread += [axis] if size > 1 and in_one <= 0.5 else []
+            spread += [axis] if size > 1 and in_one < 0.95 else []
         if len(spread) != 1:
             return False
         one = torch.zeros_like(probe_vector)
@@ -323,8 +362,9 @@ def _map(
         in_place = torch.arange(places, device=position.device)
         ordinary = position.shape[1] == places and bool((position == in_place).all())
         return IDENTITY if ordinary else TokenMap(position)
+    entering = ~vanishes(plain)
     if mostly_mixed(mixed):
-        return TokenMap(mixed=True)
+        return TokenMap(mixed=True, entering=entering)
 
     def enters(first: int, end: int) -> Tensor:
         code = plain.new_zeros(1, places)
@@ -345,7 +385,7 @@ def _map(
         found = repeated_positions(enters, position, mixed, places)
         if found is not None:
             return TokenMap(found[0], tuple(found[1:]))
-    return TokenMap(mixed=True, partial=position)
+    return TokenMap(mixed=True, partial=position, entering=entering)
 
 
 def _partly_zero(tensor: Tensor) -> frozenset[int]:

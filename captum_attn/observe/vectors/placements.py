@@ -70,7 +70,8 @@ class Placements:
 
         path = self.graph.between(edge.node, self.graph.bit[call])
         key = ("behind", call.index, self._number(edge))
-        return self._kept(key, depends_on_content(path), tuple(term.value.shape), place)
+        ways = self._layouts(call, term)
+        return self._kept(key, depends_on_content(path), ways, place)
 
     def before(self, call: AttentionCall, side: str, term: Term) -> Placement | None:
         """How a tensor in front of a call's operand ("q", "v") holds the operand's positions."""
@@ -90,7 +91,12 @@ class Placements:
         goal = self.graph.latest(self.graph.reach(operand))
         path = self.graph.between(operand.grad_fn, goal)
         key = ("before", call.index, side, self._number(edge))
-        return self._kept(key, depends_on_content(path), tuple(term.value.shape), place)
+        ways = self._layouts(call, term)
+        return self._kept(key, depends_on_content(path), ways, place)
+
+    def _layouts(self, call: AttentionCall, term: Term) -> list[Layout]:
+        """How a tensor may hold a call's tokens: packed ones have no axis of examples."""
+        return list(layouts(tuple(term.value.shape), 1 if call.packed else self.batch))
 
     def tokenwise(self, start: GradientEdge, end: Term, layout: Layout) -> bool:
         """Whether a tensor in `layout` is made of another one row by row, apart from attention."""
@@ -101,7 +107,7 @@ class Placements:
         def find() -> bool:
             down = layout.downstream(last, end.value)
             same = shape == tuple(end.value.shape)
-            ways = [layout] if same else list(layouts(shape, self.batch))
+            ways = [layout] if same else list(layouts(shape, layout.batch))
             return any(
                 _in_place(self.wiring.tracer.maps(down, [way.upstream(start)])[0])
                 for way in ways
@@ -124,14 +130,14 @@ class Placements:
         self,
         key: Any,
         moves: bool,
-        shape: tuple[int, ...],
+        ways: list[Layout],
         place: Callable[[Layout], Placement | None],
     ) -> Placement | None:
         def find() -> Placement | None:
-            found = (place(layout) for layout in layouts(shape, self.batch))
+            found = (place(layout) for layout in ways)
             return next((placement for placement in found if placement is not None), None)
 
-        return find() if moves else self.wiring.structure.get_or_compute((*key, shape), find)
+        return find() if moves else self.wiring.structure.get_or_compute((*key, *ways), find)
 
 
 def _fits(found: TokenMap) -> bool:

@@ -19,7 +19,6 @@ from captum_attn.observe.capture.attention_call import AttentionCall, positions,
 from captum_attn.observe.observation import Observation
 from captum_attn.observe.streams.states import (
     AttentionState,
-    InitialState,
     ParallelState,
     RearrangedState,
     State,
@@ -100,6 +99,20 @@ class VectorChanges:
             dot = _in_a_row((pulled.transpose(2, 3) * values).sum(-1))
         lengths = before.norm(dim=-1)[:, None]
         return VectorChange(lengths, _in_a_row(after), dot, real, call.module)
+
+    def of_all_heads(self, update: AttentionState) -> tuple[Tensor, Tensor]:
+        """Lengths of the keys' vectors, and of all heads' values together through the projection.
+
+        Returns:
+            tuple of Tensor: (B, F k) each.
+
+        Raises:
+            WiringError: as `attention`.
+        """
+        call, matrix = update.call, self._linear_map(update.call)  # (H, d, D)
+        values = positions(call.fold(call.v.detach()).to(matrix))  # (B, F k, H d)
+        before, _ = self._keys(update)
+        return before.to(matrix).norm(dim=-1), (values @ matrix.flatten(0, 1)).norm(dim=-1)
 
     def _linear_map(self, call: AttentionCall) -> Tensor:
         residual, placement = self._residual(call), self._placement(call)
@@ -219,13 +232,12 @@ class VectorChanges:
         if self._behind is None:
             self._behind = {}
             for branch in self.layers.feed_forwards:
-                found = self._acts_on(branch)
-                if found is not None:
-                    self._behind.setdefault(found[0], []).append((branch, found[1]))
+                for key, placement in self._acts_on(branch):
+                    self._behind.setdefault(key, []).append((branch, placement))
         return self._behind
 
-    def _acts_on(self, branch: FeedForward) -> tuple[Any, Placement] | None:
-        """The state that a sub-layer acts on, and how it holds its tokens; None: on no tokens.
+    def _acts_on(self, branch: FeedForward) -> list[tuple[Any, Placement]]:
+        """The states that a sub-layer acts on, and how it holds their tokens; none: on no tokens.
 
         A sum that mixes the tokens (a convolution that is added) is no feed-forward sub-layer.
         """
@@ -233,15 +245,33 @@ class VectorChanges:
         for key, placement in self._held_by(branch):
             if self.placements.tokenwise(branch.start, branch.branch, placement.layout):
                 if placement.is_whole:
-                    return key, placement
+                    return [(key, placement)]
                 partly = True
-        if partly:
+        pieces = self._in_pieces(branch)
+        if partly and not pieces:
             raise WiringError(
                 f"{branch.addition.module!r}: which tokens its feed-forward branch "
                 f"{tuple(branch.branch.value.shape)} acts on could not be observed; leave the "
                 "blocks out with `layers=`"
             )
-        return None
+        return pieces
+
+    def _in_pieces(self, branch: FeedForward) -> list[tuple[Any, Placement]]:
+        """Packed sequences that attention keeps apart, and a feed-forward does not."""
+        calls = self.graph.calls(branch.version)
+        found = [(call, self.placements.behind(call, branch.skip)) for call in calls]
+        pieces = [((call,), p) for call, p in found if p is not None and p.index is not None]
+        layouts_ = {placement.layout for _, placement in pieces}
+        if len(pieces) < len(calls) or len(layouts_) != 1 or len(pieces) < 2:
+            return []
+        indices = [p.index for _, p in pieces if p.index is not None]
+        batch = max(map(len, indices))
+        joined = torch.cat([index.expand(batch, -1) for index in indices], 1)
+        whole = Placement(layouts_.pop(), joined)
+        if not whole.is_whole or joined.shape[1] != whole.layout.n:
+            return []
+        alone = self.placements.tokenwise(branch.start, branch.branch, whole.layout)
+        return pieces if alone else []
 
     def _held_by(self, branch: FeedForward) -> Iterator[tuple[Any, Placement]]:
         """The states that a skip connection may be a version of, the likeliest first."""
@@ -283,7 +313,7 @@ class VectorChanges:
         return value if scale is None else value * scale
 
     # ------------------------------------------------------------------------ tokens
-    def initial(self, state: InitialState) -> Tensor:
+    def initial(self, state: State) -> Tensor:
         """Lengths of the tokens that enter the first block, (B, n)."""
         term, rows = self.entering(state)
         if term is None:  # these tokens are asked for, and then no longer there
@@ -291,7 +321,7 @@ class VectorChanges:
             return torch.ones(self.placements.batch, state.n, device=device)
         return _lengths(rows(term.vectors()))
 
-    def entering(self, state: InitialState) -> tuple[Term | None, Callable[[Tensor], Tensor]]:
+    def entering(self, state: State) -> tuple[Term | None, Callable[[Tensor], Tensor]]:
         """The tensor of tokens that enter the first block, and how it is laid out.
 
         Returns:
@@ -315,6 +345,20 @@ class VectorChanges:
             f"the vectors of the stream {state.stream!r} before its first attention could not be "
             "observed; set length=False"
         )
+
+    def keys(self, update: AttentionState) -> tuple[Term, Callable[[Tensor], Tensor]]:
+        """The tensor of the tokens that answer a call, as it enters the block, and its layout.
+
+        Returns:
+            tuple: the tensor, that on the skip connection where the call reads what it updates; and
+            what brings one of its shape to (B, F k, D), in the order of the keys.
+        """
+        residual = self.layers.residuals.get(update.call)
+        own = update.key_state is update.query_state
+        if own and residual is not None and residual.skip is not None:
+            return residual.skip, self._placement(update.call).rows
+        term, placement = self._key_term(update)
+        return term, placement.rows
 
     def _query_term(self, update: AttentionState) -> tuple[Term, Placement]:
         skip = self._residual(update.call).skip

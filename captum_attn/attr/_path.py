@@ -1,0 +1,172 @@
+"""Gradients along the straight path from a baseline to the input: x_k = x' + α_k (x - x').
+
+Floats that enter token streams are scaled themselves. Where there are none (token ids), the tokens
+that enter the first block are: what a module on the way to the first attention call is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_attn._checks import shown
+from captum_attn.attr._inputs import Inputs
+from captum_attn.attr._run import Run
+from captum_attn.errors import OptionError
+from captum_attn.observe import AttentionCall, Block
+from captum_attn.observe.streams.states import Source
+
+Baselines = float | Tensor | tuple | Mapping | None
+# A call as it ran at one step, and the gradient at its output.
+At = tuple[AttentionCall, Tensor | None]
+
+
+def check_steps(n_steps: int) -> None:
+    if n_steps < 1:
+        raise OptionError(f"n_steps: expected an int >= 1, got {shown(n_steps)}")
+
+
+def path_gradients(
+    run: Run[Any],
+    calls: Sequence[AttentionCall],
+    n_steps: int,
+    baselines: Baselines,
+    roots: Sequence[nn.Module],
+) -> dict[AttentionCall, list[At]]:
+    """Some calls as they are at every step, α = linspace(0, 1, n_steps); one step is x itself.
+
+    The last step is the run itself, so that this takes n_steps - 1 runs more.
+    """
+    found: dict[AttentionCall, list[At]] = {
+        call: [(call, run.backward.gradients.get(call))] for call in calls
+    }
+    for alpha in torch.linspace(0, 1, n_steps, dtype=torch.float64).tolist()[:-1]:
+        inputs, scaled = _at(run, alpha, baselines, roots)
+        for call, step in zip(calls, run.calls_on(inputs, calls, scaled), strict=True):
+            found[call].append(step)
+    return found
+
+
+def mean_gradient(steps: Sequence[At], block: Block) -> Tensor:
+    """1/K Σ_k ∇A(x_k) of a block's queries, (B, F, H, q', k')."""
+    total = torch.zeros_like(block.attention())
+    for call, gradient in steps:
+        if gradient is not None:
+            total += Block(call, block.rows).map_gradient(gradient)[..., : block.n_k]
+    return total / len(steps)
+
+
+def _at(
+    run: Run[Any], alpha: float, baselines: Baselines, roots: Sequence[nn.Module]
+) -> tuple[Inputs, AbstractContextManager]:
+    """The inputs of one step, and what scales the tokens while the model runs."""
+    floats = {
+        entry.leaf.name
+        for source in run.observation.wiring.sources
+        for entry in source.entries
+        if entry.leaf.name in run.observation.names and entry.leaf.ids is None
+    }
+    names, given = run.observation.names, run.inputs
+    if not floats:
+        return given, _scaling(run, alpha, baselines, roots)
+
+    def moved(name: str, place: int, x: Any) -> Any:
+        if name not in floats or not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        return _between(_baseline_of(baselines, name, place), x, alpha)
+
+    if isinstance(given, Mapping):
+        return {n: moved(n, i, x) for i, (n, x) in enumerate(given.items())}, nullcontext()
+    values = given if isinstance(given, tuple) else (given,)
+    made = tuple(moved(n, i, x) for i, (n, x) in enumerate(zip(names, values, strict=True)))
+    return (made if isinstance(given, tuple) else made[0]), nullcontext()
+
+
+def _baseline_of(baselines: Baselines, name: str, place: int) -> Any:
+    if isinstance(baselines, Mapping):
+        return baselines.get(name)
+    if isinstance(baselines, tuple):
+        return baselines[place] if place < len(baselines) else None
+    return baselines
+
+
+def _between(baseline: Any, x: Tensor, alpha: float) -> Tensor:
+    if baseline is None:
+        return x * alpha
+    start = torch.as_tensor(baseline, dtype=x.dtype, device=x.device)
+    try:
+        fits = torch.broadcast_shapes(start.shape, x.shape) == x.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise OptionError(
+            f"baselines: expected a number, or a tensor that fits {tuple(x.shape)}, got "
+            f"{shown(baseline)}"
+        )
+    return start + alpha * (x - start)
+
+
+# ---------------------------------------------------------------------------- tokens of ids
+@contextmanager
+def _scaling(
+    run: Run[Any], alpha: float, baselines: Baselines, roots: Sequence[nn.Module]
+) -> Iterator[None]:
+    """Scales the tokens that enter the first block of every stream, while the model runs."""
+    hooks: list[Any] = []
+    done: list[Source] = []
+    try:
+        for source in run.observation.wiring.sources:
+            for module in _on_the_way(run, source, roots):
+                hook = _hook(run, source, done, lambda x: _between(baselines, x, alpha))
+                hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+    if len(done) < len(run.observation.wiring.sources):
+        raise OptionError(
+            "the tokens that enter the first block were not observed (no module on the way to the "
+            "first attention is given them as a tensor (B, n, D)), so they cannot be scaled along "
+            "a path: pass the embeddings as the inputs, or set n_steps=1"
+        )
+
+
+def _on_the_way(run: Run[Any], source: Source, roots: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    """The modules around the first attention call of a stream, the outermost first."""
+    state = next((s for s in run.attention_states if s.stream == source.name), None)
+    parts = [] if state is None else state.call.module.split(".")
+    for root in roots:
+        modules = dict(root.named_modules())
+        for i in range(1, len(parts) + 1):
+            if ".".join(parts[:i]) in modules:
+                yield modules[".".join(parts[:i])]
+
+
+def _hook(
+    run: Run[Any], source: Source, done: list[Source], scale: Callable[[Tensor], Tensor]
+) -> Callable:
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        given = {**dict(enumerate(args)), **kwargs}
+        held = [key for key, x in given.items() if _holds(x, run.batch, source.n)]
+        if source in done or len(held) != 1:
+            return None
+        done.append(source)
+        given[held[0]] = scale(given[held[0]])
+        return tuple(given[i] for i in range(len(args))), {name: given[name] for name in kwargs}
+
+    return hook
+
+
+def _holds(x: Any, batch: int, n: int) -> bool:
+    """Whether an argument is the tokens: positions, masks and rotations have no gradient."""
+    return (
+        isinstance(x, Tensor)
+        and x.is_floating_point()
+        and x.requires_grad
+        and x.ndim == 3
+        and tuple(x.shape[:2]) in ((batch, n), (n, batch))
+    )
