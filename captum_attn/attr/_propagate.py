@@ -109,7 +109,7 @@ class Step:
         for part in read_parts(self.state):
             columns = _columns(read, part)
             for source, rows in self.maps[part.state].items():
-                yield Flow(self, part.state, source, columns, rows)
+                yield Flow(self, part.state, source, columns.to(rows.dtype), rows)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,8 @@ class Flow:
                 f"tokens of its own, and it has none (it is joined from other streams); {remedy}, "
                 "or confine the method with `layers=`"
             )
-        return own, other
+        dtype = torch.promote_types(own.rows.dtype, other.rows.dtype)
+        return own.to(dtype), other.to(dtype)
 
 
 def self_relevance(state: State, rows: BlockRow) -> SelfRelevance | None:
@@ -253,7 +254,10 @@ def relevance_matrices(
             uses[earlier] -= 1
             if not uses[earlier]:
                 del maps[earlier]
-    return {state: maps[state] for state in last}
+    return {
+        state: {source: block.to(like.dtype) for source, block in maps[state].items()}
+        for state in last
+    }
 
 
 def _needed(state: State) -> list[State]:
@@ -280,9 +284,10 @@ def _raised(state: State, maps: Mapping[State, BlockRow], like: Tensor) -> Block
             for source, block in maps[part.state].items():
                 add(rows, source, moved(block, part, state.n))
     elif isinstance(state, MixedState):
+        # In float64: what attention adds is small beside T, and rules look at R - T alone.
         for before, mixing in zip(state.parts, state.mixing.matrices(), strict=True):
             for source, block in maps[before].items():
-                add(rows, source, mixing.to(block) @ block)
+                add(rows, source, mixing.to(block.device, torch.float64) @ block.double())
     elif isinstance(state, ParallelState):
         base = maps[state.base]
         rows = dict(base)

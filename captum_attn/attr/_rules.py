@@ -39,7 +39,16 @@ class SelfRelevance(NamedTuple):
         return SelfRelevance(normalized(self.rows, self.identity), self.identity)
 
     def squared(self) -> Tensor:
-        """R[s,s] with the tokens in their present order along both axes, (B, n, n)."""
-        identity = self.identity  # the tokens of its rows do not overlap
-        met = identity.square().sum(-1).clamp_min(torch.finfo(identity.dtype).tiny)
-        return self.rows @ (identity / met[..., None]).mT
+        """R[s,s] with the tokens in their present order along both axes, (B, n, n).
+
+        The identity becomes I. Of anything else a source's part goes to the present tokens that it
+        has become: to one where tokens were moved or merged, by their shares where they were mixed.
+        """
+        identity = self.identity
+        tiny = torch.finfo(identity.dtype).tiny
+        shares = identity / identity.sum(1, keepdim=True).clamp_min(tiny)
+        there = (identity != 0).any(-1).to(identity)
+        return torch.diag_embed(there) + (self.rows - identity) @ shares.mT
+
+    def to(self, dtype: torch.dtype) -> SelfRelevance:
+        return SelfRelevance(self.rows.to(dtype), self.identity.to(dtype))

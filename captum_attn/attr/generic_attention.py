@@ -20,7 +20,7 @@ def across(own: Tensor, read: Tensor, other: Tensor) -> Tensor:
 
     R̄[s,s] has the tokens of the stream in their present order along both axes.
     """
-    return own.mT @ (read @ other)
+    return own.mT @ (read.to(other.dtype) @ other)
 
 
 class GenericAttention(AttentionAttribution):
