@@ -105,7 +105,7 @@ class Run(Generic[Own]):
     def calls_on(
         self, inputs: Inputs, calls: Sequence[AttentionCall], during: AbstractContextManager
     ) -> list[tuple[AttentionCall, Tensor | None]]:
-        """Some calls as they are on other inputs, with the gradients that the same target has there.
+        """Some calls as they are on other inputs, with the gradients of the same target there.
 
         A forward and a backward pass more, and nothing else: which tokens ask and answer is not
         looked for again.
@@ -116,8 +116,8 @@ class Run(Generic[Own]):
             during (context manager): what is done to the model meanwhile.
 
         Returns:
-            list of (AttentionCall, Tensor or None): the call, without its graph, and the gradient at
-            its output; None where that is zero.
+            list of (AttentionCall, Tensor or None): the call, without its graph, and the gradient
+            at its output; None where that is zero.
         """
         assert self.along is not None, "nothing has been explained yet"
         return self.along(inputs, calls, during)

@@ -116,8 +116,9 @@ def along(x, target, n_steps, start=0.0):
 
 
 TAM_VIT = Path(__file__).parent.parent / "goldens" / "tam_vit"
-STARTS = [("tam_start0", {}), ("tam_start1", {"start_layer": 1}), ("tam_start2", {"start_layer": 2}),
-          ("tam_start3", {"start_layer": 3}), ("tam_start0_steps5", {"n_steps": 5}),
+STARTS = [("tam_start0", {}), ("tam_start1", {"start_layer": 1}),
+          ("tam_start2", {"start_layer": 2}), ("tam_start3", {"start_layer": 3}),
+          ("tam_start0_steps5", {"n_steps": 5}),
           ("tam_start0_no_integral", {"n_steps": 1})]  # fmt: skip
 
 
