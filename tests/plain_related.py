@@ -73,3 +73,45 @@ def tam(maps, gradients, row, start_layer=0, normalize=False):
         moved = s @ fuse_heads(A) + s
         s = moved / 2 if normalize else moved
     return s * feedback(gradients)[row]
+
+
+def bi_head_map(A, G):
+    """P of BI-H."""
+    importance = []
+    for h in range(len(A)):
+        product = A[h].T @ G[h]
+        importance.append(sum(abs(float(x)) for x in product.flatten()) / product.numel())
+    return sum(A[h] * importance[h] / sum(importance) for h in range(len(A)))
+
+
+def bi_token_map(A, values, projection, skip):
+    """P of BI-T; values (n, D) all heads side by side, projection (D, D), skip (n, D)."""
+    P = fuse_heads(A)
+    for j in range(P.shape[1]):
+        P[:, j] = P[:, j] * (values[j] @ projection).norm() / skip[j].norm()
+    return P
+
+
+def bi(perceptions, gradients):
+    """(R * W), all rows; perceptions: P of every layer from the start."""
+    R = torch.eye(perceptions[0].shape[-1], dtype=torch.float64)
+    for P in perceptions:
+        R = R + P @ R
+    return R * feedback(gradients)
+
+
+# ------------------------------------------------------------ Grad-ECLIP
+
+
+def grad_eclip(G, q, k, row, similarity=True, seen=None):
+    """One layer before the clamp: lambda_j times the sum over heads; q, k: (H, n, d)."""
+    n = G.shape[-1]
+    seen = list(range(n)) if seen is None else seen
+    h = torch.tensor([float(G[:, row, j].sum()) for j in range(n)], dtype=torch.float64)
+    if not similarity:
+        return h
+    query, keys = torch.cat(list(q[:, row])), [torch.cat(list(k[:, j])) for j in range(n)]
+    cosines = [float(query @ key / query.norm() / key.norm()) for key in keys]
+    least, most = min(cosines[j] for j in seen), max(cosines[j] for j in seen)
+    share = [(c - least) / (most - least) if j in seen else 0.0 for j, c in enumerate(cosines)]
+    return h * torch.tensor(share, dtype=torch.float64)

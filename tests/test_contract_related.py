@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_attn import AttCAT, AttentionGradCam, GradSam, TransitionAttention
+from captum_attn import (
+    AttCAT,
+    AttentionGradCam,
+    BeyondIntuition,
+    GradEclip,
+    GradSam,
+    TransitionAttention,
+)
 from tests.test_contract import NAMES, PADDED, arguments, close
 from tests.zoo import TWINS, ZOO, Case, Sample, output_tensor
 
@@ -19,6 +26,10 @@ METHODS: dict[str, tuple[type, dict[str, Any]]] = {
     "gradsam": (GradSam, {}),
     "gradsam_query": (GradSam, {"axis": "query"}),
     "attcat": (AttCAT, {}),
+    "bi_head": (BeyondIntuition, {"n_steps": 2}),
+    "bi_token": (BeyondIntuition, {"n_steps": 2, "perception": "token"}),
+    "eclip": (GradEclip, {}),
+    "eclip_all": (GradEclip, {"layers_explained": 9}),
     "tam": (TransitionAttention, {"n_steps": 2}),
 }
 # Where the mean over heads is negative everywhere, Grad-CAM's clamp leaves nothing.

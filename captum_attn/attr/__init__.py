@@ -4,9 +4,11 @@ from captum_attn.attr._base import AttentionAttribution, Block, Result, Run
 from captum_attn.attr.attcat import AttCAT
 from captum_attn.attr.attention_gradcam import AttentionGradCam
 from captum_attn.attr.attn_lrp import AttnLRP
+from captum_attn.attr.beyond_intuition import BeyondIntuition
 from captum_attn.attr.conservative_lrp import ConservativeLRP
 from captum_attn.attr.cp_lrp import CPLRP
 from captum_attn.attr.generic_attention import GenericAttention
+from captum_attn.attr.grad_eclip import GradEclip
 from captum_attn.attr.grad_sam import GradSam
 from captum_attn.attr.heterogenous import HeterogenousAttention
 from captum_attn.attr.partial_lrp import PartialLRP
@@ -23,10 +25,12 @@ __all__ = [
     "AttentionGradCam",
     "AttentionRollout",
     "AttnLRP",
+    "BeyondIntuition",
     "Block",
     "CPLRP",
     "ConservativeLRP",
     "GenericAttention",
+    "GradEclip",
     "GradSam",
     "HeterogenousAttention",
     "PartialLRP",

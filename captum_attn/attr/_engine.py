@@ -23,7 +23,7 @@ from captum_attn.errors import AttnError, TargetError
 from captum_attn.objectives import Objective, logit
 from captum_attn.observe import AttentionCall, observe
 from captum_attn.observe.capture.attention_call import detached
-from captum_attn.observe.capture.restore import left_as_found, modules_of
+from captum_attn.observe.capture.restore import drawing_again, left_as_found, modules_of
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.observation import watched
 from captum_attn.observe.operators.bridge import Rules
@@ -126,6 +126,7 @@ class Engine:
         additional = request.additional_forward_args
         values = checked(inputs, additional)
         rules = self.rules(options)
+        draw_again = drawing_again([m for root in roots for m in root.modules()])
         observation = observe(
             forward_func, values, additional, roots, self.structure, self.tap,
             () if rules is None else (rules,),
@@ -134,7 +135,7 @@ class Engine:
             mixed.mixing.draws = options.mixing_draws or mixed.mixing.draws
         states = observation.wiring.updates
         active = active_calls(states, request.layers, roots, request.start_layer)
-        run = Run(observation, options, active, inputs=inputs)
+        run = Run(observation, options, active, inputs=inputs, draw_again=draw_again)
         if rules is not None:
             self._check_rules(run, rules)
         return run
@@ -166,7 +167,7 @@ class Engine:
             found = ruled_pass(observation, value.objective, edges, rules, again)
             run.backward.relevances = dict(zip(calls, found, strict=True))
         run.again = partial(self._again, forward_func, request, run.options)
-        run.along = partial(self._calls_on, forward_func, request)
+        run.along = partial(self._calls_on, forward_func, request, run.draw_again)
         run.asked = partial(self._depended_on, forward_func, request, run.options)
         return run
 
@@ -183,6 +184,7 @@ class Engine:
         self,
         forward_func: Callable,
         request: Request,
+        draw_again: Callable[[], None],
         inputs: Inputs,
         calls: Sequence[AttentionCall],
         during: AbstractContextManager,
@@ -191,6 +193,7 @@ class Engine:
         roots, additional = modules_of(forward_func), request.additional_forward_args
         values = checked(inputs, additional)
         with left_as_found(roots), torch.enable_grad():
+            draw_again()  # a model that permutes its tokens (ViLT) does so alike
             with during:
                 seen = watched(forward_func, values, additional, roots, self.tap)
             value = explained_value(seen, request, True).objective

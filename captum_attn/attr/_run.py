@@ -55,6 +55,7 @@ class Run(Generic[Own]):
         asked (callable): inputs -> names of those that what is explained has a gradient for.
         shared (dict or None): what the targets of one forward pass have in common.
         inputs: as the user gave them.
+        draw_again (callable): sets the random generators back to where they were before the run.
         along (callable): see `calls_on`.
         notes (dict): what was worked out for this target, see `once`.
     """
@@ -67,6 +68,7 @@ class Run(Generic[Own]):
     asked: Callable[[Inputs], set[str]] | None = None
     shared: dict[Any, Any] | None = None
     inputs: Any = None
+    draw_again: Callable[[], None] = lambda: None
     along: Callable[..., list[tuple[AttentionCall, Tensor | None]]] | None = None
     notes: dict[Any, Any] = field(default_factory=dict, init=False)
 
@@ -105,7 +107,7 @@ class Run(Generic[Own]):
     def calls_on(
         self, inputs: Inputs, calls: Sequence[AttentionCall], during: AbstractContextManager
     ) -> list[tuple[AttentionCall, Tensor | None]]:
-        """Some calls as they are on other inputs, with the gradients of the same target there.
+        """Some calls as they are on other inputs, with the same target's gradients there.
 
         A forward and a backward pass more, and nothing else: which tokens ask and answer is not
         looked for again.

@@ -15,8 +15,10 @@ from captum_attn.attr import (
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
+    BeyondIntuition,
     ConservativeLRP,
     GenericAttention,
+    GradEclip,
     GradSam,
     HeterogenousAttention,
     PartialLRP,
@@ -51,6 +53,8 @@ METHODS: tuple[type[AttentionAttribution], ...] = (
     GradSam,
     AttCAT,
     TransitionAttention,
+    BeyondIntuition,
+    GradEclip,
 )
 # Beside ours, where every input is of floats; on token ids they fail.
 CAPTUM_METHODS: tuple[Method, ...] = (IntegratedGradients, Saliency)

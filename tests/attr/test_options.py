@@ -17,8 +17,10 @@ from captum_attn import (
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
+    BeyondIntuition,
     ConservativeLRP,
     GenericAttention,
+    GradEclip,
     GradSam,
     HeterogenousAttention,
     PartialLRP,
@@ -51,6 +53,8 @@ OWN = {
     AttentionGradCam: {"weights": "map"},
     GradSam: {"axis": "key"},
     AttCAT: {},
+    GradEclip: {"layers_explained": 1, "similarity": True},
+    BeyondIntuition: {"n_steps": 20, "baselines": None, "perception": "head"},
     TransitionAttention: {"n_steps": 20, "baselines": None, "normalize": False},
 }  # fmt: skip
 CALLS = (

@@ -9,14 +9,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from captum_attn import AttCAT, AttentionGradCam, GradSam, TransitionAttention
-from captum_attn.errors import OptionError
+from captum_attn import (
+    AttCAT,
+    AttentionGradCam,
+    BeyondIntuition,
+    GradEclip,
+    GradSam,
+    TransitionAttention,
+)
+from captum_attn.errors import OptionError, WiringError
 from tests import plain_related as plain
 from tests.attr.related import by_hand, inputs
 from tests.plain import close
 from tests.test_goldens import build
 from tests.test_goldens_two_streams import detr, detr_image, lxmert, lxmert_inputs  # noqa: F401
 from tests.test_goldens_two_streams import stored as golden
+from tests.zoo import ZOO
 
 VIT = "vit"
 
@@ -116,10 +124,14 @@ def along(x, target, n_steps, start=0.0):
 
 
 TAM_VIT = Path(__file__).parent.parent / "goldens" / "tam_vit"
-STARTS = [("tam_start0", {}), ("tam_start1", {"start_layer": 1}),
-          ("tam_start2", {"start_layer": 2}), ("tam_start3", {"start_layer": 3}),
-          ("tam_start0_steps5", {"n_steps": 5}),
-          ("tam_start0_no_integral", {"n_steps": 1})]  # fmt: skip
+STARTS = [
+    ("tam_start0", {}),
+    ("tam_start1", {"start_layer": 1}),
+    ("tam_start2", {"start_layer": 2}),
+    ("tam_start3", {"start_layer": 3}),
+    ("tam_start0_steps5", {"n_steps": 5}),
+    ("tam_start0_no_integral", {"n_steps": 1}),
+]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["eager", "fused"])
@@ -172,3 +184,152 @@ def test_baselines_that_do_not_fit_are_refused():
         TransitionAttention(model).attribute(x, 1, baselines=torch.zeros(2, 2, 2))
     with pytest.raises(OptionError, match="n_steps: expected an int >= 1"):
         TransitionAttention(model).attribute(x, 1, n_steps=0)
+
+
+def test_ids_are_scaled_as_the_tokens_that_enter_the_first_block():
+    """BERT: the output of the embeddings, positions and types included."""
+    case = ZOO["bert_eager"]
+    model, sample = case.fresh().double(), case.collate(case.raw(1))
+    name = case.stream
+    found = TransitionAttention(model).attribute_tokens(sample.inputs, 1, n_steps=3)[name][0]
+
+    def gradient(alpha):
+        def scale(module, args, kwargs):
+            given = "hidden_states" in kwargs
+            x = kwargs["hidden_states"] if given else args[0]
+            if given:
+                return args, {**kwargs, "hidden_states": alpha * x}
+            return (alpha * x, *args[1:]), kwargs
+
+        first = next(m for n, m in model.named_modules() if n.endswith("encoder.layer.0"))
+        hook = first.register_forward_pre_hook(scale, with_kwargs=True)
+        output = model(**sample.inputs, output_attentions=True)
+        hook.remove()
+        (last,) = torch.autograd.grad(output.logits[0, 1], [output.attentions[-1]])
+        return [A.detach()[0].double() for A in output.attentions], last[0].double()
+
+    maps = gradient(1.0)[0]
+    steps = [gradient(alpha)[1] for alpha in (0.0, 0.5, 1.0)]
+    close(found, plain.tam(maps, steps, 0), 1e-5)  # transformers' eager softmax is in float32
+
+
+# ------------------------------------------------------------ BI
+def recorded(model, x):
+    """What the values are, and what enters each block: (B, n, D) for every layer."""
+    values, entering, hooks = [], [], []
+    for block in model.blocks:
+        hooks.append(block.register_forward_pre_hook(lambda m, args: entering.append(args[0])))
+        value = block.attention.value
+        hooks.append(value.register_forward_hook(lambda m, args, out: values.append(out)))
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return values, entering
+
+
+@pytest.mark.parametrize("start_layer", [0, 1])
+@pytest.mark.parametrize("perception", ["head", "token"])
+def test_bi(perception, start_layer):
+    x = inputs()
+    model, maps, gradients = by_hand(x, 1)
+    steps, (values, entering) = along(x, 1, 3), recorded(model, x)
+    options = {"perception": perception, "n_steps": 3, "start_layer": start_layer}
+    method = BeyondIntuition(model)
+    readout = torch.full(x.shape[:2], 1 / x.shape[1], dtype=torch.float64)
+    (found,) = method.attribute_tokens(x, 1, **options).values()
+    (pooled,) = method.attribute_tokens(x, 1, readout=readout, **options).values()
+    for i in range(3):
+        if perception == "head":
+            perceived = [
+                plain.bi_head_map(A[i], G[i]) for A, G in zip(maps, gradients, strict=True)
+            ]
+        else:
+            projections = [block.attention.out.weight.detach().T for block in model.blocks]
+            perceived = [
+                plain.bi_token_map(A[i], v[i], W, E[i])
+                for A, v, W, E in zip(maps, values, projections, entering, strict=True)
+            ]
+        rows = plain.bi(perceived[start_layer:], [G[i] for G in steps])
+        close(found[i], rows[0])
+        close(pooled[i], rows.mean(0))
+
+
+# ------------------------------------------------------------ Grad-ECLIP
+CLIP = Path(__file__).parent.parent / "goldens" / "gradeclip_clip_4heads"
+
+
+@pytest.fixture(scope="module")
+def clip():
+    from transformers import CLIPConfig, CLIPModel
+
+    config = CLIPConfig(**json.loads((CLIP / "config.json").read_text()))
+    config._attn_implementation = "sdpa"
+    model = CLIPModel(config)
+    model.load_state_dict(load_file(CLIP / "weights.safetensors"), strict=False)
+    return model.double().eval(), load_file(CLIP / "inputs.safetensors")
+
+
+@pytest.mark.parametrize("image", [0, 1])
+@pytest.mark.parametrize("text", [0, 1])
+def test_grad_eclip_on_clip(clip, image, text):
+    """Both towers in one call; the stored maps are those of the cosine, texts cut and divided."""
+    model, given = clip
+    expected, scale = load_file(CLIP / "expected.safetensors"), model.logit_scale.exp().item()
+    pair = {
+        "input_ids": given["input_ids"][text : text + 1],
+        "pixel_values": given["pixel_values"][image : image + 1].double(),
+    }
+
+    def tokens(**options):
+        return GradEclip(model).attribute_tokens(pair, 0, **options)
+
+    for n in (1, 3):
+        found = tokens(layers_explained=n)["pixel_values"][0]
+        close(found[1:].view(4, 4) / scale, expected[f"heads4_image_n{n}"][image, text])
+        assert found[0] == 0  # no input enters [CLS]
+    bare = tokens(similarity=False)["pixel_values"][0, 1:].view(4, 4) / scale
+    close(bare, expected["heads4_image_noksim"][image, text])
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("image", [0, 1])
+def test_grad_eclip_on_the_text_of_clip(clip, image, n):
+    """Text 0 has no position behind EOT, which the authors' smallest and largest cosine heed."""
+    model, given = clip
+    expected = load_file(CLIP / "expected.safetensors")
+    pair = {"input_ids": given["input_ids"][:1],
+            "pixel_values": given["pixel_values"][image : image + 1].double()}  # fmt: skip
+    found = GradEclip(model).attribute_tokens(pair, 0, layers_explained=n)["input_ids"][0]
+    words = found[1:-1]
+    close(words / words.sum(), expected[f"heads4_text0_n{n}"][image])
+
+
+@pytest.mark.parametrize("layers_explained", [1, 2])
+@pytest.mark.parametrize("similarity", [True, False])
+def test_grad_eclip(similarity, layers_explained):
+    x = inputs()
+    model, _, gradients = by_hand(x, 1)
+    queries, keys, hooks = [], [], []
+    for block in model.blocks:
+        for module, seen in ((block.attention.query, queries), (block.attention.key, keys)):
+            hooks.append(module.register_forward_hook(lambda m, a, out, s=seen: s.append(out)))
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    options = {"similarity": similarity, "layers_explained": layers_explained}
+    (found,) = GradEclip(model).attribute_tokens(x, 1, **options).values()
+    (R,) = GradEclip(model).relevance_maps(x, 1, **options).values()
+    close(R[:, 0], found)
+    for i in range(3):
+        layers = []
+        for G, *operands in zip(gradients, queries, keys, strict=True):
+            q, k = (y[i].unflatten(-1, (4, -1)).transpose(0, 1) for y in operands)
+            layers.append(plain.grad_eclip(G[i], q, k, 0, similarity).clamp(min=0))
+        close(found[i], sum(layers[-layers_explained:]))
+
+
+def test_grad_eclip_says_what_it_is_meant_for(lxmert):  # noqa: F811
+    with pytest.raises(WiringError, match="meant for the two towers of CLIP"):
+        GradEclip(lxmert).attribute(lxmert_inputs("in0"), 1)

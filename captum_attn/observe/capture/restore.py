@@ -94,18 +94,31 @@ def _random_state(modules: list[nn.Module]) -> Iterator[None]:
     if not alone():
         yield
         return
-    devices = {p.device.index for m in modules for p in m.parameters(recurse=False) if p.is_cuda}
-    cpu, here, numpys = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    on_devices = {index: torch.cuda.get_rng_state(index) for index in devices}
+    draw_again = drawing_again(modules)
     try:
         yield
     finally:
+        draw_again()
+
+
+def drawing_again(modules: list[nn.Module]) -> Callable[[], None]:
+    """What sets the random generators back to where they are now, unless other threads draw too.
+
+    Then a run draws from copies of the process's generators, which begin where these are.
+    """
+    devices = {p.device.index for m in modules for p in m.parameters(recurse=False) if p.is_cuda}
+    cpu, here, numpys = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    on_devices = {index: torch.cuda.get_rng_state(index) for index in devices}
+
+    def draw_again() -> None:
         if alone():
             torch.set_rng_state(cpu)
             random.setstate(here)
             np.random.set_state(numpys)
             for index, state in on_devices.items():
                 torch.cuda.set_rng_state(state, index)
+
+    return draw_again
 
 
 def _warn_of_train_mode(modules: list[nn.Module]) -> None:

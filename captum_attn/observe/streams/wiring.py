@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captum_attn.errors import InputError, WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
-from captum_attn.observe.capture.leaf import BATCH_FIRST, Leaf, UntracedCall
+from captum_attn.observe.capture.leaf import BATCH_FIRST, PACKED, Leaf, UntracedCall
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.streams.entering import RowsAreNotExamples, crossing, entering
 from captum_attn.observe.streams.mixing_hops import MixingHops, Operand
@@ -281,7 +281,7 @@ class Wiring:
 
         roles = self.structure.get_or_compute(("roles", call.index), settle)
         if roles is None:
-            self._refuse_shared([m for _, members in operands for m in self.graph.leaves(members)])
+            self.refuse_shared([m for _, members in operands for m in self.graph.leaves(members)])
             raise WiringError(
                 f"{call.module!r}: which of the leading axes {call.lead} of its attention map "
                 f"(queries {tuple(call.q.shape)}, values {tuple(call.v.shape)}) holds the "
@@ -305,11 +305,11 @@ class Wiring:
         plain, coded = (gradients([(root.edge, v)], [call.edge])[0] for v in vectors)
         return roles_by_output(call, plain, coded, code)
 
-    def _refuse_shared(self, leaves: Iterable[Leaf]) -> None:
+    def refuse_shared(self, leaves: Iterable[Leaf]) -> None:
         """Raises where an input has other rows than the output has examples: one image, k texts."""
         rows = {leaf.name: len(leaf.tensor) for leaf in self.tap.leaves if leaf.name}
         for leaf in leaves:
-            if leaf.name and rows[leaf.name] % self.batch:
+            if leaf.name and (rows[leaf.name] % self.batch or leaf.layout == PACKED):
                 raise InputError(
                     f"the explained output has {self.batch} rows, and {leaf.name!r} has "
                     f"{rows[leaf.name]} (rows of the inputs: {rows}): what belongs to which "

@@ -320,7 +320,7 @@ class TokenTracer:
         for axis, size in enumerate(shape):
             code = self._signs(like, size).view([-1 if a == axis else 1 for a in range(len(shape))])
             in_one = Spread.of(plain, found(probe_vector * code)).in_one
-            spread += [axis] if size > 1 and in_one <= 0.5 else []
+            spread += [axis] if size > 1 and in_one < 0.95 else []
         if len(spread) != 1:
             return False
         one = torch.zeros_like(probe_vector)

@@ -100,6 +100,20 @@ class VectorChanges:
         lengths = before.norm(dim=-1)[:, None]
         return VectorChange(lengths, _in_a_row(after), dot, real, call.module)
 
+    def of_all_heads(self, update: AttentionState) -> tuple[Tensor, Tensor]:
+        """Lengths of the keys' vectors, and of all heads' values together through the projection.
+
+        Returns:
+            tuple of Tensor: (B, F k) each.
+
+        Raises:
+            WiringError: as `attention`.
+        """
+        call, matrix = update.call, self._linear_map(update.call)  # (H, d, D)
+        values = positions(call.fold(call.v.detach()).to(matrix))  # (B, F k, H d)
+        before, _ = self._keys(update)
+        return before.to(matrix).norm(dim=-1), (values @ matrix.flatten(0, 1)).norm(dim=-1)
+
     def _linear_map(self, call: AttentionCall) -> Tensor:
         residual, placement = self._residual(call), self._placement(call)
         branch = Branch(call, residual.branch, placement.layout, placement.index)
