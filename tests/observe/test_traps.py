@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from captum_attn import AttentionRollout, GenericAttention, RawAttention
-from captum_attn.errors import AttnError, ReadoutError
+from captum_attn.errors import AttnError, ReadoutError, TargetError
 from tests import plain
 from tests.plain import close, eye
 
@@ -723,15 +723,15 @@ def probability(output, target):
 
 
 def test_a_saturated_probability_still_finds_the_readout():
-    """Row 2 is found through the raw logit; the relevance itself stays the objective's: none."""
+    """Row 2 is found through the raw logit; what has no gradient at all is refused."""
     model, x = ready(Saturated), random(1, 4, DIM)
     target = int(model(x).argmax())
     A, G = plain.maps_and_gradients(model, lambda out: probability(out, target).sum(), x)
     assert not any(g.any() for g in G)
     rolled = AttentionRollout(model).attribute_tokens(x, target, objective=probability)
     close(rolled["tokens"][0], plain.rollout(A)[2])
-    relevance = GenericAttention(model).attribute_tokens(x, target, objective=probability)
-    close(relevance["tokens"][0], eye(4)[2])
+    with pytest.raises(TargetError, match="saturated"):
+        GenericAttention(model).attribute_tokens(x, target, objective=probability)
 
 
 # ------------------------------------------------------------ cross attention

@@ -52,12 +52,15 @@ def enter(
     if not token_map.mixed:
         moving, notes = token_map.moving, token_map.notes
         return InputMap(leaf, token_map.to, shape, moving=moving, notes=notes)
-    grid = kept[key] if key in kept else _feature_grid(leaf, rows, graph, tracer)
+    drawn = token_map.moving and token_map.partial is not None
+    # Behind patches that are drawn one by one, the order of the tokens is no axis of the image.
+    least = len(shape) - 1 if drawn and len(shape) > 2 else 1
+    grid = kept[key] if key in kept else _feature_grid(leaf, rows, graph, tracer, least)
     if not token_map.moving:
         kept[key] = grid
     if grid is not None:
         return InputMap(leaf, *grid)
-    if token_map.moving and token_map.partial is not None:
+    if drawn:
         warnings.warn(
             f"parts of {leaf.name!r} enter several tokens at once (patches that the model draws "
             "repeatedly); these parts get no relevance",
@@ -100,9 +103,13 @@ Grid = tuple[Tensor, tuple[int, ...], tuple[int | None, ...] | None, Box | None]
 
 
 def _feature_grid(
-    leaf: Leaf, rows: Tensor | Downstream, graph: Graph, tracer: TokenTracer
+    leaf: Leaf, rows: Tensor | Downstream, graph: Graph, tracer: TokenTracer, least: int
 ) -> Grid | None:
-    """The feature map on the way with one cell for each token, the nearest to the input."""
+    """The feature map on the way with one cell for each token, the nearest to the input.
+
+    Args:
+        least (int): how many axes its cells lie along at least.
+    """
     batch, own = graph.batch, leaf.axes(graph.batch)
     packed = leaf.layout == PACKED
     path = graph.between(rows.grad_fn, graph.bit[leaf])
@@ -134,7 +141,7 @@ def _feature_grid(
                 most = len(vary)
         if best is not None and maps[-1].mixed:
             break
-    if best is None:
+    if best is None or most < least:
         return None
     to, grid, node, along = best
     seen = _seen(leaf, rows, graph, tracer)
