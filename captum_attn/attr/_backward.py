@@ -216,7 +216,12 @@ def _norms_by_example(value: Tensor, read: Read, observation: Observation) -> Te
         read.norms(_gradients(value * one, read.edges, observation.graph.cuts)) for one in examples
     ]
     zeros = examples.new_zeros(1, read.state.n)
-    return torch.cat([zeros if one is None else one.to(zeros) for one in found])
+    norms = torch.cat([zeros if one is None else one.to(zeros) for one in found])
+    if bool(((norms > 0).sum(0) > 1).any()):  # one image of several texts is no example's own
+        graph = observation.graph
+        members = sum(graph.bit[call] for call in read.calls)
+        observation.wiring.refuse_shared(graph.leaves(graph.closed(members)))
+    return norms
 
 
 def _is_dead(read: Read, result: Backward) -> bool:

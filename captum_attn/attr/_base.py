@@ -373,7 +373,7 @@ class AttentionAttribution(GradientAttribution):
 
         def tokens(inputs: Inputs, request: Request) -> dict[str, Tensor]:
             with self._run(inputs, request, options) as run:
-                return self.explain(run).tokens()
+                return self.explain(run).tokens(inputs)
 
         return in_batches(tokens, inputs, request, internal_batch_size)
 

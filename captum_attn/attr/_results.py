@@ -57,15 +57,28 @@ class Result:
         rows = None if self.of_tokens is None else self.of_tokens.get(source)
         return self.run.like.new_zeros(self.run.batch, source.n) if rows is None else rows
 
-    def tokens(self) -> dict[str, Tensor]:
-        """Stream name -> (B, n), in the order of the inputs."""
+    def tokens(self, inputs: Inputs | None = None) -> dict[str, Tensor]:
+        """Stream name -> (B, n), in the order of the inputs.
+
+        Args:
+            inputs: as the user gave them; with them it is told which of them got nothing.
+        """
         if self.of_tokens is None:
             raise AttnError(
                 "the method gives relevance of the inputs' elements, not of tokens: expected a "
                 "call of `attribute`; sum its attributions over the elements of a token"
             )
         batch = self.run.batch
+        if inputs is not None:
+            names = self.run.observation.names
+            found = {name: self._of_its_tokens(name) for name in names}
+            check_heard(self.run, found, inputs, self.shows_calls)
         return {s.name: in_order(self.rows_of(s), input_order(s, batch)) for s in self.sources}
+
+    def _of_its_tokens(self, name: str) -> Tensor | None:
+        """The relevance of an input's tokens, (B, n of all its sources)."""
+        sources = [s for s in self.sources if any(e.leaf.name == name for e in s.entries)]
+        return torch.cat([self.rows_of(source) for source in sources], 1) if sources else None
 
     def attributions(self, inputs: Inputs, interpolation: str) -> Any:
         """Attributions in the container of the inputs, as `attribute` returns them."""

@@ -26,12 +26,13 @@ def check_heard(
     Inputs that are added to another one's tokens (`token_type_ids`) share that one's relevance.
 
     Args:
-        found (Mapping): name of an input -> its attribution; None: it entered no token stream.
+        found (Mapping): name of an input -> its attribution, or the relevance of its tokens; None:
+            it entered no token stream.
         inputs: as the user gave them.
         shows_calls (bool): whether the method shows single attention calls, see `Result`.
 
     Raises:
-        WiringError: if no input got anything, though every attention call counts.
+        WiringError: if no input got anything, because none's tokens are read.
     """
     silent = [name for name, laid in found.items() if laid is None or not bool(laid.any())]
     if not isinstance(run.observation, Observation):  # relevance of the elements themselves
@@ -44,20 +45,15 @@ def check_heard(
     silent = [name for name in silent if name in depended_on]
     if not silent:
         return
+    entered = {name for name in silent if _enters(run, name)}
+    reasons = [_reason(name in entered, shows_calls) for name in silent]
     message = (
         f"{', '.join(map(repr, silent))} got no relevance although the explained output depends "
-        f"on it: {'; '.join(dict.fromkeys(_reason(run, name, shows_calls) for name in silent))}"
+        f"on it: {'; '.join(dict.fromkeys(reasons))}"
     )
-    if (
-        none_heard
-        and not shows_calls
-        and all(run.counts(state.call) for state in run.attention_states)
-    ):
-        raise WiringError(
-            f"{message}; explain another target, or use a method that counts negative "
-            "contributions (HeterogenousAttention with correction='absolute') or none "
-            "(AttentionRollout)"
-        )
+    all_count = all(run.counts(state.call) for state in run.attention_states)
+    if none_heard and not entered and not shows_calls and all_count:
+        raise WiringError(f"{message}; explain it with a method that needs no tokens")
     warnings.warn(message, stacklevel=3)
 
 
@@ -75,18 +71,25 @@ def _is_connected(run: Run, name: str) -> bool:
     return any(reached & graph.bit[leaf] for leaf in leaves)
 
 
-def _reason(run: Run, name: str, shows_calls: bool) -> str:
-    entered = {
-        state.source
-        for state in ancestry(list(run.weights))
-        if isinstance(state, InitialState)
-        and any(entry.leaf.name == name for entry in state.source.entries)
-    }
+def _enters(run: Run, name: str) -> bool:
+    """Whether an input's tokens are among those that what is read was made of."""
+    sources = [
+        state.source for state in ancestry(list(run.weights)) if isinstance(state, InitialState)
+    ]
+    return any(entry.leaf.name == name for source in sources for entry in source.entries)
+
+
+def _reason(entered: bool, shows_calls: bool) -> str:
     if entered and shows_calls:
         return (
             "the attention calls that are shown read other tokens; AttentionRollout and "
             "GenericAttention follow the tokens further down"
         )
     if entered:
-        return "whatever reaches its tokens from those that the output reads is 0"
+        return (
+            "whatever reaches its tokens from those that the output reads is 0 or counts against "
+            "the target; explain another target, or use a method that counts negative "
+            "contributions (HeterogenousAttention with correction='absolute') or none "
+            "(AttentionRollout)"
+        )
     return "it enters by another way than as tokens that an attention call reads"

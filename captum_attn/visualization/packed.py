@@ -63,7 +63,7 @@ def unpack_patches(
     counts = [math.prod(grid) for grid in grids]
     if sum(counts) != len(patches) or any(h % merge_size or w % merge_size for _, h, w in grids):
         raise InputError(
-            f"expected the {sum(counts)} patches of the grids {grids}, whole blocks of "
+            f"expected the {sum(counts)} patches of the grids {grids}, in whole blocks of "
             f"{merge_size} x {merge_size}, got {len(patches)}"
         )
     inside = (1, 1) if patches.ndim == 1 else (channels, temporal_patch_size)

@@ -310,7 +310,7 @@ class Latents(Trap):
 
 def test_raw_attention_says_that_its_map_reads_no_input():
     model, media = ready(Latents), random(2, 5, 6)
-    with pytest.warns(UserWarning, match="'queries_1'.*learned tokens"):
+    with pytest.warns(UserWarning, match="'media' got no relevance.*are shown read other tokens"):
         tokens = RawAttention(model).attribute_tokens(media, target=1)
     for b in range(2):
         A, _ = plain.maps_and_gradients(model, lambda out: out[0, 1], media[b : b + 1])

@@ -228,8 +228,9 @@ class MixingHops:
     @staticmethod
     def _rows(operand: Operand) -> list[Downstream]:
         """The rows of an operand, and of the others that have as many."""
-        rows = [operand.call.rows(t) for t in (operand.tensor, *operand.beside)]
-        return [Downstream.rows(r) for r in rows if r.shape[1] == rows[0].shape[1]]
+        call, own = operand.call, operand.call.rows(operand.tensor)
+        beside = [call.rows(t) for t in operand.beside if _fits(call, t)]
+        return [Downstream.rows(r) for r in (own, *beside) if r.shape[1] == own.shape[1]]
 
     def _mixed(
         self,
@@ -309,6 +310,13 @@ class MixingHops:
         calls = self.graph.calls(operand.named)
         before = f"between {calls[-1].module!r} and " if calls else "before "
         return tuple(dict.fromkeys(names)) or (before + repr(operand.call.module),)
+
+
+def _fits(call: AttentionCall, operand: Tensor) -> bool:
+    """Whether an operand has as many heads as the call; grouped keys have fewer."""
+    lead = operand.shape[:-2]
+    alike = len(lead) == len(call.lead)
+    return alike and all(a in (1, b) for a, b in zip(lead, call.lead, strict=True))
 
 
 def _name(node: Node) -> str:

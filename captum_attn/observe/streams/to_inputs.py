@@ -196,7 +196,8 @@ def _from_grid(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor
     axes = list(entry.axes or ())
     values = _gather(relevance, entry.to).view(batch, *entry.shape)
     nowhere = [a + 1 for a, axis in enumerate(axes) if axis is None]
-    values = values.sum(nowhere) if nowhere else values
+    if nowhere:  # a token of several cells there is one token still
+        values = (values / _cells_of_its_token(entry).to(values)).sum(nowhere)
     along = [axis for axis in axes if axis is not None]
     order = sorted(range(len(along)), key=along.__getitem__)
     values = values.permute(0, *(o + 1 for o in order))  # grid axes in the input's order
@@ -217,3 +218,13 @@ def _from_grid(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor
     part = [slice(None)] + [slice(start, end) for start, end in box]
     full[tuple(part)] = values
     return full
+
+
+def _cells_of_its_token(entry: InputMap) -> Tensor:
+    """How many cells of a feature map have the token of each cell, (B or 1, *grid)."""
+    if entry.to is None:
+        return torch.ones(1, *entry.shape)
+    index = entry.to + 1  # 0: no token
+    met = torch.zeros(len(index), int(index.max()) + 1, device=index.device)
+    met.scatter_add_(1, index, torch.ones_like(index, dtype=met.dtype))
+    return met.gather(1, index).view(-1, *entry.shape)

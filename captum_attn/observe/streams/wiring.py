@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captum_attn.errors import InputError, WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
-from captum_attn.observe.capture.leaf import BATCH_FIRST, Leaf, UntracedCall
+from captum_attn.observe.capture.leaf import BATCH_FIRST, PACKED, Leaf, UntracedCall
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.streams.entering import RowsAreNotExamples, crossing, entering
 from captum_attn.observe.streams.mixing_hops import MixingHops, Operand
@@ -281,7 +281,7 @@ class Wiring:
 
         roles = self.structure.get_or_compute(("roles", call.index), settle)
         if roles is None:
-            self._refuse_shared([m for _, members in operands for m in self.graph.leaves(members)])
+            self.refuse_shared([m for _, members in operands for m in self.graph.leaves(members)])
             raise WiringError(
                 f"{call.module!r}: which of the leading axes {call.lead} of its attention map "
                 f"(queries {tuple(call.q.shape)}, values {tuple(call.v.shape)}) holds the "
@@ -305,11 +305,11 @@ class Wiring:
         plain, coded = (gradients([(root.edge, v)], [call.edge])[0] for v in vectors)
         return roles_by_output(call, plain, coded, code)
 
-    def _refuse_shared(self, leaves: Iterable[Leaf]) -> None:
+    def refuse_shared(self, leaves: Iterable[Leaf]) -> None:
         """Raises where an input has other rows than the output has examples: one image, k texts."""
         rows = {leaf.name: len(leaf.tensor) for leaf in self.tap.leaves if leaf.name}
         for leaf in leaves:
-            if leaf.name and rows[leaf.name] % self.batch:
+            if leaf.name and (rows[leaf.name] % self.batch or leaf.layout == PACKED):
                 raise InputError(
                     f"the explained output has {self.batch} rows, and {leaf.name!r} has "
                     f"{rows[leaf.name]} (rows of the inputs: {rows}): what belongs to which "
@@ -337,7 +337,7 @@ class Wiring:
                 return state
         pairs = list(zip(found, maps, strict=True))
         pairs = [pair for pair in pairs if not enters_nowhere(pair[1])] or pairs
-        if self._are_mixed(pairs, n):
+        if self._are_mixed(pairs, rows):
             state = self.mixing_hops.state(self._mixed_operand(call, side, operand, named))
         else:
             folded = call.windows > 1
@@ -367,12 +367,13 @@ class Wiring:
             parts, leaves, rows, members, asking=asking, folded=folded
         )
 
-    def _are_mixed(self, pairs: list[tuple[Member, TokenMap]], n: int) -> bool:
+    def _are_mixed(self, pairs: list[tuple[Member, TokenMap]], rows: Tensor) -> bool:
         """Whether tokens of earlier calls, or ids that fill positions, enter several positions.
 
         Not so for ids that are added to tokens which are there already (the kind of an image), nor
         for overlapping pictures, which are followed by the feature map that they become.
         """
+        n = rows.shape[1]
         there = torch.zeros(self.batch, n, dtype=torch.bool)
         for member, token_map in sorted(pairs, key=lambda pair: _order(pair[0])):
             if not token_map.mixed:
@@ -380,8 +381,10 @@ class Wiring:
                 continue
             if isinstance(member, AttentionCall):
                 return True
-            if member.ids is not None and not bool(there.all()):
-                return True
+            if member.ids is None or bool(there.all()):
+                continue
+            if not self.tracer.any_enters(rows, [self.upstream(member)], there):
+                return True  # else added to tokens that nothing has mixed, and to learned ones
         return False
 
     def _mixed_operand(
@@ -416,7 +419,7 @@ class Wiring:
             here = isinstance(member, Leaf) and call.packed
             if leaves and (here or token_map.mixed and crossing(self.tracer, rows, upstream)):
                 raise RowsAreNotExamples(leaves)
-        if self._are_mixed(list(zip(found, maps, strict=True)), rows.shape[1]):
+        if self._are_mixed(list(zip(found, maps, strict=True)), rows):
             self.structure.entries["mixed", call.index, side] = maps
             return found, maps
         for i, member in enumerate(found):

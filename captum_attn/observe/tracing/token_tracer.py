@@ -249,12 +249,21 @@ class TokenTracer:
             entered = entered or not bool(zero.all())
         return True if entered else None
 
-    def any_enters(self, rows: Tensor, upstreams: Sequence[Upstream]) -> bool:
-        """Whether any upstream token enters anywhere: "none does" is not "not observed"."""
+    def any_enters(
+        self, rows: Tensor, upstreams: Sequence[Upstream], inside: Tensor | None = None
+    ) -> bool:
+        """Whether any upstream token enters anywhere: "none does" is not "not observed".
+
+        Args:
+            inside (Tensor, optional): (B, P), the positions that count; None: all.
+        """
         edges = [upstream.edge for upstream in upstreams]
         if not edges or not rows.requires_grad:
             return False
-        found = gradients([(rows, self.random(rows, *rows.shape))], edges, self._cuts)
+        vector = self.random(rows, *rows.shape)
+        if inside is not None:
+            vector = vector * inside.to(rows)[..., None]
+        found = gradients([(rows, vector)], edges, self._cuts)
         return any(g is not None and bool(g.any()) for g in found)
 
     def share_in_one(self, rows: Tensor, axis: int, upstreams: Sequence[Upstream]) -> float | None:
@@ -311,7 +320,7 @@ class TokenTracer:
         for axis, size in enumerate(shape):
             code = self._signs(like, size).view([-1 if a == axis else 1 for a in range(len(shape))])
             in_one = Spread.of(plain, found(probe_vector * code)).in_one
-            spread += [axis] if size > 1 and in_one <= 0.5 else []
+            spread += [axis] if size > 1 and in_one < 0.95 else []
         if len(spread) != 1:
             return False
         one = torch.zeros_like(probe_vector)
