@@ -74,7 +74,7 @@ def case() -> tuple[nn.Module, Tensor]:
 def test_signatures_show_the_options_keyword_only(method: type, call: str) -> None:
     for of in (getattr(method, call), getattr(method(case()[0]), call)):
         parameters = inspect.signature(of).parameters
-        expected = {**OWN[method], "block_size": None}
+        expected = {**OWN[method], "block_size": None, "mixing_draws": None}
         assert list(parameters)[-len(expected) :] == list(expected)
         for name, default in expected.items():
             assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
@@ -98,7 +98,7 @@ def test_a_method_of_a_method_shows_both_options() -> None:
             power: float = 1.0
 
     names = list(inspect.signature(Child.attribute).parameters)
-    expected = [*OWN[GenericAttention], "power", "block_size"]
+    expected = [*OWN[GenericAttention], "power", "block_size", "mixing_draws"]
     assert names[-len(expected) :] == expected
     assert "power" not in inspect.signature(GenericAttention.attribute).parameters
     model, inputs = case()
