@@ -22,6 +22,8 @@ from captum_attn.observe.capture.functions import without_override_check
 from captum_attn.observe.capture.own_random import DRAWING, OwnRandom
 from captum_attn.observe.capture.tensor_notes import mapped
 
+_GRAD = torch.autograd.grad
+
 
 class OwnState:
     """The run's own weights, buffers and random numbers, made as they are used.
@@ -142,9 +144,9 @@ class _Recomputing(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        if func is torch.autograd.grad:
+        if func in (_GRAD, torch.autograd.grad):  # somebody may have wrapped it
             with self:  # a mode is off inside its own handler
-                return without_override_check(func)(*args, **(kwargs or {}))
+                return without_override_check(_GRAD)(*args, **(kwargs or {}))
         if func in DRAWING and self._own.draws_own:
             raise AttnError(
                 "a checkpointed part of a model in train mode draws its random numbers again in "
