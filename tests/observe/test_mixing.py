@@ -311,3 +311,18 @@ def test_vtranm_on_a_hybrid():
     model = Mixed("conv", 16).eval()
     found = VTranM(model).attribute(IDS, 1)
     assert found.shape == IDS.shape and (found > 0).all()
+
+
+def test_a_parameter_on_the_way_has_a_single_axis():
+    """A norm's weight, cast on the way, is a node of the graph with one axis."""
+
+    class Weighted(Mixed):
+        def __init__(self):
+            super().__init__("scan", 16)
+            self.scale = nn.Parameter(torch.rand(16))
+
+        def mix(self, x, i):
+            return super().mix(x * self.scale.double().exp(), i)
+
+    found = GenericAttention(Weighted().eval()).attribute(IDS, 1)
+    assert found.shape == IDS.shape and (found > 0).any()

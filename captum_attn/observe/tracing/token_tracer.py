@@ -390,6 +390,5 @@ def _map(
 
 def _partly_zero(tensor: Tensor) -> frozenset[int]:
     """The axes at some index of which everything is zero."""
-    seen = tensor != 0
-    axes = range(tensor.ndim)
-    return frozenset(a for a in axes if not bool(seen.movedim(a, 0).flatten(1).any(1).all()))
+    by_axis = [(tensor != 0).movedim(axis, 0).reshape(n, -1) for axis, n in enumerate(tensor.shape)]
+    return frozenset(axis for axis, seen in enumerate(by_axis) if not bool(seen.any(1).all()))
