@@ -133,7 +133,7 @@ class StreamBuilder:
         entries: list[InputMap] = []
         taken = torch.zeros(self.batch, rows.shape[1], dtype=torch.bool)
         of_names: dict[str, Tensor] = {}
-        for leaf, token_map in sorted(leaves, key=lambda pair: (pair[1].mixed, pair[0].order)):
+        for leaf, token_map in sorted(leaves, key=_content_first):
             if (among or entries) and leaf.of_integers and token_map.mixed:
                 self.added.add(leaf.name)
                 continue  # spread over tokens that are there already, as the id of their image is
@@ -280,6 +280,12 @@ def _regrouped(born: InputMap, now: InputMap, n: int) -> bool:
     if bool(((inside < 0) & (after >= 0)).any()):
         return False  # elements that have not entered before
     return determines(before, after)  # a token is whole or absent; several may have been merged
+
+
+def _content_first(pair: tuple[Leaf, TokenMap]) -> tuple[bool, int]:
+    """As in the forward signature; integers that are spread over tokens (a time step) come last."""
+    leaf, token_map = pair
+    return token_map.mixed and leaf.of_integers, leaf.order
 
 
 def is_image(leaf: Leaf) -> bool:
