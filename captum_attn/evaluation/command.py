@@ -210,8 +210,9 @@ def _keywords(option: str, call: ast.Call) -> dict[str, Any]:
 
 def _check_data(model: str, data: Path | None, masks: Path | None) -> None:
     if data is None and model not in EMBEDDED:
+        own = [name for name in EMBEDDED if name != "smollm2"]
         raise OptionError(
-            f"--data: only {', '.join(EMBEDDED)} bring data of their own; give a folder or a file"
+            f"--data: only {', '.join(own)} bring data of their own; give a folder or a file"
         )
     if data is not None and not (is_file(data) or is_folder(data)):
         raise InputError(f"no folder or file at '{data}'; see --data")
@@ -239,11 +240,11 @@ def _dataset(
 ) -> Any:
     from captum_attn.evaluation.data import ImageFolder, TextFile
 
+    if loaded.next_token:
+        raise OptionError(f"'{name}' is a language model: see captum-attn explain-text")
     if data is None:
         assert loaded.examples is not None
         return loaded.examples(limit, seed)
-    if loaded.next_token:
-        raise OptionError(f"'{name}' is a language model: see captum-attn explain-text")
     if is_file(data):
         if loaded.tokenizer is None:
             raise OptionError(f"'{name}' is for images: give --data a folder")

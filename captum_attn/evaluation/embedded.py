@@ -116,8 +116,16 @@ def mask_picture(path: Path) -> Picture:
     return Image.fromarray((on * 255).astype("uint8")).convert("RGB")
 
 
+def _smollm2(labels: Sequence[str] | None) -> Loaded:
+    from captum_attn.toy.smollm2 import load_smollm2
+
+    model, tokenizer = load_smollm2()
+    return Loaded(model, tokenizer=tokenizer, next_token=True)
+
+
 EMBEDDED: dict[str, Callable[[Sequence[str] | None], Loaded]] = {
     "digit-vit": _digit_vit,
     "texture-vit": _texture_vit,
     "topics": _topics,
+    "smollm2": _smollm2,
 }

@@ -52,8 +52,9 @@ def explain_text_command(
         str,
         typer.Option(
             metavar="NAME",
-            help="topics (a real zero-shot classifier that needs no download), or a folder or hub "
-            "id of transformers: a text classifier or a causal language model.",
+            help="topics (a real zero-shot classifier that needs no download), smollm2 (a real "
+            "language model, once its package is installed), or a folder or hub id of "
+            "transformers: a text classifier or a causal language model.",
         ),
     ],
     method: Annotated[list[str] | None, _method_option(TEXT_METHOD)] = None,
