@@ -180,6 +180,8 @@ def explained_value(observation: Watched, request: Request, with_gradient: bool)
     if not isinstance(value, Tensor) or value.shape != (batch,):
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TargetError(f"objective: expected a tensor of shape ({batch},), got {got}")
+    if not bool(torch.isfinite(value).all()):
+        raise TargetError("objective: expected finite numbers, got NaN or inf")
     if not value.requires_grad:
         raise TargetError(
             "objective: expected a tensor that depends on the output with a gradient, got a "

@@ -27,12 +27,20 @@ def checked(inputs: Any, additional: Any) -> tuple[Tensor, ...] | Mapping[str, A
             "expected a Tensor, a tuple of Tensors or a Mapping of them (a tokenizer's or "
             f"processor's output), got {type(inputs).__name__}"
         )
+    _check_additional(additional)
     formatted: tuple[Tensor, ...] = _format_tensor_into_tuples(inputs)
     for i, value in enumerate(formatted):
         check_kind(f"input {i}", value)
         _check_batch(f"input {i}", value, formatted[0])
         _check_finite(f"input {i}", value)
     return formatted
+
+
+def _check_additional(additional: Any) -> None:
+    """Sparse and complex tensors may be what the model takes; others have no numbers to take."""
+    for i, value in enumerate(additional if isinstance(additional, tuple) else (additional,)):
+        if isinstance(value, Tensor) and not (value.is_sparse or value.is_complex()):
+            check_kind(f"additional_forward_args, {i}", value)
 
 
 def _checked_mapping(inputs: Mapping[str, Any], additional: Any) -> Mapping[str, Any]:
@@ -56,7 +64,8 @@ def _checked_mapping(inputs: Mapping[str, Any], additional: Any) -> Mapping[str,
     if not tensors:
         raise InputError(f"expected a Mapping with tensors, got entries {list(inputs)}")
     for name, value in tensors.items():
-        check_kind(repr(name), value)
+        if not value.is_complex():  # rotations, which are no tokens
+            check_kind(repr(name), value)
         if value.ndim == 0 or value.shape[0] == 0:
             raise InputError(f"{name!r}: expected at least one example, got {tuple(value.shape)}")
         _check_finite(repr(name), value, -torch.inf if "mask" in name else None)

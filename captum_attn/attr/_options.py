@@ -85,8 +85,9 @@ def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return any(type(value) is type(one) and value == one for one in get_args(kind))
     if kind in (int, float):  # True is an int to Python
-        numbers = (int, float) if kind is float else int
-        return isinstance(value, numbers) and not isinstance(value, bool)
+        if isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
+            return False  # more than torch computes with
+        return isinstance(value, (int, float) if kind is float else int)
     return isinstance(value, kind) if isinstance(kind, type) else True
 
 

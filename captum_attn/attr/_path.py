@@ -7,17 +7,19 @@ that enter the first block are: what a module on the way to the first attention 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_attn._checks import shown
+from captum_attn._checks import FAILURES, shown, whole
 from captum_attn.attr._inputs import Inputs
 from captum_attn.attr._run import Run
 from captum_attn.errors import OptionError
 from captum_attn.observe import AttentionCall, Block
+from captum_attn.observe.capture.module_stack import hooked
+from captum_attn.observe.capture.tensor_kinds import check_kind
 from captum_attn.observe.streams.states import Source
 
 Baselines = float | Tensor | tuple | Mapping | None
@@ -26,8 +28,7 @@ At = tuple[AttentionCall, Tensor | None]
 
 
 def check_steps(n_steps: int) -> None:
-    if n_steps < 1:
-        raise OptionError(f"n_steps: expected an int >= 1, got {shown(n_steps)}")
+    whole("n_steps", n_steps, least=1, most=2**31)
 
 
 def path_gradients(
@@ -97,10 +98,12 @@ def _baseline_of(baselines: Baselines, name: str, place: int) -> Any:
 def _between(baseline: Any, x: Tensor, alpha: float) -> Tensor:
     if baseline is None:
         return x * alpha
-    start = torch.as_tensor(baseline, dtype=x.dtype, device=x.device)
     try:
+        if isinstance(baseline, Tensor):
+            check_kind("baselines", baseline)
+        start = torch.as_tensor(baseline, dtype=x.dtype, device=x.device)
         fits = torch.broadcast_shapes(start.shape, x.shape) == x.shape
-    except RuntimeError:
+    except FAILURES:
         fits = False
     if not fits:
         raise OptionError(
@@ -116,17 +119,13 @@ def _scaling(
     run: Run[Any], alpha: float, baselines: Baselines, roots: Sequence[nn.Module]
 ) -> Iterator[None]:
     """Scales the tokens that enter the first block of every stream, while the model runs."""
-    hooks: list[Any] = []
     done: list[Source] = []
-    try:
+    with ExitStack() as hooks:
         for source in run.observation.wiring.sources:
             for module in _on_the_way(run, source, roots):
                 hook = _hook(run, source, done, lambda x: _between(baselines, x, alpha))
-                hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+                hooks.enter_context(hooked(module, hook))
         yield
-    finally:
-        for handle in hooks:
-            handle.remove()
     if len(done) < len(run.observation.wiring.sources):
         raise OptionError(
             "the tokens that enter the first block were not observed (no module on the way to the "

@@ -40,6 +40,8 @@ def images() -> Tensor:
 @pytest.mark.parametrize("wrapped", [False, True], ids=["tensor", "mapping"])
 def test_an_input_of_an_unusual_kind(change, words, wrapped, images, left_as_found):
     model, given = ZOO["vit_cls"].model(), change(images)
+    if wrapped and given.is_complex():
+        pytest.skip("what stands beside the inputs in a Mapping may be complex: rotations")
     with left_as_found(model), pytest.raises(InputError, match=words):
         GenericAttention(model).attribute({"x": given} if wrapped else given, 1)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from captum_attn import AttentionRollout, AttnLRP, GenericAttention, VTranM
 from captum_attn.errors import AttnError
+from tests.attr.hard import METHODS
 from tests.zoo import ZOO, bert
 
 THREADS = 4
@@ -137,6 +138,27 @@ def test_four_threads_on_several_models_and_methods(rounds, left_as_found):
     for results, right in zip(found, expected, strict=True):
         for result in results:
             for a, b in zip(result, right, strict=True):
+                assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.__name__)
+def test_every_method_in_four_threads_on_one_model(method, left_as_found):
+    model, inputs = ZOO["bert"].fresh(), ZOO["bert"].sample().inputs
+    expected = [rows(method(model), inputs, target) for target in range(THREADS)]
+    found: dict[int, list[Any]] = {i: [] for i in range(THREADS)}
+
+    def explain(i: int) -> Callable[[], None]:
+        def work() -> None:
+            for _ in range(2):
+                found[i].append(rows(method(model), inputs, i))
+
+        return work
+
+    with left_as_found(model, inputs):
+        at_once(*(explain(i) for i in range(THREADS)))
+    for i, results in found.items():
+        for result in results:
+            for a, b in zip(result, expected[i], strict=True):
                 assert torch.equal(a, b)
 
 

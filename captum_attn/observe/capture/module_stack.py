@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -88,6 +88,21 @@ class ModuleStack:
             if self._running[depth] is module:
                 del self._running[depth:]
                 return
+
+
+@contextmanager
+def hooked(module: nn.Module, hook: Callable[[nn.Module, tuple, dict], Any]) -> Iterator[None]:
+    """A forward pre-hook with keywords on one module, which other threads' runs pass by."""
+    thread = threading.get_ident()
+
+    def of_this_thread(module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        return hook(module, args, kwargs) if threading.get_ident() == thread else None
+
+    def change() -> Callable[[], None]:
+        return module.register_forward_pre_hook(of_this_thread, with_kwargs=True).remove
+
+    with shared_state.changed([(("hook", id(of_this_thread)), change)]):
+        yield
 
 
 def _has_compiled_parts(root: nn.Module) -> bool:
