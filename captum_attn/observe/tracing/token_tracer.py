@@ -390,6 +390,6 @@ def _map(
 
 def _partly_zero(tensor: Tensor) -> frozenset[int]:
     """The axes at some index of which everything is zero."""
-    seen = tensor != 0
+    seen = (tensor != 0)[..., None]
     axes = range(tensor.ndim)
     return frozenset(a for a in axes if not bool(seen.movedim(a, 0).flatten(1).any(1).all()))
