@@ -23,7 +23,6 @@ from torch import Tensor, nn
 import captum_attn
 from captum_attn import objectives
 from captum_attn.attr import AttentionAttribution
-from captum_attn.attr._lrp import InputRelevance
 from tests.metrics import hard as metrics_hard
 
 METHODS = {
@@ -92,8 +91,6 @@ def calls() -> dict[str, tuple[Callable, dict[str, Any]]]:
     for case, (model, inputs, target) in CASES.items():
         for name, method in METHODS.items():
             for entry in ENTRIES:
-                if entry.endswith("_maps") and issubclass(method, InputRelevance):
-                    continue  # has none, and says so
                 targets = {"targets": [target, target]} if "_each" in entry else {"target": target}
                 call = _call(method, model, entry)
                 found[f"{name}.{entry} of {case}"] = call, {"inputs": inputs, **targets}

@@ -56,7 +56,8 @@ def enter(
     # Behind patches that are drawn one by one, the order of the tokens is no axis of the image.
     least = len(shape) - 1 if drawn and len(shape) > 2 else 1
     grid = kept[key] if key in kept else _feature_grid(leaf, rows, graph, tracer, least)
-    if not token_map.moving:
+    # Cells that enter nowhere may do so for their content: a mask that multiplies, a dead unit.
+    if not token_map.moving and (grid is None or bool((grid[0] >= 0).all())):
         kept[key] = grid
     if grid is not None:
         return InputMap(leaf, *grid)
