@@ -145,7 +145,7 @@ def _feature_grid(
     if best is None or most < least:
         return None
     to, grid, node, along = best
-    seen = _seen(leaf, rows, graph, tracer)
+    seen = _seen(leaf, node, along, tracer)
     runs = _axes(leaf, node, along, seen, graph, tracer)
     return to, grid, runs, _box(seen, runs, grid)
 
@@ -262,12 +262,22 @@ def _element_axis(leaf: Leaf, axis: int) -> int:
     return axis - 1
 
 
-def _seen(leaf: Leaf, rows: Tensor | Downstream, graph: Graph, tracer: TokenTracer) -> Tensor:
-    """Which elements of a leaf any token sees, (B, *axes), (1, *axes) of a packed one."""
-    down = Downstream.rows(rows) if isinstance(rows, Tensor) else rows
-    vector = down.placed(tracer.random(down.like, *down.shape))
-    (found,) = gradients([(down.edge, vector)], [leaf.tensor], graph.cuts)
-    seen = leaf.tensor.new_zeros(leaf.tensor.shape) if found is None else found.ne(0).float()
+def _seen(leaf: Leaf, node: Node, along: list[int], tracer: TokenTracer) -> Tensor:
+    """Which elements of a leaf a feature map sees, (B, *axes), (1, *axes) of a packed one.
+
+    All of them, where cells at an end of the map see nothing: silence and masks have no gradient,
+    which says nothing about what is seen.
+    """
+    vector = tracer.random(leaf.tensor, *shape_of(node))
+    (found,) = gradients([(GradientEdge(node, 0), vector)], [leaf.tensor])
+    seen = torch.zeros_like(leaf.tensor) if found is None else found.ne(0).to(leaf.tensor)
+    for axis in along:
+        for place in (0, vector.shape[axis] - 1):
+            end = torch.zeros_like(vector)
+            end.select(axis, place).copy_(vector.select(axis, place))
+            (found,) = gradients([(GradientEdge(node, 0), end)], [leaf.tensor])
+            if found is None or not bool(found.any()):
+                seen = torch.ones_like(leaf.tensor)
     if leaf.layout == PACKED:
         return seen[None]
     return seen.transpose(0, 1) if leaf.layout == LENGTH_FIRST else seen
