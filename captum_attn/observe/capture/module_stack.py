@@ -95,8 +95,11 @@ def hooked(module: nn.Module, hook: Callable[[nn.Module, tuple, dict], Any]) -> 
     """A forward pre-hook with keywords on one module, which other threads' runs pass by."""
     thread = threading.get_ident()
 
-    def of_this_thread(module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        return hook(module, args, kwargs) if threading.get_ident() == thread else None
+    def of_this_thread(module: nn.Module, args: tuple, kwargs: dict | None = None) -> Any:
+        # torch leaves the keywords out where the hook is taken off while another thread calls it
+        if threading.get_ident() != thread or kwargs is None:
+            return None
+        return hook(module, args, kwargs)
 
     def change() -> Callable[[], None]:
         return module.register_forward_pre_hook(of_this_thread, with_kwargs=True).remove
