@@ -211,3 +211,25 @@ def test_the_hooks_are_gone_after_an_exception(error, x):
     with pytest.raises(error, match="on purpose"):
         GenericAttention(model).attribute(x, target=1)
     assert hooks() == before
+
+
+@pytest.mark.filterwarnings("error:Using `torch.compile")
+def test_compiled_models_and_parts(x):
+    """Which would warn of hooks on all modules."""
+    whole, part = Model().eval(), Model().eval()
+    part.layers[1] = torch.compile(part.layers[1], backend="eager")
+    found = names(torch.compile(whole, backend="eager"), x)
+    assert found == [f"_orig_mod.{name}" for name in NAMES]
+    assert names(part, x) == [NAMES[0], "layers.1._orig_mod.attention"]
+    assert not any(module._forward_hooks for module in (*whole.modules(), *part.modules()))
+
+
+def test_a_module_that_runs_itself_again(x):
+    """Its name is given back when the inner run is over."""
+
+    class Twice(Model):
+        def forward(self, x: Tensor, again: bool = True) -> Tensor:
+            inner = self(x, again=False) if again else 0
+            return super().forward(x) + inner
+
+    assert names(Twice().eval(), x) == NAMES * 2

@@ -6,6 +6,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -13,8 +15,9 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
+from torch.utils.hooks import RemovableHandle
 
-from captum_attn.observe.capture.shared_state import shared_state
+from captum_attn.observe.capture.shared_state import Change, shared_state
 
 
 class ModuleStack:
@@ -35,12 +38,18 @@ class ModuleStack:
         self._root = root
         self._names: dict[int, str] = {}
         self._running: list[nn.Module] = []  # the innermost last
-        self._thread = 0
         self._hooked = ExitStack()
 
     def __enter__(self) -> ModuleStack:
-        self._thread = threading.get_ident()
-        self._hooked.enter_context(shared_state.changed([(("hooks", id(self)), self._hook)]))
+        root = self._root
+        change: Change
+        if root is not None and _has_compiled_parts(root):  # they warn of hooks on all modules
+            change = ("hooks", id(self)), partial(_hook_those_in, root, self)
+        else:
+            change = ("hooks", "all modules"), _hook_all
+            _here.stacks.append(self)
+            self._hooked.callback(_here.stacks.remove, self)
+        self._hooked.enter_context(shared_state.changed([change]))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -57,37 +66,72 @@ class ModuleStack:
         names = (self._names.get(id(module), "") for module in reversed(self._running))
         return next(filter(None, names), type(self._running[-1]).__name__)
 
-    def _hook(self) -> Callable[[], None]:
-        """Puts the hooks in, and returns what takes them off."""
-        handles: list[Any] = []
-        if self._root is not None and _has_compiled_parts(self._root):
-            # these warn of hooks on all modules
-            for module in self._root.modules():
-                handles.append(module.register_forward_pre_hook(self._entered))
-                handles.append(module.register_forward_hook(self._left, always_call=True))
-        else:
-            handles.append(register_module_forward_pre_hook(self._entered))
-            # also called for a module that raises: the model may go on without it
-            handles.append(register_module_forward_hook(self._left, always_call=True))
+    def enter(self, module: nn.Module) -> None:
+        """A module begins to run."""
+        self._running.append(module)
 
-        def unhook() -> None:
-            for handle in handles:
-                handle.remove()
-
-        return unhook
-
-    def _entered(self, module: nn.Module, args: Any) -> None:
-        if threading.get_ident() == self._thread:
-            self._running.append(module)
-
-    def _left(self, module: nn.Module, args: Any, output: Any) -> None:
-        if threading.get_ident() != self._thread:
-            return
+    def leave(self, module: nn.Module) -> None:
+        """A module has run, or raised."""
         # Those behind it left without a word (a `BaseException` that the model swallowed).
         for depth in range(len(self._running) - 1, -1, -1):
             if self._running[depth] is module:
                 del self._running[depth:]
                 return
+
+
+class _Here(threading.local):
+    """The stacks of this thread: those of runs inside each other's hooks."""
+
+    def __init__(self) -> None:
+        self.stacks: list[ModuleStack] = []
+
+
+_here = _Here()
+
+
+def _hook_all() -> Callable[[], None]:
+    """One pair of hooks on all modules, for the runs of all threads; returns what takes it off."""
+
+    def entered(module: nn.Module, args: Any) -> None:
+        for stack in _here.stacks:
+            stack.enter(module)
+
+    def left(module: nn.Module, args: Any, output: Any) -> None:
+        for stack in _here.stacks:
+            stack.leave(module)
+
+    # the second one is also called for a module that raises: the model may go on without it
+    return _off(
+        register_module_forward_pre_hook(entered),
+        register_module_forward_hook(left, always_call=True),
+    )
+
+
+def _hook_those_in(root: nn.Module, stack: ModuleStack) -> Callable[[], None]:
+    """A pair of hooks on every module of a model, for one run."""
+    thread = threading.get_ident()
+
+    def entered(module: nn.Module, args: Any) -> None:
+        if threading.get_ident() == thread:
+            stack.enter(module)
+
+    def left(module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() == thread:
+            stack.leave(module)
+
+    pairs = [
+        (m.register_forward_pre_hook(entered), m.register_forward_hook(left, always_call=True))
+        for m in root.modules()
+    ]
+    return _off(*chain.from_iterable(pairs))
+
+
+def _off(*handles: RemovableHandle) -> Callable[[], None]:
+    def off() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return off
 
 
 @contextmanager
