@@ -17,9 +17,11 @@ def main() -> None:
         if (missing.name or "").startswith("captum_attn"):
             raise
         code = 2
-        print(
-            f"captum-attn: {missing.name} is not installed; the command line needs "
-            'pip install "captum_attn[demo]"',
-            file=sys.stderr,
-        )
+        print(f"captum-attn: {of_missing(missing)}", file=sys.stderr)
     sys.exit(code)
+
+
+def of_missing(missing: ModuleNotFoundError) -> str:
+    """What to do where a package is not there."""
+    package = (missing.name or "a package").split(".")[0]
+    return f'{package} is not installed; the command line needs pip install "captum_attn[demo]"'

@@ -12,6 +12,7 @@ from typing import cast
 import typer
 
 from captum_attn._checks import shown_error
+from captum_attn.cli import of_missing
 from captum_attn.demo.command import demo_command
 from captum_attn.errors import AttnError
 from captum_attn.evaluation.command import evaluate_command
@@ -62,6 +63,10 @@ def run(arguments: list[str] | None = None) -> int:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         hint = "" if isinstance(error, AttnError) else "; see captum-attn --help"
         return _said(f"{message.rstrip('.')}{hint}")
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").startswith("captum_attn"):
+            raise
+        return _said(of_missing(missing))
     except Exception as error:
         # Files, disks and other packages fail in ways that nobody foresees; a traceback helps
         # those who look for it.

@@ -109,6 +109,8 @@ _EVERYWHERE = (
     Option("start_layer", 0, lowest=0, highest=10_000),
     Option("interpolation", "bilinear", tuple(INTERPOLATIONS)),
 )
+# What a visitor could make a server work on for hours.
+_BOUNDS: dict[str, dict[str, int]] = {"n_steps": {"lowest": 1, "highest": MAX_STEPS}}
 _OF_CAPTUM = {IntegratedGradients: (Option("n_steps", 25, lowest=2, highest=MAX_STEPS),)}
 
 
@@ -129,7 +131,12 @@ def options_of(method: Method) -> tuple[Option, ...]:
     if not issubclass(method, AttentionAttribution):
         return _OF_CAPTUM.get(method, ())
     own = [
-        Option(field.name, field.default, method.Options.choices(field.name))
+        Option(
+            field.name,
+            field.default,
+            method.Options.choices(field.name),
+            **_BOUNDS.get(field.name, {}),
+        )
         for field in method.Options.listed()
         if isinstance(field.default, (bool, int, float, str))
     ]

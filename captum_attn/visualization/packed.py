@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from captum_attn.errors import InputError, OptionError
+from captum_attn._checks import one_of, shown, whole
+from captum_attn.errors import InputError
 
 __all__ = ["unpack_patches"]
 
@@ -52,8 +53,14 @@ def unpack_patches(
         >>> pixels = unpack_patches(inputs["pixel_values"], inputs["image_grid_thw"], frames="mean")
         >>> visualize_image(maps[0], pixels[0])
     """
-    if frames not in ("sum", "mean"):
-        raise OptionError(f"frames: expected 'sum' or 'mean', got {frames!r}")
+    one_of("frames", frames, ("sum", "mean"))
+    merge_size, channels = whole("merge_size", merge_size), whole("channels", channels)
+    temporal_patch_size = whole("temporal_patch_size", temporal_patch_size)
+    for name, tensor in (("patches", patches), ("grid_thw", grid_thw)):
+        if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.dtype == torch.bool:
+            raise InputError(f"{name}: expected a tensor of numbers, got {shown(tensor)}")
+    if grid_thw.is_floating_point() or bool((grid_thw < 1).any()):
+        raise InputError(f"grid_thw: expected whole numbers of patches >= 1, got {shown(grid_thw)}")
     if grid_thw.ndim != 2 or grid_thw.shape[1] != 3 or patches.ndim not in (1, 2):
         raise InputError(
             "expected patches (patches, values) and grid_thw (images, 3), got "

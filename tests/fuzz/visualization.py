@@ -50,6 +50,14 @@ def saved(**options: Any) -> Any:
 
 PUBLIC = [
     Public(
+        "unpack_patches", v.unpack_patches,
+        lambda: {"patches": torch.rand(4, 24), "grid_thw": torch.tensor([[1, 2, 2]])},
+        {
+            "patches": "tensor", "grid_thw": "tensor", "merge_size": "count",
+            "temporal_patch_size": "count", "channels": "count", "frames": "choice",
+        },
+    ),
+    Public(
         "visualize_image", v.visualize_image, image,
         SCALE | TITLES | {
             "attributions": "tensor", "images": "tensor?", "method": "choice",

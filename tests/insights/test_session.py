@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 
 import pytest
@@ -56,10 +57,14 @@ def test_predictions_are_the_scores_of_the_chosen_model_in_order(session):
 def test_attributions_are_those_of_the_method_itself(session, method):
     example, start = session.examples[2], 1 if method.confinable else 0
     options = {"start_layer": str(start), "interpolation": "nearest"}
+    along = {}  # methods that follow a path begin at the dashboard's baseline
+    if "baselines" in inspect.signature(method.attribute).parameters:
+        along["baselines"] = session._baselines((2 * example.inputs[0] - 1,))[0]
     why = session.explain("first", example, method.get_name(), options, target=1)
     direct = method(session.models["first"]).attribute(
-        2 * example.inputs[0] - 1, target=1, start_layer=start, interpolation="nearest"
-    )
+        2 * example.inputs[0] - 1, target=1, start_layer=start, interpolation="nearest",
+        **along,
+    )  # fmt: skip
     assert direct.abs().sum() > 0
     assert torch.equal(why.attributions[0], direct.detach())
     assert (why.method, why.target) == (method.get_name(), 1)

@@ -127,13 +127,13 @@ def test_a_model_that_ends_the_program_does_not_hang_the_page(dashboard, model, 
     ("changed", "message"),
     [
         ({"n_steps": 10**9}, f"maximum value {MAX_STEPS}"),
-        ({"n_steps": -3}, "minimum value 2"),
+        ({"n_steps": -3}, "minimum value 1"),
         ({"start_layer": -1}, "minimum value 0"),
         ({"or_a_text_of_yours": "a" * 5001}, "5001 letters"),
     ],
 )
 def test_bounds_hold_on_the_server(dashboard, changed, message):
-    name = "Integrated Gradients" if "n_steps" in changed else "Generic Attention (GAE)"
+    name = "Transition Attention (TAM)" if "n_steps" in changed else "Generic Attention (GAE)"
     pieces = Visitor(dashboard.port, "bounds").explained(Method=name, **changed)
     assert message in "".join(pieces).replace("&#x27;", "'")
 
