@@ -43,6 +43,12 @@ class Backward:
     last_rows: dict[str, Tensor] = field(default_factory=dict)
     objective: Tensor | None = None
 
+    @property
+    def has_vanished(self) -> bool:
+        """Whether gradients of calls were asked for, and all of them are zero."""
+        arrived = self.gradients.values()
+        return bool(arrived) and not any(g is not None and bool(g.any()) for g in arrived)
+
     def gradient_at(self, edge: GradientEdge | None) -> Tensor | None:
         """The gradient of what is explained at a place in the graph; None where it is zero."""
         if self.objective is None or edge is None:
@@ -118,13 +124,6 @@ def run_backward(
             "saturated or dead head, a class without weights such as the padding token's, an "
             "output that depends on no token, a layer without a derivative): choose another "
             "target, or give `readout=`, a row, a LongTensor (B,) of rows, or weights (B, n)"
-        )
-    if calls and not any(g is not None and bool(g.any()) for g in result.gradients.values()):
-        raise TargetError(
-            "the gradient of what is explained is zero at every attention call, so that its maps "
-            "would be: an objective that is constant or saturated, a class without weights, a "
-            "readout that the output does not depend on; explain the output itself "
-            "(objective=objectives.logit), or another target"
         )
     if request.causal:
         for state, weights in result.weights.items():

@@ -166,9 +166,16 @@ class Engine:
             edges = [call.edge for call in calls]
             found = ruled_pass(observation, value.objective, edges, rules, again)
             run.backward.relevances = dict(zip(calls, found, strict=True))
+        run.asked = partial(self._depended_on, forward_func, request, run.options)
+        if run.backward.has_vanished and not run.depended_on(run.inputs):
+            raise TargetError(
+                "the gradient of what is explained is zero at every attention call, so that its "
+                "maps would be: an objective that is constant or saturated, a class without "
+                "weights, a readout that the output does not depend on; explain the output itself "
+                "(objective=objectives.logit), or another target"
+            )  # else attention adds nothing (a dead layer scale), which its maps say
         run.again = partial(self._again, forward_func, request, run.options)
         run.along = partial(self._calls_on, forward_func, request, run.draw_again)
-        run.asked = partial(self._depended_on, forward_func, request, run.options)
         return run
 
     def _again(
