@@ -179,7 +179,8 @@ def _axes(
 
     along = iter(max(permutations(axes, len(rises)), key=lambda order: fit(tuple(order))))
     runs = tuple(next(along) if local else None for local in placed)
-    return runs, _box(total, runs, cells.shape[1:])
+    cut = [bool(one.any() and two.any()) for one, two in ends]
+    return runs, _box(total, runs, cells.shape[1:], cut)
 
 
 def _of_elements(squares: Tensor, leaf: Leaf) -> Tensor:
@@ -197,18 +198,29 @@ def _overlap(one: Tensor, two: Tensor, axis: int) -> float:
     return float(torch.minimum(*shares).sum())
 
 
-def _box(total: Tensor, runs: tuple[int | None, ...], grid: Sequence[int]) -> Box | None:
+def _box(
+    total: Tensor, runs: tuple[int | None, ...], grid: Sequence[int], cut: Sequence[bool]
+) -> Box | None:
     """The range of the input that the tokens see, along each of its axes; None: all of it.
 
-    Less than a cell at the end (pixels that a stride leaves over) is no range of its own.
+    Less than a cell at the end (pixels that a stride leaves over) is no range of its own, nor is
+    one outside which there are cells that see nothing (padding that the model has set to zero).
+
+    Args:
+        total (Tensor): (B, *axes), how much of each element is seen.
+        runs (tuple of (int or None)): the axis that each axis of the grid runs along.
+        grid (sequence of int): the grid.
+        cut (sequence of bool): whether its first and its last cells see something.
     """
     box = []
     for axis, size in enumerate(total.shape[1:]):
         others = [a for a in range(total.ndim) if a != axis + 1]
         seen = (total.sum(others) > 0).nonzero()[:, 0]
         start, end = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, size)
-        cell = size / grid[runs.index(axis)] if axis in runs else 1
-        whole = axis in runs and size - (end - start) < cell
+        whole = False
+        if axis in runs:
+            along = runs.index(axis)
+            whole = not cut[along] or size - (end - start) < size / grid[along]
         box.append((0, size) if whole else (start, end))
     return (
         None if all(b == (0, n) for b, n in zip(box, total.shape[1:], strict=True)) else tuple(box)
