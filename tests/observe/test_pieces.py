@@ -268,7 +268,15 @@ def packed_batch(images: list[list[int]]) -> dict[str, Tensor]:
 @every_method
 @pytest.mark.parametrize(
     "images",
-    [[[4], [3]], [[4, 2], [3]], [[2, 2], []], [[], [1, 1]], [[3, 1], [2], [2, 2]], [[1], [1]]],
+    [
+        [[4], [3]],
+        [[3], [3]],
+        [[4, 2], [3]],
+        [[2, 2], []],
+        [[], [1, 1]],
+        [[3, 1], [2], [2, 2]],
+        [[1], [1]],
+    ],
     ids=str,
 )
 def test_packed_patches_of_a_batch_get_what_each_example_gives_them(

@@ -286,7 +286,8 @@ class VectorChanges:
                 if placement is not None:
                     yield _key(update.query_state), placement
                 break
-        layout = next(layouts(tuple(branch.skip.value.shape), self.placements.batch), None)
+        batch = 1 if calls and calls[0].packed else self.placements.batch
+        layout = next(layouts(tuple(branch.skip.value.shape), batch), None)
         if calls and layout is not None and layout.n == calls[0].positions[0]:
             yield tuple(calls), Placement(layout, None)  # mixed on the way, passed over
 
