@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captum_attn._checks import is_file, is_folder, shown, shown_error, suggested, whole
+from captum_attn._checks import is_file, is_folder, shown, shown_error, whole
+from captum_attn._method_names import method_class, method_name, with_hyphens, without_hyphens
 from captum_attn.errors import InputError, OptionError
-from captum_attn.evaluation.batches import MOST
-from captum_attn.evaluation.embedded import EMBEDDED
+from captum_attn.evaluation.names import EMBEDDED, check_name
 
 if TYPE_CHECKING:
     from captum_attn.evaluation.loaded import Loaded
 
 __all__ = ["evaluate_command"]
+
+MOST = 2**63 - 1  # a number that torch can count to
 
 METHODS = "RawAttention, AttentionRollout, GenericAttention, VTranM, HeterogenousAttention, " \
     "IntegratedGradients, RandomAttribution"  # fmt: skip
@@ -110,7 +112,8 @@ def evaluate_command(
     whole("--seed", seed, 0, 2**63 - 1), whole("--batch-size", batch_size, 1, MOST)
     if limit is not None:
         whole("--limit", limit, 1, MOST)
-    asked = listed("methods", methods)
+    asked = methods_of("methods", methods)
+    check_name(model)
     chosen = None if metrics is None else listed("metrics", metrics)
     shared = options_of("perturbation", perturbation)
     _check_data(model, data, masks)
@@ -168,6 +171,24 @@ def listed(option: str, text: str) -> dict[str, tuple[str, dict[str, Any]]]:
             raise OptionError(f"--{option}: {name} is there twice")
         found[name] = call.func.id, _keywords(option, call)
     return found
+
+
+def methods_of(option: str, text: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """`listed` of methods, whose names are checked: nothing is loaded yet.
+
+    Examples::
+
+        >>> methods_of("methods", "GAE, T-Attr(start_layer=1)")
+        {'GAE': ('GenericAttention', {}),
+         'T-Attr(start_layer=1)': ('TransformerAttribution', {'start_layer': 1})}
+    """
+    found = listed(option, without_hyphens(text))
+    if not found:
+        raise OptionError(f"--{option}: expected at least one")
+    return {
+        with_hyphens(name): (method_name(f"--{option}", kind), given)
+        for name, (kind, given) in found.items()
+    }
 
 
 def options_of(option: str, text: str) -> dict[str, Any]:
@@ -240,8 +261,9 @@ def _dataset(
 ) -> Any:
     from captum_attn.evaluation.data import ImageFolder, TextFile
 
-    if loaded.next_token:
-        raise OptionError(f"'{name}' is a language model: see captum-attn explain-text")
+    if loaded.next_token or loaded.tags:
+        what = "language model" if loaded.next_token else "token classifier"
+        raise OptionError(f"'{name}' is a {what}: see captum-attn explain-text")
     if data is None:
         assert loaded.examples is not None
         return loaded.examples(limit, seed)
@@ -260,23 +282,12 @@ def method_of(
     """A method with its options: those of `__init__` go there, the others to `attribute`."""
     import inspect
 
-    import captum.attr
-
-    import captum_attn
     from captum_attn.evaluation.methods import check_options, made
     from captum_attn.evaluation.models import EmbeddingGradients
-    from captum_attn.metrics import RandomAttribution
 
     if loaded.tokenizer is not None and kind == "IntegratedGradients":
         return EmbeddingGradients(loaded.model, loaded.tokenizer), options
-    found = getattr(captum_attn, kind, None) or getattr(captum.attr, kind, None)
-    found = RandomAttribution if kind == "RandomAttribution" else found
-    if not isinstance(found, type) or not issubclass(found, captum.attr.Attribution):
-        known = [n for room in (captum_attn, captum.attr) for n in room.__all__ if _is_method(n)]
-        raise OptionError(
-            f"--{option}: neither captum_attn nor captum.attr has {kind!r}"
-            f"{suggested(kind, known) or f'; they have {known}'}"
-        )
+    found = method_class(f"--{option}", kind)
     made_with = {k: v for k, v in options.items() if k in inspect.signature(found).parameters}
     rest = {k: v for k, v in options.items() if k not in made_with}
     if given := sorted({"target", "inputs", "additional_forward_args", "objective"} & set(rest)):
@@ -285,15 +296,6 @@ def method_of(
         method = made(found, loaded.model, made_with)
         check_options(method, rest, kind)
     return method, rest
-
-
-def _is_method(name: str) -> bool:
-    import captum.attr
-
-    import captum_attn
-
-    found = getattr(captum_attn, name, None) or getattr(captum.attr, name, None)
-    return isinstance(found, type) and issubclass(found, captum.attr.Attribution)
 
 
 @contextmanager

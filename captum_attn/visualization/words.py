@@ -38,6 +38,7 @@ class Word(NamedTuple):
         gap (bool): whether a blank stands before it.
         special (bool): whether it is no part of the text: [CLS], </s>.
         positions (tuple of int): of its tokens.
+        sentence (int): of a pair of texts, 0 for the first and 1 for the second.
     """
 
     text: str
@@ -45,6 +46,7 @@ class Word(NamedTuple):
     gap: bool = True
     special: bool = False
     positions: tuple[int, ...] = ()
+    sentence: int = 0
 
     def joined(self, text: str, relevance: float, position: int) -> Word:
         """With one piece more."""
