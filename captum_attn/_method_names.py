@@ -128,7 +128,7 @@ def with_hyphens(call: str) -> str:
     """
     head, bracket, rest = call.partition("(")
     written = {alias.replace("-", "").casefold(): alias for alias in ALIASES if "-" in alias}
-    is_class = head in captum_attn.__all__
+    is_class = head in captum_attn.__all__ or head in _of_captum()
     return call if is_class else written.get(head.casefold(), head) + bracket + rest
 
 

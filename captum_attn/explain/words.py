@@ -137,7 +137,7 @@ def ranking(columns: Mapping[str, list[Word]], top: int) -> str:
 
 
 def _formatted(values: Sequence[float]) -> list[str]:
-    """One precision for a column: three digits of its largest number; signs where one is negative."""
+    """One precision for a column; all with their signs where one is negative."""
     largest = max((abs(value) for value in values), default=0.0)
     if largest and not 1e-3 <= largest < 1e4:
         made = [f"{value:.2e}" for value in values]
