@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,7 +147,7 @@ def evaluate_command(
         resume=resume,
     )
     if os.environ.get("RANK", "0") == "0":
-        print(results)
+        print(results.table(shutil.get_terminal_size((100, 24)).columns))
         print(f"\nresults.json, results.csv, differences.csv and table.md in {out.resolve()}")
 
 
