@@ -88,7 +88,7 @@ def small_models(monkeypatch):
     }
     for auto, stand_in in stand_ins.items():
         loader = getattr(transformers, auto)
-        monkeypatch.setattr(loader, "from_pretrained", lambda name, it=stand_in: it)
+        monkeypatch.setattr(loader, "from_pretrained", lambda name, it=stand_in, **how: it)
 
 
 def test_readme_examples_run(small_models, capsys, tmp_path, monkeypatch):

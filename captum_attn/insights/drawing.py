@@ -40,8 +40,16 @@ CSS = """
 .ca-card h3 { margin: 0 0 .1rem; font-size: 1.05rem; }
 .ca-card h4 { margin: .7rem 0 .3rem; font-size: .85rem; font-weight: 600;
   color: var(--body-text-color-subdued); }
-.ca-images { display: flex; gap: .6rem; align-items: flex-start; }
+.ca-images { display: flex; gap: .6rem; align-items: flex-start; background: #fff; padding: .4rem;
+  border-radius: 6px; }
 .ca-images img { width: calc(50% - .3rem); min-width: 0; }
+.ca-night { display: none; } .dark .ca-night { display: block; } .dark .ca-day { display: none; }
+.ca-key i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; }
+.ca-card, .ca-card * { overflow-wrap: anywhere; }
+@media (max-width: 520px) { .ca-two { flex-direction: column; }
+  .ca-images { flex-direction: column; } .ca-images img { width: 100%; }
+  .ca-card { padding: .5rem .6rem .7rem; } .ca-text td { display: block; }
+  .ca-bar { grid-template-columns: 5.5rem 1fr 3.2rem !important; gap: .3rem !important; } }
 .ca-text { line-height: 2; background: #fff; color: #111; padding: .4rem .6rem;
   border-radius: 6px; }
 .ca-text table, .ca-text tr, .ca-text td { border: 0 !important; margin: 0; }
@@ -61,7 +69,7 @@ MAX_CAPTION = 80
 
 def hint() -> str:
     """What the page says before anything was asked."""
-    return '<p class="ca-note">Choose an example, or bring your own, and press Explain.</p>'
+    return '<p class="ca-note">The first example is being explained …</p>'
 
 
 def limits(waiting: int, letters: int) -> str:
@@ -91,8 +99,8 @@ def caption(session: Session, index: int) -> str:
             words += text_records(torch.zeros(len(tokens)), tokens)[0].raw_input_ids
     text = " ".join(words)
     text = text if len(text) <= MAX_CAPTION else f"{text[:MAX_CAPTION].rstrip()} …"
-    label = "" if example.label is None else f"({_label(session, example.label)})"
-    return " ".join(filter(None, [f"{index + 1}.", text, label]))
+    label = "" if example.label is None else f"({label_of(session, example.label)})"
+    return " ".join(filter(None, [f"{index + 1}.", example.name or text, label]))
 
 
 def predictions(
@@ -105,16 +113,31 @@ def predictions(
         _bar(p.label, f"{p.score:.3f}", abs(p.score) / scale, p.target == target) for p in predicted
     )
     right = example.label
-    said = "" if right is None else f"label: <b>{escape(_label(session, right))}</b> · "
-    named = "the score" if target is None else f"<b>{escape(_label(session, target))}</b>"
-    return f'<div class="ca-card"><h3>Prediction</h3>{bars}<p>{said}explained: {named}</p></div>'
+    said = "" if right is None else f"label: <b>{escape(label_of(session, right))}</b> · "
+    named = "the score" if target is None else f"<b>{escape(label_of(session, target))}</b>"
+    known = [i for i, one in enumerate(session.examples) if one is example]
+    title = caption(session, known[0]) if known else example.name
+    note = f'<p class="ca-note">{escape(session.note)}</p>' if session.note else ""
+    return (
+        f'<div class="ca-card"><p class="ca-input">{escape(title)}</p><h3>Prediction</h3>{bars}'
+        f"<p>{said}explained: {named}</p>{note}</div>"
+    )
 
 
-def panel(why: Explanation) -> str:
-    """Every input with its attribution by one method."""
+def panel(why: Explanation, label: str = "the score") -> str:
+    """Every input with its attribution by one method, and what the colours say about the class."""
     several = len([o for o in why.outputs if o.type != "empty"]) > 1
     inputs = "".join(_input(o, several) for o in why.outputs if o.type != "empty")
-    return f'<div class="ca-card"><h3>{escape(why.method)}</h3>{inputs}</div>'
+    signed = any(bool((values < 0).any()) for values in why.attributions)
+    colours = {"#e08214": "for", **({"#8073ac": "against"} if signed else {})}
+    key = " &nbsp; ".join(
+        f'<i style="background: {colour}"></i> {said} {escape(label)}'
+        for colour, said in colours.items()
+    )
+    return (
+        f'<div class="ca-card"><h3>{escape(why.method)}</h3>{inputs}'
+        f'<p class="ca-note ca-key">{key}</p></div>'
+    )
 
 
 def _input(output: FeatureOutput, several: bool) -> str:
@@ -150,38 +173,66 @@ def _bar(name: str, said: str, share: float, on: bool) -> str:
     )
 
 
+LEAST = 0.05  # a score that moves by less than that hardly moves
+
+
 def curves(measured: Mapping[str, Curve], chance: Curve) -> str:
-    """The deletion curves of the methods, with a random order for comparison."""
+    """The deletion curves of the methods, with random orders for comparison: by day and by night.
+
+    Args:
+        measured (Mapping): name of a method -> its curve, one row.
+        chance (Curve): a row for each random order.
+    """
+    day = _drawn_curves(measured, chance, "#333333").html(dpi=110)
+    night = _drawn_curves(measured, chance, "#d4d4d8").html(dpi=110)
+    values = torch.cat([chance.values, *(curve.values for curve in measured.values())])
+    note = "The faster the score falls, the more the prediction rested on what was named first."
+    if float(values.max() - values.min()) < LEAST:
+        note = (
+            "The score hardly moves, whatever is removed: this answer does not rest on what can be "
+            "removed here, and the curves tell the methods not apart."
+        )
+    return (
+        f'<div class="ca-card"><h3>Deletion</h3><div class="ca-day">{day}</div>'
+        f'<div class="ca-night">{night}</div><p class="ca-note">{note}</p></div>'
+    )
+
+
+def _drawn_curves(measured: Mapping[str, Curve], chance: Curve, ink: str) -> Any:
     from captum_attn.visualization.picture import Picture
 
     picture = Picture(alt="Deletion curves", figsize=(8, 2.9), layout="constrained")
+    picture.patch.set_alpha(0)  # the card's own ground is seen
     ax: Any = picture.subplots()
+    ax.patch.set_alpha(0)
+    fractions, rows = chance.fractions.cpu(), chance.values.double().cpu()
+    mean, spread = rows.mean(0), rows.std(0, correction=0)
+    ax.fill_between(fractions, mean - spread, mean + spread, color="0.5", alpha=0.25, lw=0)
     # Orange and purple as everywhere; the dashes tell them apart without colour.
-    looks = zip(measured.items(), (("#c46a00", "-"), ("#6a51a3", "--")), strict=False)
+    looks = zip(measured.items(), (("#e08214", "-"), ("#8073ac", "--")), strict=False)
     for (name, curve), (colour, dashes) in looks:
-        area = float(curve.area()[0])
-        label = f"{name}: area {area:.3f}"
-        ax.plot(
-            curve.fractions.cpu(), curve.values[0].cpu(), dashes, color=colour, lw=2, label=label
-        )
-    area = float(chance.area()[0])
-    ax.plot(
-        chance.fractions.cpu(),
-        chance.values[0].cpu(),
-        ":",
-        color="0.5",
-        label=f"random order: area {area:.3f}",
-    )
+        label = f"{name}: area {float(curve.area()[0]):.3f}"
+        values = curve.values[0].cpu()
+        ax.plot(fractions, values, dashes, color=colour, lw=2, label=label)
+    area = float(chance.area().mean())
+    label = f"{len(rows)} random orders: area {area:.3f}"
+    ax.plot(fractions, mean, ":", color="0.5", label=label)
+    empty = float(rows[:, -1].mean())
+    ax.axhline(empty, color=ink, lw=0.8, ls=(0, (1, 3)), label=f"empty input: {empty:.3f}")
     ax.set(xlabel="share of the input removed, the most relevant first", ylabel="score")
     ax.set_xlim(0, 1)
+    every = torch.cat([rows, *(curve.values.double().cpu() for curve in measured.values())])
+    if float(every.min()) >= 0 and float(every.max()) <= 1:
+        ax.set_ylim(0, 1.02)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    note = "The faster the score falls, the more the prediction rested on what was named first."
-    return (
-        f'<div class="ca-card"><h3>Deletion</h3>{picture.html(dpi=110)}'
-        f'<p class="ca-note">{note}</p></div>'
-    )
+    ax.spines[["bottom", "left"]].set_color(ink)
+    ax.tick_params(colors=ink)
+    for words in (ax.xaxis.label, ax.yaxis.label):
+        words.set_color(ink)
+    legend = {"frameon": False, "fontsize": 9, "labelcolor": ink}
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), **legend)
+    return picture
 
 
-def _label(session: Session, index: int) -> str:
+def label_of(session: Session, index: int) -> str:
     return session.classes[index] if 0 <= index < len(session.classes) else str(index)

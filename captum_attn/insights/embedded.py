@@ -34,11 +34,19 @@ def digits() -> Session:
     def upload(picture: Picture) -> Tensor:
         return fit_picture(picture)[0]
 
-    batch = scenes(EXAMPLES, split="test", seed=0)
+    batch, model = scenes(EXAMPLES, split="test", seed=0), load_digit_vit()
+    pairs = batch.labels.tolist()
+    with torch.no_grad():
+        sure = model(batch.images).sigmoid().gather(1, batch.labels).amin(1)
+    order = sure.argsort(descending=True)  # the clearest scene first
+    names = [f"a {pairs[i][0]} and a {pairs[i][1]}" for i in order.tolist()]
     scene = ImageFeature("Scene", baseline_transforms=ground, upload=upload, patch_size=PATCH)
     return Session(
-        {"digit ViT": load_digit_vit()}, list(map(str, range(NUM_CLASSES))), scene,
-        [Batch(batch.images, batch.labels[:, 0])], torch.sigmoid,
+        {"digit ViT": model}, list(map(str, range(NUM_CLASSES))), scene,
+        [Batch(batch.images[order], names=names)],
+        torch.sigmoid,
+        note="A scene has two digits. Each digit is a question of its own, with a probability of "
+        "its own: they need not add up to one.",
     )  # fmt: skip
 
 

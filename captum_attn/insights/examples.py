@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_attn._checks import finite, listed, scalar, shown, whole
+from captum_attn._checks import finite, listed, scalar, shown, texts, whole
 from captum_attn.errors import InputError
 from captum_attn.metrics.shared import rows_of
 
@@ -22,11 +22,13 @@ class Example(NamedTuple):
         inputs (tuple of Tensor): (1, ...), one for each feature, before its transforms.
         additional (tuple): further positional arguments of the model.
         label (int, optional): the right class.
+        name (str): what it is called in the list. Default: its words, and its label.
     """
 
     inputs: tuple[Tensor, ...]
     additional: tuple[Any, ...]
     label: int | None
+    name: str = ""
 
 
 def examples_of(dataset: Iterable[Any], count: int) -> Iterator[Example]:
@@ -82,6 +84,8 @@ def examples_of(dataset: Iterable[Any], count: int) -> Iterator[Example]:
                 f"{[len(value) for value in inputs]} and "
                 f"{'no' if labels is None else len(labels)} labels"
             )
+        names = getattr(batch, "names", None)
+        names = texts("dataset: names", names or [""] * len(inputs[0]), len(inputs[0]))
         more = getattr(batch, "additional_args", None)
         more = more if isinstance(more, tuple) else () if more is None else (more,)
         for i in range(len(inputs[0])):
@@ -90,6 +94,7 @@ def examples_of(dataset: Iterable[Any], count: int) -> Iterator[Example]:
                 tuple(value[i : i + 1] for value in inputs),
                 tuple(rows_of(value, row, size) for value in more),
                 None if labels is None else labels[i],
+                names[i],
             )
 
 

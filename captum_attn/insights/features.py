@@ -39,6 +39,7 @@ class Batch:
         labels (Tensor, optional): (B,), the right classes.
         additional_args (any, optional): further positional arguments of the model, which get no
             attribution; a Tensor of B rows is split with the examples.
+        names (sequence of str, optional): B names of the examples, for the list of them.
 
     Examples::
 
@@ -50,8 +51,10 @@ class Batch:
         inputs: Tensor | tuple[Tensor, ...],
         labels: Tensor | None = None,
         additional_args: Any = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.inputs, self.labels, self.additional_args = inputs, labels, additional_args
+        self.names = names
 
 
 class FeatureOutput(NamedTuple):

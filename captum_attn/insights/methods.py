@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from captum_attn.attr import (
 from captum_attn.errors import OptionError
 from captum_attn.observe.streams.to_inputs import INTERPOLATIONS
 
-__all__ = ["CAPTUM_METHODS", "MAX_STEPS", "METHODS", "Option", "options_of", "values_of"]
+__all__ = ["CAPTUM_METHODS", "MAX_STEPS", "METHODS", "Option", "help_of", "options_of", "values_of"]
 
 Method = type[Attribution]
 MAX_STEPS = 200  # of Integrated Gradients: passes of the model for one question
@@ -111,6 +112,7 @@ _EVERYWHERE = (
 )
 # What a visitor could make a server work on for hours.
 _BOUNDS: dict[str, dict[str, int]] = {"n_steps": {"lowest": 1, "highest": MAX_STEPS}}
+_CAPTUM_HELP = {"n_steps": "Inputs on the way from the baseline at which the gradient is taken."}
 _OF_CAPTUM = {IntegratedGradients: (Option("n_steps", 25, lowest=2, highest=MAX_STEPS),)}
 
 
@@ -142,6 +144,28 @@ def options_of(method: Method) -> tuple[Option, ...]:
     ]
     shared = [o for o in _EVERYWHERE if method.confinable or o.name != "start_layer"]
     return (*own, *shared)
+
+
+def help_of(method: Method, name: str) -> str:
+    """What an option does, in its method's own words: the docstring's.
+
+    Examples::
+
+        >>> help_of(GenericAttention, "aggregate")
+        'False: every update replaces R instead of being added.'
+    """
+    if not issubclass(method, AttentionAttribution):
+        return _CAPTUM_HELP.get(name, "")
+    documents = [*(base.__doc__ or "" for base in method.__mro__)]
+    documents.append(AttentionAttribution.attribute.__doc__ or "")
+    for document in documents:
+        found = re.search(
+            rf"^( +){name} ?(?:\([^)]*\))?: (.*?)(?=^\1\S|\n\n|\Z)", document, re.M | re.S
+        )
+        if found:
+            words = " ".join(found[2].replace("`", "").split())
+            return re.sub(r" ?Default: [^.]*\.(?=\s|$)", "", words).strip()
+    return ""
 
 
 def values_of(method: Method, fields: Mapping[str, Any]) -> dict[str, Any]:

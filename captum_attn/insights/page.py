@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from captum_attn.attr import AttentionRollout
 from captum_attn.errors import AttnError, InputError
 from captum_attn.insights import drawing
 from captum_attn.insights.examples import Example
-from captum_attn.insights.methods import Option, options_of
+from captum_attn.insights.methods import Option, help_of, options_of
 from captum_attn.insights.session import Explanation, Session
 from captum_attn.metrics import Curve
 
@@ -60,11 +60,11 @@ def build_page(sessions: Mapping[str, Session]) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.HTML(drawing.HEADER)
         if len(sessions) == 1:
-            _dashboard(*sessions.values())
+            _dashboard(next(iter(sessions.values())), page.load)
         else:
             for name, session in sessions.items():
-                with gr.Tab(name):
-                    _dashboard(session)
+                with gr.Tab(name) as tab:
+                    _dashboard(session, page.load if name == next(iter(sessions)) else tab.select)
         gr.HTML(drawing.limits(MAX_WAITING, MAX_LETTERS))
     page.queue(max_size=MAX_WAITING, api_open=False)
     return page
@@ -89,55 +89,62 @@ class Side:
         return chosen, {o.name: value for (name, o, _), value in each if name == chosen}
 
 
-def _dashboard(session: Session) -> None:
+def _dashboard(session: Session, opened: Callable[..., Any]) -> None:
+    """The fields of one session; `opened` is the event by which its first example is explained."""
     with gr.Row(equal_height=False):
-        with gr.Column(scale=1, min_width=290):
-            inputs = _what(session)
+        with gr.Column(scale=1, min_width=250):
+            inputs, button = _what(session)
             names = list(session.methods)
             first = _side(session, "Method", names[0], [])
             second = _side(session, "Beside it", _contrast(names), [NOTHING])
-            curve = gr.Checkbox(True, label="Deletion curve")
-            button = gr.Button("Explain", variant="primary", elem_classes="explain")
-        with gr.Column(scale=3, min_width=480):
+            curve = gr.Checkbox(
+                True, label="Deletion curve",
+                info="How the score falls as the most relevant parts are removed.",
+            )  # fmt: skip
+        with gr.Column(scale=3, min_width=280):
             predictions = gr.HTML(drawing.hint(), elem_classes="predictions")
-            with gr.Row(equal_height=False):
+            with gr.Row(equal_height=False, elem_classes="ca-two"):
                 panels = [gr.HTML(elem_classes=f"panel-{side}") for side in ("one", "two")]
             curves = gr.HTML(elem_classes="curves")
     fields = [inputs, first.components, second.components, [curve]]
 
-    def explained(*values: Any) -> list[str]:
+    def explained(*values: Any) -> Iterator[list[str]]:
         given = iter(values)
         asked, one, two, (with_curve,) = ([next(given) for _ in part] for part in fields)
-        return _explained(session, asked, [first.read(one), second.read(two)], with_curve)
+        yield from _explained(session, asked, [first.read(one), second.read(two)], with_curve)
 
-    # The inputs go through the queue one after another; no other page can call them.
-    button.click(
-        explained, [field for part in fields for field in part],
-        [predictions, *panels, curves], api_visibility="private", concurrency_limit=1,
-        concurrency_id="model",
-    )  # fmt: skip
+    # The inputs go through the queue one after another; no other page can call them. What shows
+    # at once is asked for again when it changes; the rest when the button is pressed.
+    example, _, text, model, target = inputs
+    given: dict[str, Any] = {
+        "fn": explained, "inputs": [field for part in fields for field in part],
+        "outputs": [predictions, *panels, curves], "api_visibility": "private",
+        "concurrency_limit": 1, "concurrency_id": "model",
+    }  # fmt: skip
+    button.click(**given)
+    text.submit(**given)
+    for field in (example, model, target, first.method, second.method):
+        field.input(**given, trigger_mode="always_last", show_progress="minimal")
+    opened(**given, show_progress="hidden")
 
 
-def _what(session: Session) -> list[Any]:
-    """Example, picture, text, model and target."""
+def _what(session: Session) -> tuple[list[Any], Any]:
+    """Example, picture, text, model and target; and the button, which is seen at once."""
     examples = [(drawing.caption(session, i), i) for i in range(len(session.examples))]
     targets = [(PREDICTED, -1), *((label, i) for i, label in enumerate(session.classes))]
     models = list(session.models)
-    return [
-        gr.Dropdown(examples, value=0, label="Example", elem_classes="ca-example"),
-        gr.File(
-            label="or a picture of yours", file_types=PICTURES, type="filepath", height=140,
-            elem_classes="ca-upload", visible=session.takes_picture,
-        ),
-        gr.Textbox(
-            label="or a text of yours", max_lines=4, max_length=MAX_LETTERS,
-            visible=session.takes_text,
-        ),
-        gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1),
-        gr.Dropdown(
-            targets, value=-1, label="Explain", visible=session.use_label_for_attr
-        ),
-    ]  # fmt: skip
+    example = gr.Dropdown(examples, value=0, label="Example", elem_classes="ca-example")
+    target = gr.Dropdown(targets, value=-1, label="Explain", visible=session.use_label_for_attr)
+    button = gr.Button("Explain", variant="primary", elem_classes="explain")
+    text = gr.Textbox(
+        label="or a text of yours", max_lines=4, max_length=MAX_LETTERS, visible=session.takes_text
+    )
+    picture = gr.File(
+        label="or a picture of yours", file_types=PICTURES, type="filepath", height=140,
+        elem_classes="ca-upload", visible=session.takes_picture,
+    )  # fmt: skip
+    model = gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1)
+    return [example, picture, text, model, target], button
 
 
 def _side(session: Session, label: str, chosen: str, more: list[str]) -> Side:
@@ -149,8 +156,11 @@ def _side(session: Session, label: str, chosen: str, more: list[str]) -> Side:
             options = [
                 option._replace(default=session.presets.get(option.name, option.default))
                 for option in options_of(kind)
+                if option.name not in _without_effect(session)
             ]
-            fields += [(name, option, _field(option)) for option in options]
+            fields += [
+                (name, option, _field(option, help_of(kind, option.name))) for option in options
+            ]
             if not options:
                 gr.Markdown("It has none.")
         groups.append(group)
@@ -168,35 +178,45 @@ def _contrast(names: list[str]) -> str:
     return rollout if rollout in names else names[-1]
 
 
-def _field(option: Option) -> Any:
+def _without_effect(session: Session) -> set[str]:
+    """Options that change nothing here: of images where there is none, of streams where one is."""
+    kinds = [feature.visualization_type() for feature in session.features]
+    found = set() if "image" in kinds else {"interpolation"}
+    return found if len(kinds) > 1 else found | {"self_in_rule_10", "noise_link"}
+
+
+def _field(option: Option, info: str) -> Any:
+    said: dict[str, Any] = {"label": option.name, "info": info or None}
     if isinstance(option.default, bool):
-        return gr.Checkbox(option.default, label=option.name)
+        return gr.Checkbox(option.default, **said)
     if option.choices:
-        return gr.Dropdown(list(option.choices), value=option.default, label=option.name)
+        return gr.Dropdown(list(option.choices), value=option.default, **said)
     if isinstance(option.default, (int, float)):
         precision = 0 if isinstance(option.default, int) else None
         return gr.Number(
-            option.default, label=option.name, precision=precision, minimum=option.lowest,
-            maximum=option.highest,
+            option.default, precision=precision, minimum=option.lowest, maximum=option.highest,
+            **said,
         )  # fmt: skip
-    return gr.Textbox(option.default, label=option.name)
+    return gr.Textbox(option.default, **said)
 
 
 def _explained(
     session: Session, asked: list[Any], two: list[tuple[str, dict[str, Any]]], with_curve: bool
-) -> list[str]:
-    """The four pieces of HTML; what fails says so in its place."""
+) -> Iterator[list[str]]:
+    """The four pieces of HTML; what fails says so in its place. The maps come before the curves."""
     found, said = _or_message(_predicted, session, *asked)
     if found is None:
-        return [said, "", "", ""]
+        yield [said, "", "", ""]
+        return
     panels, curves = [], {}
     for name, options in two:
         why, drawn = (None, "") if name == NOTHING else _or_message(_panel, found, name, options)
         panels.append(drawn)
         if why is not None:
             curves[name if name not in curves else f"{name} (2)"] = why
-    measured = _or_message(_curves, found, curves)[1] if with_curve and curves else ""
-    return [said, *panels, measured]
+    yield [said, *panels, ""]
+    if with_curve and curves:
+        yield [said, *panels, _or_message(_curves, found, curves)[1]]
 
 
 class Asked(NamedTuple):
@@ -227,7 +247,8 @@ def _predicted(
 def _panel(asked: Asked, method: str, options: dict[str, Any]) -> tuple[Explanation, str]:
     session, model, example, target = asked
     why = session.explain(model, example, method, options, target)
-    return why, drawing.panel(why)
+    named = "the score" if target is None else drawing.label_of(session, target)
+    return why, drawing.panel(why, named)
 
 
 def _curves(asked: Asked, explained: dict[str, Explanation]) -> tuple[dict[str, Curve], str]:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_attn._checks import callable_of, finite, flag, listed, one_of, shown, texts, whole
+from captum_attn._checks import callable_of, finite, flag, listed, one_of, shown, text, texts, whole
 from captum_attn._method_names import method_class, method_name
 from captum_attn.errors import InputError, OptionError
 from captum_attn.insights.examples import Example, examples_of
@@ -28,6 +29,8 @@ __all__ = ["Explanation", "Prediction", "Session"]
 
 TOP = 4  # predictions shown, as in Captum Insights
 STEPS = 20  # of the deletion curve
+ORDERS = 10  # random ones
+REMEMBERED = 64  # curves of random orders
 
 # A model that is being explained has hooks on it, and PyTorch has modes that are global.
 _one_at_a_time = threading.RLock()
@@ -64,7 +67,7 @@ class Session:
 
     Args:
         models, classes, features, dataset, score_func, use_label_for_attr, methods, num_examples,
-            presets: see `AttributionVisualizer`.
+            presets, note: see `AttributionVisualizer`.
 
     Examples::
 
@@ -84,7 +87,10 @@ class Session:
         methods: Sequence[Method] | None = None,
         num_examples: int = 32,
         presets: Mapping[str, Any] | None = None,
+        note: str = "",
     ) -> None:
+        self.note = text("note", note)
+        self._chances: dict[Any, tuple[Example, Curve]] = {}
         self.models = _named(models)
         self.classes = texts("classes", classes)
         self.features = _features(features)
@@ -108,8 +114,11 @@ class Session:
         """The example with the user's picture (a file) and text in place of its own, if given.
 
         Raises:
-            InputError: for a file that is no picture, or where no input takes one.
+            InputError: for a file that is no picture, a text of blanks alone, or where no input
+                takes one.
         """
+        if text and not text.strip():
+            raise InputError("the text is empty: give it at least one word, or clear the field")
         inputs, additional = list(example.inputs), example.additional
         if picture:
             i = self._first("read", "an image", "an ImageFeature")
@@ -126,7 +135,9 @@ class Session:
             additional = tuple(more) or additional
         if not picture and not (text and text.strip()):
             return example
-        return Example(tuple(inputs), additional, None)
+        brought = [f"your picture {Path(picture).name}"] if picture else []
+        brought += [f"your text “{text.strip()}”"] if text else []
+        return Example(tuple(inputs), additional, None, ", ".join(brought))
 
     def _first(self, what: str, given: str, feature: str) -> int:
         found = [i for i, f in enumerate(self.features) if getattr(f, what, None) is not None]
@@ -225,11 +236,21 @@ class Session:
             )  # fmt: skip
 
     def chance(self, model: str, example: Example, target: int | None) -> Curve:
-        """`deletion` in a random order: what a method has to beat."""
+        """`deletion` in ten random orders, a row for each: what a method has to beat."""
+        key = model, id(example.inputs[0]), target
+        if key in self._chances:
+            return self._chances[key][1]
+        curves = []
         with _one_at_a_time:
             made = self._transformed(example)
-            random = RandomAttribution(self._model(model)).attribute(made, target=target)
-        return self.deletion(model, example, random, target)
+            for seed in range(ORDERS):
+                random = RandomAttribution(self._model(model), seed).attribute(made, target=target)
+                curves.append(self.deletion(model, example, random, target))
+        found = curves[0]._replace(values=torch.cat([curve.values for curve in curves]))
+        if len(self._chances) >= REMEMBERED:
+            self._chances.clear()
+        self._chances[key] = example, found  # the example is kept, and with it its id
+        return found
 
     # ------------------------------------------------------------------------ parts
     def _offered(self, methods: Sequence[Method] | None) -> Sequence[Method]:

@@ -38,6 +38,7 @@ class AttributionVisualizer(Session):
         num_examples (int): how many examples of the data set can be chosen. Default: 32.
         presets (Mapping, optional): values that options of methods start from, by their names,
             such as {"discard_self": True}. Default: the methods' own defaults.
+        note (str): a sentence about the examples, shown above the prediction. Default: none.
 
     Raises:
         AttnError: one of its subclasses, for a data set that does not fit the features.
