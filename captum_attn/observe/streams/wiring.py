@@ -268,6 +268,8 @@ class Wiring:
                         found = leading_roles(call, asked)
                         if found is not None:
                             return found
+                        if asked.has_packed and self.batch > 1:
+                            packed.append(asked)
                     if self.tracer.any_enters(operand, asked.upstreams):
                         entered = True
                         break  # else the latest calls add nothing (a dead layer): those before

@@ -49,6 +49,11 @@ class Asked:
         """Whether it stems from packed tokens alone, which have no axis of examples."""
         return bool(self.upstreams) and all(u.packed for u in self.upstreams)
 
+    @property
+    def has_packed(self) -> bool:
+        """Whether packed tokens went into it, beside others (an image's size, for its grid)."""
+        return any(u.packed for u in self.upstreams)
+
 
 def leading_roles(call: AttentionCall, asked: Asked) -> Roles | None:
     """What the axes that lead an operand are; None if that could not be observed."""
