@@ -87,7 +87,9 @@ class Result:
         if all(laid is None for laid in found.values()):
             raise InputError(
                 f"none of the inputs {list(found)} enters a token stream: expected at least one "
-                "whose embedding or patches the attention reads"
+                "whose embedding or patches the attention reads; where the model cuts them off (a "
+                "`detach`, `no_grad` or rounding in front of the first attention call), explain "
+                "what it makes of them, as an input of the part behind it"
             )
         check_heard(self.run, found, inputs, self.shows_calls)
         if isinstance(inputs, Mapping):

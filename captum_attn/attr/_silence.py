@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_attn.attr._inputs import Inputs
 from captum_attn.attr._run import Run
-from captum_attn.errors import WiringError
+from captum_attn.errors import TargetError, WiringError
 from captum_attn.observe import Observation
 from captum_attn.observe.streams.states import InitialState, ancestry
 
@@ -32,6 +32,7 @@ def check_heard(
         shows_calls (bool): whether the method shows single attention calls, see `Result`.
 
     Raises:
+        TargetError: if no input got anything, because nothing speaks for the target.
         WiringError: if no input got anything, because none's tokens are read.
     """
     silent = [name for name, laid in found.items() if laid is None or not bool(laid.any())]
@@ -52,7 +53,9 @@ def check_heard(
         f"on it: {'; '.join(dict.fromkeys(reasons))}"
     )
     all_count = all(run.counts(state.call) for state in run.attention_states)
-    if none_heard and not entered and not shows_calls and all_count:
+    if none_heard and not shows_calls and all_count:  # a map of zeros would look like a finding
+        if entered:
+            raise TargetError(message)
         raise WiringError(f"{message}; explain it with a method that needs no tokens")
     warnings.warn(message, stacklevel=3)
 

@@ -204,6 +204,15 @@ def _splits(lead: tuple[int, ...], batch: int) -> list[list[tuple[str, int]]]:
             rest = [("", size // batch)]
             splits.append([*before, (BATCH, batch), *rest, *after])
             splits.append([*before, *rest, (BATCH, batch), *after])
+            splits += _in_between(before, size // batch, batch, after)
     if not lead and batch == 1:
         splits.append([(BATCH, 1)])
-    return splits
+    return sorted(splits, key=len)  # stable: those that take an axis apart least come first
+
+
+def _in_between(
+    before: list[tuple[str, int]], rest: int, batch: int, after: list[tuple[str, int]]
+) -> list[list[tuple[str, int]]]:
+    """An axis of two inputs, one batch behind the other, and heads: (2 · B · heads)."""
+    outer = [size for size in range(2, rest) if rest % size == 0 and batch > 1]
+    return [[*before, ("", o), (BATCH, batch), ("", rest // o), *after] for o in outer]
