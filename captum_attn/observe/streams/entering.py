@@ -61,7 +61,7 @@ def entering(
 def crossing(tracer: TokenTracer, rows: Tensor, upstream: Upstream) -> bool:
     """Whether the elements enter one position each, but not all in their own example."""
     flat = rows.flatten(0, 1)[None]
-    (token_map,) = tracer.maps(flat, [upstream.flattened()])
+    (token_map,) = tracer.maps(flat, [replace(upstream.flattened(), repeats=False)])
     return not token_map.mixed and not token_map.copies
 
 

@@ -346,6 +346,8 @@ def bypassing(
     older: dict[Member, TokenMap] = {}
     if not earlier or not bool(vacant.any()):
         return older
+    if not tracer.any_enters(rows, [Upstream.call(call) for call in earlier], vacant):
+        return older  # padding
     for call, token_map in _latest_first(rows, earlier, tracer, batch):
         if not bool(vacant.any()):
             break
