@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_attn.attr._inputs import Inputs
 from captum_attn.attr._propagate import BlockRow, Relevance
 from captum_attn.attr._run import Run
-from captum_attn.attr._silence import check_heard
+from captum_attn.attr._silence import check_heard, name_others
 from captum_attn.errors import AttnError, InputError
 from captum_attn.observe.streams.states import Source, State
 from captum_attn.observe.streams.to_inputs import in_order, input_order, to_input
@@ -92,6 +92,7 @@ class Result:
                 "what it makes of them, as an input of the part behind it"
             )
         check_heard(self.run, found, inputs, self.shows_calls)
+        name_others(inputs)
         if isinstance(inputs, Mapping):
             return {name: laid for name, laid in found.items() if laid is not None}
         laid = tuple(
