@@ -22,8 +22,8 @@ from captum_attn.observe.streams.states import (
     joined_name,
 )
 from captum_attn.observe.tracing.autograd_graph import Member, Node, gradients, shape_of
-from captum_attn.observe.tracing.layout import Layout, layouts
 from captum_attn.observe.tracing.mixing import Mixing
+from captum_attn.observe.tracing.token_layout import TokenLayout, token_layouts
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ class Tokens:
 
     Args:
         edge (GradientEdge): the place.
-        layout (Layout): how it holds them.
+        layout (TokenLayout): how it holds them.
     """
 
     edge: GradientEdge
-    layout: Layout
+    layout: TokenLayout
 
     @property
     def down(self) -> Downstream:
@@ -138,16 +138,18 @@ class MixingHops:
         except WiringError:
             return None
 
-    def _by_support(self, edge: GradientEdge, call: AttentionCall, values: Tensor) -> list[Layout]:
+    def _by_support(
+        self, edge: GradientEdge, call: AttentionCall, values: Tensor
+    ) -> list[TokenLayout]:
         """The layouts of a place, first the one in which a row sees the fewest tokens."""
         rows, batch = call.rows(values), self.wiring.batch
         vector = torch.zeros_like(rows)
         vector[:, rows.shape[1] // 2] = self.tracer.random(rows, rows.shape[2])
         (found,) = gradients([(rows, vector)], [edge], self.graph.cuts)
-        ways = list(layouts(shape_of(edge.node, edge.output_nr), batch))
+        ways = list(token_layouts(shape_of(edge.node, edge.output_nr), batch))
         if found is None:
             return []
-        seen = [float(way.rows(found).ne(0).any(-1).float().mean()) for way in ways]
+        seen = [float(way.positions(found).ne(0).any(-1).float().mean()) for way in ways]
         return [way for _, way in sorted(zip(seen, ways, strict=True), key=lambda pair: pair[0])]
 
     def _behind(self, tokens: Tokens, state: State, operand: Operand) -> State:
@@ -185,9 +187,9 @@ class MixingHops:
         rows = operand.call.rows(operand.tensor)
         together = (operand.tensor, *operand.beside)
 
-        def find() -> tuple[int, Layout, TokenMap] | None:
+        def find() -> tuple[int, TokenLayout, TokenMap] | None:
             for number, edge in self._places(together, operand.named):
-                for layout in layouts(shape_of(edge.node, edge.output_nr), self.wiring.batch):
+                for layout in token_layouts(shape_of(edge.node, edge.output_nr), self.wiring.batch):
                     (found,) = self.tracer.maps(rows, [layout.upstream(edge)])
                     entered = found.to is None or bool((found.to >= 0).any())
                     if entered and not found.mixed:
@@ -293,7 +295,7 @@ class MixingHops:
             return None
         last = places[-1]
         upstreams = [self.wiring.upstream(member) for member in found]
-        for layout in layouts(shape_of(last.node, last.output_nr), self.wiring.batch):
+        for layout in token_layouts(shape_of(last.node, last.output_nr), self.wiring.batch):
             tokens = Tokens(last, layout)
             maps = self.tracer.maps(tokens.down, upstreams)
             if not any(token_map.mixed for token_map in maps):
