@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from captum_attn.observe.tracing.autograd_graph import (
     is_identity,
     shape_of,
 )
-from captum_attn.observe.tracing.token_layout import TokenLayout
+from captum_attn.observe.tracing.token_layout import TokenLayout, TokenPoint
 from captum_attn.observe.tracing.token_map import TokenMap, Upstream
 
 # Operations that move, mask or weight tokens without mixing channels: looked through, so that a
@@ -43,18 +43,6 @@ MOVES = frozenset(
 )
 
 
-class ReadPoint(NamedTuple):
-    """A point of the graph that still has the token axis.
-
-    Args:
-        edge (GradientEdge): the point.
-        layout (TokenLayout): how the tensor there holds the stream's tokens.
-    """
-
-    edge: GradientEdge
-    layout: TokenLayout
-
-
 @dataclass(eq=False)
 class Read:
     """A state that the output reads.
@@ -62,13 +50,13 @@ class Read:
     Args:
         state (State): the version of a stream.
         calls (list of AttentionCall): the calls it was last updated by.
-        points (list of ReadPoint): where its tokens are selected or pooled.
+        points (list of TokenPoint): where its tokens are selected or pooled.
         read_on (bool): whether later attention calls read the state, too.
     """
 
     state: State
     calls: list[AttentionCall]
-    points: list[ReadPoint]
+    points: list[TokenPoint]
     read_on: bool
 
     @property
@@ -166,7 +154,7 @@ def find_reads(root: Root, wiring: Wiring, graph: Graph) -> list[Read]:
 
 def _points(
     root: Root, start: GradientEdge, goal: int, state: State, wiring: Wiring, graph: Graph
-) -> list[ReadPoint]:
+) -> list[TokenPoint]:
     """Where the tokens of `state` are selected or pooled on the way to the output."""
     all_calls = sum(graph.bit[call] for call in wiring.tap.calls)
     sizes = {state.n, *(_uncropped(root, start, call, wiring) for call in graph.calls(goal))}
@@ -186,7 +174,7 @@ def _points(
             for n, order in orders
         ]
 
-    found: dict[Node, ReadPoint] = {}
+    found: dict[Node, TokenPoint] = {}
     seen, queue = {start.node}, [(start.node, start.output_nr)]
     for node, output_nr in queue:
         before = [
@@ -198,7 +186,7 @@ def _points(
             edge = GradientEdge(node, output_nr)
             layout = _settled(edge, layouts, len(seen), goal, wiring, graph, root.like)
             if layout is not None:
-                found[node] = ReadPoint(edge, layout)
+                found[node] = TokenPoint(edge, layout)
                 continue
         queue += [(n, nr) for n, nr in before if n not in seen]
         seen.update(n for n, _ in before)

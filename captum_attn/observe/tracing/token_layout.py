@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
@@ -77,6 +79,28 @@ class TokenLayout:
     def downstream(self, edge: GradientEdge, like: Tensor) -> Downstream:
         """The positions of the tensor at an edge of the graph, as the end of a token map."""
         return Downstream(edge, (self.batch, self.n, self.width), self.scatter_positions, like)
+
+
+class TokenPoint(NamedTuple):
+    """A point of the graph that holds tokens.
+
+    Args:
+        edge (GradientEdge): the point.
+        layout (TokenLayout): how the tensor there holds them.
+    """
+
+    edge: GradientEdge
+    layout: TokenLayout
+
+    @property
+    def upstream(self) -> Upstream:
+        return self.layout.upstream(self.edge)
+
+    @property
+    def downstream(self) -> Downstream:
+        made: Any = self.edge.node._input_metadata[self.edge.output_nr]
+        like = torch.empty(0, dtype=made.dtype, device=made.device)
+        return self.layout.downstream(self.edge, like)
 
 
 def token_layouts(shape: tuple[int, ...], batch: int) -> Iterator[TokenLayout]:
