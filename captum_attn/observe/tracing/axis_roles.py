@@ -194,7 +194,7 @@ class _Way:
         axes (tuple of int): the axes of the index, the rows and the examples.
     """
 
-    def __init__(self, asked: Asked, rows: Tensor, axes: tuple[int, int, int]) -> None:
+    def __init__(self, asked: OperandOrigin, rows: Tensor, axes: tuple[int, int, int]) -> None:
         self._asked, self._rows, self._axes = asked, rows, axes
         self._found: list[tuple[Spread, Spread, Spread, frozenset[int]]] = []
 
