@@ -21,6 +21,7 @@ from captum_attn.observe.tracing.autograd_graph import (
     Node,
     before_node,
     gradients,
+    samples_where_it_computes,
     shape_of,
 )
 from captum_attn.observe.tracing.mixing import Mixing
@@ -29,6 +30,7 @@ from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 _AT_ONCE = 16  # nodes of the graph that are asked in one go
 _STEPS = 64  # from feature map to feature map
+_FEW = 0.5  # the share of a map's cells below which they are points of it
 _WHOLE = 0.9  # the share of an input that counts as all of it: dead units see nothing
 
 
@@ -94,7 +96,7 @@ def _by_strength(
     """
     down = Downstream.rows(rows) if isinstance(rows, Tensor) else rows
     path = graph.between(rows.grad_fn, graph.bit[leaf])
-    samples = any(_is_deformable(node) for node in path)
+    samples = any(samples_where_it_computes(node) for node in path)
     if samples or leaf.ids is not None or leaf.layout == PACKED or down.shape[0] != graph.batch:
         why = "deformable attention, which is no softmax(QK^T)V, is" if samples else "there is"
         way = "the only way to them" if samples else "no feature map with one cell for each"
@@ -115,11 +117,6 @@ def _by_strength(
     upstream = Upstream.tokens(leaf, graph.batch)
     mixing = Mixing([down], [(math.prod(shape), [upstream])], graph.cuts)
     return InputMap(leaf, None, shape, mixing=mixing)
-
-
-def _is_deformable(node: Node) -> bool:
-    """Whether a node samples a feature map at places that are computed from the tokens."""
-    return node.name().startswith("GridSampler") and node.next_functions[1][0] is not None
 
 
 def _every_token_has_one(partial: Tensor | None, n: int) -> bool:
@@ -204,6 +201,8 @@ def _nearest_grid(
             vary = [axis for axis in range(len(shape)) if varies(cells, axis + 1)]
             if vary and most <= len(vary) <= enough:  # the last one is nearest to the input
                 channels = [axis + 1 for axis in range(len(shape)) if axis not in vary]
+                if _are_points(cells, channels):
+                    continue
                 cells = cells.amax(channels) if channels else cells
                 axes = [a if packed else a + 1 for a in vary]
                 best = cells.flatten(1), tuple(cells.shape[1:]), node, axes
@@ -211,6 +210,20 @@ def _nearest_grid(
         if best is not None and maps[-1].mixed:
             break
     return best
+
+
+def _are_points(cells: Tensor, others: list[int]) -> bool:
+    """Whether tokens are made of few cells of a map, at places along further axes than they vary.
+
+    Args:
+        cells (Tensor): (B, *axes of the map), the token that each cell enters, -1 for none.
+        others (list of int): the axes along which the token does not change.
+    """
+    for axis in others if len(others) > 1 else ():
+        here = (cells >= 0).amax([a for a in others if a != axis])
+        if float(here.float().mean()) < _FEW:
+            return True  # else a few channels are dead, or masked cells see nothing
+    return False
 
 
 def varies(cells: Tensor, axis: int) -> bool:
@@ -256,6 +269,8 @@ def _axes(
             before = [n for n, _ in before_node(node) if graph.reach(n) & bit]
             if not before or len(shape_of(before[0])) != len(shape_of(node)):
                 break
+            if node.name().startswith("GridSampler"):
+                break  # points lie on no grid
             if graph.is_stop(before[0]):
                 return tuple(_element_axis(leaf, axis) for axis in along)
             node = before[0]

@@ -214,6 +214,11 @@ def shape_of(node: Node, output: int = 0) -> tuple[int, ...]:
     return tuple(node._input_metadata[output].shape)
 
 
+def samples_where_it_computes(node: Node) -> bool:
+    """Whether a node samples a feature map at places made of the tokens: deformable attention."""
+    return node.name().startswith("GridSampler") and node.next_functions[1][0] is not None
+
+
 def _accumulator(tensor: Tensor) -> Node | None:
     return get_gradient_edge(tensor).node if tensor.requires_grad else None
 

@@ -59,13 +59,13 @@ class OperandOrigin:
 def leading_roles(call: AttentionCall, asked: OperandOrigin) -> Roles | None:
     """What the axes that lead an operand are; None if that could not be observed."""
     of_examples = [u for u in asked.upstreams if u.batched and (asked.batch == 1 or not u.packed)]
-    asked = replace(asked, upstreams=of_examples)
+    packed, asked = asked.has_packed, replace(asked, upstreams=of_examples)
     operand = asked.operand.expand(*call.lead, *asked.operand.shape[-2:])
     splits = _splits(call.lead, asked.batch)
     for split in splits:
         rows = operand.reshape(*(size for _, size in split), *operand.shape[-2:])
         axis = [name for name, _ in split].index(BATCH)
-        alone = len(splits) == 1 and axis == 0  # no other axis can hold the examples
+        alone = len(splits) == 1 and axis == 0 and not packed  # no other axis can hold them
         settled = asked.batch == 1 or alone
         if not settled and not asked.tracer.by_example(rows, axis, asked.upstreams):
             continue
