@@ -163,6 +163,8 @@ def _feature_grid(
     to, grid, node, along = best
     if along is None:
         return to, grid, None, None
+    if any(map(samples_where_it_computes, graph.between(node, bit))):
+        return None  # its cells lie where the picture says, along no axis of it
     seen = _seen(leaf, node, along, tracer)
     runs = _axes(leaf, node, along, seen, graph, tracer)
     return None if runs is None else (to, grid, runs, _box(seen, runs, grid))
