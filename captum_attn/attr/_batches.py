@@ -85,6 +85,33 @@ def _rows(value: Any, part: slice, batch: int, one_for_all: bool = False) -> Any
     return value
 
 
+def copied(value: Any, times: int, batch: int) -> Any:
+    """A value for copies of the batch, one after the other; what is the same for all is as it is."""
+    if times == 1:
+        return value
+    if isinstance(value, Tensor):
+        whole = value.ndim == 0 or len(value) != batch
+        return value if whole else value.repeat(times, *[1] * (value.ndim - 1))
+    if isinstance(value, Mapping):
+        return {name: copied(entry, times, batch) for name, entry in value.items()}
+    if isinstance(value, list) and len(value) == batch:
+        return value * times
+    return tuple(copied(v, times, batch) for v in value) if isinstance(value, tuple) else value
+
+
+def copied_request(explained: Request, times: int, batch: int) -> Request:
+    """What is explained of copies of the batch, one after the other."""
+    target = explained.target
+    is_one = isinstance(target, tuple) or (isinstance(target, Tensor) and target.numel() == 1)
+    return replace(
+        explained,
+        target=target if is_one else copied(target, times, batch),
+        additional_forward_args=copied(
+            _format_additional_forward_args(explained.additional_forward_args), times, batch
+        ),
+    )
+
+
 def _joined(results: list[Any]) -> Any:
     first = results[0]
     if isinstance(first, dict):

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from captum_attn._checks import FAILURES, shown, shown_error
 from captum_attn.attr._backward import Backward, explained_value, run_backward
+from captum_attn.attr._batches import copied_request
 from captum_attn.attr._inputs import Inputs, checked
 from captum_attn.attr._layers import active_calls
 from captum_attn.attr._options import SharedOptions
 from captum_attn.attr._request import Request, check_objective
 from captum_attn.attr._ruled import check_ruled, ruled_pass
 from captum_attn.attr._run import Run
-from captum_attn.errors import AttnError, TargetError
+from captum_attn.errors import AttnError, OptionError, TargetError
 from captum_attn.objectives import Objective, logit
 from captum_attn.observe import AttentionCall, observe
 from captum_attn.observe.capture.attention_call import detached
@@ -176,6 +177,7 @@ class Engine:
             )  # else attention adds nothing (a dead layer scale), which its maps say
         run.again = partial(self._again, forward_func, request, run.options)
         run.along = partial(self._calls_on, forward_func, request, run.draw_again)
+        run.valued = partial(self._value_on, forward_func, request, run.batch, run.draw_again)
         return run
 
     def _again(
@@ -219,6 +221,31 @@ class Engine:
             arrived = gradients([(value, ones)], [other.edge for other in found], keep=False)
         made = [detached(other, call) for call, other in zip(calls, found, strict=True)]
         return list(zip(made, arrived, strict=True))
+
+    def _value_on(
+        self,
+        forward_func: Callable,
+        request: Request,
+        batch: int,
+        draw_again: Callable[[], None],
+        inputs: Inputs,
+        copies: int,
+        during: AbstractContextManager,
+    ) -> Tensor:
+        """What is explained, on other inputs, while a run is in progress."""
+        request = copied_request(request, copies, batch)
+        roots, additional = modules_of(forward_func), request.additional_forward_args
+        values = checked(inputs, additional)
+        with left_as_found(roots), torch.no_grad():
+            draw_again()
+            with during:
+                seen = watched(forward_func, values, additional, roots)
+            if seen.batch != copies * batch:
+                raise OptionError(
+                    f"perturbations_per_eval: expected 1 for this model, whose rows are not one for "
+                    f"each example: of {copies} copies of {batch} it makes {seen.batch}"
+                )
+            return explained_value(seen, request, False).objective
 
     def _depended_on(
         self, forward_func: Callable, request: Request, options: SharedOptions, inputs: Inputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -57,6 +57,7 @@ class Run(Generic[Own]):
         inputs: as the user gave them.
         draw_again (callable): sets the random generators back to where they were before the run.
         along (callable): see `calls_on`.
+        valued (callable): see `value_on`.
         notes (dict): what was worked out for this target, see `once`.
     """
 
@@ -70,6 +71,7 @@ class Run(Generic[Own]):
     inputs: Any = None
     draw_again: Callable[[], None] = lambda: None
     along: Callable[..., list[tuple[AttentionCall, Tensor | None]]] | None = None
+    valued: Callable[[Inputs, int, AbstractContextManager], Tensor] | None = None
     notes: dict[Any, Any] = field(default_factory=dict, init=False)
 
     # ------------------------------------------------------------------------ what is explained
@@ -123,6 +125,26 @@ class Run(Generic[Own]):
         """
         assert self.along is not None, "nothing has been explained yet"
         return self.along(inputs, calls, during)
+
+    def value_on(
+        self,
+        inputs: Inputs,
+        copies: int = 1,
+        during: AbstractContextManager | None = None,
+    ) -> Tensor:
+        """What is explained, on other inputs: a forward pass more, and nothing else.
+
+        Args:
+            inputs: as the user gave them, but for their values, or several copies of such batches
+                one after the other.
+            copies (int): their number; targets and further arguments are repeated.
+            during (context manager, optional): what is done to the model meanwhile.
+
+        Returns:
+            Tensor: (copies B,).
+        """
+        assert self.valued is not None, "nothing has been explained yet"
+        return self.valued(inputs, copies, nullcontext() if during is None else during)
 
     def depended_on(self, inputs: Inputs) -> set[str]:
         """The inputs that what is explained has a gradient for; a forward and a backward pass more.

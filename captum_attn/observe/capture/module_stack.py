@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
@@ -65,6 +65,15 @@ class ModuleStack:
             self._names = {id(module): name for name, module in root.named_modules()}
         names = (self._names.get(id(module), "") for module in reversed(self._running))
         return next(filter(None, names), type(self._running[-1]).__name__)
+
+    def runs_any(self, modules: Container[int]) -> bool:
+        """Whether one of these modules, told by their ids, is running."""
+        return any(id(module) in modules for module in reversed(self._running))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no module is running."""
+        return not self._running
 
     def enter(self, module: nn.Module) -> None:
         """A module begins to run."""
