@@ -86,7 +86,7 @@ def _rows(value: Any, part: slice, batch: int, one_for_all: bool = False) -> Any
 
 
 def copied(value: Any, times: int, batch: int) -> Any:
-    """A value for copies of the batch, one after the other; what is the same for all is as it is."""
+    """A value for copies of the batch, one after the other; what all share is as it is."""
     if times == 1:
         return value
     if isinstance(value, Tensor):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from captum_attn._checks import FAILURES, shown, shown_error
 from captum_attn.attr._backward import Backward, explained_value, run_backward
@@ -24,6 +25,7 @@ from captum_attn.errors import AttnError, OptionError, TargetError
 from captum_attn.objectives import Objective, logit
 from captum_attn.observe import AttentionCall, observe
 from captum_attn.observe.capture.attention_call import detached
+from captum_attn.observe.capture.module_stack import outputs_of
 from captum_attn.observe.capture.restore import drawing_again, left_as_found, modules_of
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.observation import watched
@@ -136,7 +138,10 @@ class Engine:
             mixed.mixing.draws = options.mixing_draws or mixed.mixing.draws
         states = observation.wiring.updates
         active = active_calls(states, request.layers, roots, request.start_layer)
-        run = Run(observation, options, active, inputs=inputs, draw_again=draw_again)
+        axes = observation.output.ndim
+        run = Run(
+            observation, options, active, inputs=inputs, draw_again=draw_again, output_axes=axes
+        )
         if rules is not None:
             self._check_rules(run, rules)
         return run
@@ -178,6 +183,7 @@ class Engine:
         run.again = partial(self._again, forward_func, request, run.options)
         run.along = partial(self._calls_on, forward_func, request, run.draw_again)
         run.valued = partial(self._value_on, forward_func, request, run.batch, run.draw_again)
+        run.of_layer = partial(self._layer_on, forward_func, request, run.draw_again)
         return run
 
     def _again(
@@ -242,10 +248,37 @@ class Engine:
                 seen = watched(forward_func, values, additional, roots)
             if seen.batch != copies * batch:
                 raise OptionError(
-                    f"perturbations_per_eval: expected 1 for this model, whose rows are not one for "
+                    "perturbations_per_eval: expected 1 for this model, whose rows are not one for "
                     f"each example: of {copies} copies of {batch} it makes {seen.batch}"
                 )
             return explained_value(seen, request, False).objective
+
+    def _layer_on(
+        self,
+        forward_func: Callable,
+        request: Request,
+        draw_again: Callable[[], None],
+        inputs: Inputs,
+        module: nn.Module,
+    ) -> tuple[Tensor, Tensor]:
+        """A module's output, and its gradient, while a run is in progress."""
+        roots, additional = modules_of(forward_func), request.additional_forward_args
+        values = checked(inputs, additional)
+        outputs: list[Tensor] = []
+        with left_as_found(roots), torch.enable_grad():
+            draw_again()
+            with outputs_of(module, outputs):
+                seen = watched(forward_func, values, additional, roots, self.tap)
+            if len(outputs) != 1 or not outputs[0].requires_grad:
+                raise OptionError(
+                    "layer: expected a module that runs once and returns a tensor which the output "
+                    f"depends on, got {type(module).__name__}, which gave {len(outputs)} tensors"
+                )
+            value = explained_value(seen, request, True).objective
+            ones, edge = torch.ones_like(value), get_gradient_edge(outputs[0])
+            (gradient,) = gradients([(value, ones)], [edge], keep=False)
+        found = outputs[0].detach()
+        return found, torch.zeros_like(found) if gradient is None else gradient
 
     def _depended_on(
         self, forward_func: Callable, request: Request, options: SharedOptions, inputs: Inputs

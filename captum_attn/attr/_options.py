@@ -119,9 +119,11 @@ def showing(call: Callable, options: type[SharedOptions]) -> Callable:
 
     types, only = _types(options), inspect.Parameter.KEYWORD_ONLY
     given = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    taken = {parameter.name for parameter in given}  # `show_progress` over targets, not over masks
     own = [
         inspect.Parameter(f.name, only, default=f.default, annotation=types[f.name])
         for f in options.listed()
+        if f.name not in taken
     ]
     shown.__signature__ = signature.replace(parameters=[*given, *own])  # type: ignore[attr-defined]
     shown.with_any_options = plain  # type: ignore[attr-defined]

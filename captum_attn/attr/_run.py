@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from captum_attn.attr._backward import Backward
@@ -58,6 +58,8 @@ class Run(Generic[Own]):
         draw_again (callable): sets the random generators back to where they were before the run.
         along (callable): see `calls_on`.
         valued (callable): see `value_on`.
+        of_layer (callable): see `layer_on`.
+        output_axes (int): the number of axes of the output that the target selects from.
         notes (dict): what was worked out for this target, see `once`.
     """
 
@@ -72,6 +74,8 @@ class Run(Generic[Own]):
     draw_again: Callable[[], None] = lambda: None
     along: Callable[..., list[tuple[AttentionCall, Tensor | None]]] | None = None
     valued: Callable[[Inputs, int, AbstractContextManager], Tensor] | None = None
+    of_layer: Callable[[Inputs, nn.Module], tuple[Tensor, Tensor]] | None = None
+    output_axes: int = 0
     notes: dict[Any, Any] = field(default_factory=dict, init=False)
 
     # ------------------------------------------------------------------------ what is explained
@@ -145,6 +149,16 @@ class Run(Generic[Own]):
         """
         assert self.valued is not None, "nothing has been explained yet"
         return self.valued(inputs, copies, nullcontext() if during is None else during)
+
+    def layer_on(self, inputs: Inputs, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """A module's output on other inputs, and its gradient; a forward and a backward pass more.
+
+        Args:
+            inputs: as the user gave them, but for their values.
+            module (Module): of the model.
+        """
+        assert self.of_layer is not None, "nothing has been explained yet"
+        return self.of_layer(inputs, module)
 
     def depended_on(self, inputs: Inputs) -> set[str]:
         """The inputs that what is explained has a gradient for; a forward and a backward pass more.

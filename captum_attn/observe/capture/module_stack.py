@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -158,6 +158,24 @@ def hooked(module: nn.Module, hook: Callable[[nn.Module, tuple, dict], Any]) -> 
         return module.register_forward_pre_hook(of_this_thread, with_kwargs=True).remove
 
     with shared_state.changed([(("hook", id(of_this_thread)), change)]):
+        yield
+
+
+@contextmanager
+def outputs_of(module: nn.Module, into: list[Tensor]) -> Iterator[None]:
+    """Appends the outputs of one module, or the first tensor of each, in this thread."""
+    thread = threading.get_ident()
+
+    def left(module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() == thread:
+            values = output.values() if isinstance(output, Mapping) else output
+            given = [output] if isinstance(output, Tensor) else list(values)
+            into.extend([value for value in given if isinstance(value, Tensor)][:1])
+
+    def change() -> Callable[[], None]:
+        return module.register_forward_hook(left).remove
+
+    with shared_state.changed([(("hook", id(left)), change)]):
         yield
 
 

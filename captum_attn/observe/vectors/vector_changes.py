@@ -361,6 +361,36 @@ class VectorChanges:
         term, placement = self._key_term(update)
         return term, placement.rows
 
+    def projected(self, update: AttentionState) -> tuple[Term, Callable[[Tensor], Tensor]]:
+        """The tensor that a call's values are projected from, and its layout, as `keys`.
+
+        Raises:
+            WiringError: if it was not observed.
+        """
+        term, placement = self._key_term(update)
+        return term, placement.rows
+
+    def after(self, update: AttentionState) -> Tensor:
+        """The vectors of the tokens that asked, after the last sum behind a call, (B, F q, D).
+
+        Raises:
+            WiringError: if no sum was observed there.
+        """
+        behind = self._by_state().get((update.call,), [])
+        if behind:
+            branch, placement = behind[-1]
+            addition = branch.addition
+        else:
+            found = self._residual(update.call)
+            if found.addition is None:
+                raise WiringError(
+                    f"{update.call.module!r}: no sum of its output with the tokens was observed, "
+                    "so that their vectors behind it are unknown; leave the call out with `layers=`"
+                )
+            addition, placement = found.addition, self._placement(update.call)
+        one, other = addition.terms
+        return placement.rows(one.vectors() + other.vectors())
+
     def _query_term(self, update: AttentionState) -> tuple[Term, Placement]:
         skip = self._residual(update.call).skip
         assert skip is not None
