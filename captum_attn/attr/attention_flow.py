@@ -188,8 +188,8 @@ class Network:
             raise OptionError(
                 "Attention Flow solves a maximum flow for each token and row that is read: "
                 f"{flows} flows over {edges} edges are more than {MOST_WORK} (their product), the "
-                "most it takes on; expected fewer tokens, layers (`layers=`) or rows (`readout=`), or "
-                "AttentionRollout"
+                "most it takes on; expected fewer tokens, layers (`layers=`) or rows (`readout=`), "
+                "or AttentionRollout"
             )
 
 

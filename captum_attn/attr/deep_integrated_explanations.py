@@ -19,6 +19,7 @@ from captum_attn.observe.capture.restore import modules_of
 from captum_attn.observe.interventions import replacing
 from captum_attn.observe.streams.states import AttentionState, State
 
+LAST_TWO = (-1, -2)
 Maps = Mapping[AttentionCall, Tensor]
 # A call as it ran at one step, and the gradient at its output.
 At = tuple[AttentionCall, Tensor | None]
@@ -44,7 +45,7 @@ class DeepIntegratedExplanations(AttentionAttribution):
         n_steps (int): K; the fractions are 0, 1/K, ..., 1, in single precision as in the authors'
             code; the last one is the run itself, so that a block takes K runs more. Default: 10.
         layers_integrated (int or tuple of int): b, the places of the blocks among the calls of the
-            stream that is read. Default: (-1, -2), the last two.
+            stream that is read. Default: (-1, -2), the last two, or the only one.
 
     Examples::
 
@@ -54,7 +55,7 @@ class DeepIntegratedExplanations(AttentionAttribution):
     @dataclass(frozen=True, kw_only=True)
     class Options(AttentionAttribution.Options):
         n_steps: int = 10
-        layers_integrated: int | tuple | list = (-1, -2)
+        layers_integrated: int | tuple | list = LAST_TWO
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -114,6 +115,8 @@ class DeepIntegratedExplanations(AttentionAttribution):
 
     def _blocks(self, run: Run[Options], state: State) -> list[AttentionState]:
         calls = [made for made in run.calls_into([state]) if made.stream == state.stream]
+        if len(calls) == 1 and run.options.blocks == LAST_TWO:
+            return calls
         for b in run.options.blocks:
             if not -len(calls) <= b < len(calls):
                 raise OptionError(

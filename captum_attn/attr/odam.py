@@ -28,8 +28,10 @@ class Odam(TokenSums):
     detections.
 
     The authors have no transformer; F is here what the last cross-attention reads, the encoder's
-    tokens of the image, and in a model without one the tokens that enter the last block. Nothing is
-    enlarged or brought to [0, 1] beyond what `attribute` does for all methods.
+    tokens of the image, and in a model without one what the values of the last block are projected
+    from: the tokens that enter it, behind their LayerNorm where that comes first. (In front of it
+    Σ_c ∂y/∂F[c] F[c] is 0, because a LayerNorm forgets the length of a vector.) Nothing is enlarged
+    or brought to [0, 1] beyond what `attribute` does for all methods.
 
     Args:
         forward_func, layers: as for every method, see `AttentionAttribution`.
@@ -88,7 +90,7 @@ class Odam(TokenSums):
         crossing = [state for state in calls if is_cross_attention(state)]
         state = (crossing or calls)[-1]
         changes = VectorChanges(run.observation)
-        term, rows = changes.projected(state) if crossing else changes.keys(state)
+        term, rows = changes.projected(state)
         gradient = run.gradient_at(term.edge)
         if gradient is None:
             return {}
@@ -121,15 +123,20 @@ class Odam(TokenSums):
 
     def _image(self, run: Run[Options]) -> Source:
         """The image whose objects are detected."""
-        output = run.output_axes
         images = [s for s in run.observation.wiring.sources if any(map(_is_image, s.entries))]
-        if output < 3 or len(images) != 1:
+        words = {s.name for s in run.observation.wiring.sources if any(map(_is_word, s.entries))}
+        read = {state.stream for state in run.weights}
+        if run.output_axes < 3 or len(images) != 1 or read & words:
             raise TargetError(
-                f"ODAM is meant for detectors: expected an image, and an output (B, detections, "
-                f"classes or coordinates); got {len(images)} images and an output of {output} "
-                "axes; use AttentionGradCam for a classifier"
+                "ODAM is meant for detectors: expected an image, and an output (B, detections, "
+                f"classes or coordinates) that is no text's; got {len(images)} images and an "
+                f"output of {run.output_axes} axes that reads {sorted(read)}; use AttentionGradCam"
             )
         return images[0]
+
+
+def _is_word(entry: InputMap) -> bool:
+    return entry.leaf.ids is not None
 
 
 def _is_image(entry: InputMap) -> bool:

@@ -105,12 +105,17 @@ class TransformerInputSampling(MaskingMethod):
 
     def _source(self, run: Run[Options]) -> Source:
         """The one source of the inputs' tokens."""
+        attending = {state.stream for state in run.attention_states}
         sources = [s for s in run.observation.wiring.sources if s.entries]
-        if len(sources) != 1 or run.observation.wiring.mixed_states:
+        if (
+            len(sources) != 1
+            or sources[0].name not in attending
+            or run.observation.wiring.mixed_states
+        ):
             why = (
                 "something else than attention mixes its tokens"
-                if len(sources) == 1
-                else f"got {[source.name for source in sources]}"
+                if len(sources) == 1 and sources[0].name in attending
+                else f"got {[source.name for source in sources]}, and attention in {attending}"
             )
             raise WiringError(
                 f"{self.get_name()} hides tokens from attention: expected a model of one stream of "
