@@ -19,19 +19,24 @@ Result = TypeVar("Result")
 
 
 def in_batches(
-    explain: Callable[[Inputs, Request], Result],
+    explain: Callable[[Inputs, Request, Mapping[str, Any]], Result],
     inputs: Inputs,
     explained: Request,
     size: int | None,
+    options: Mapping[str, Any],
+    of_examples: Callable[[Mapping[str, Any], slice, Inputs, int], Mapping[str, Any]],
 ) -> Result:
     """`explain` for at most `size` examples at a time, the results put together again.
 
     Args:
-        explain (callable): (inputs, what is explained) -> a Tensor, or a tuple or dict of them.
+        explain (callable): (inputs, what is explained, options) -> a Tensor, or a tuple or dict of
+            them.
         size (int, optional): None: all at once.
+        options (Mapping): the method's, for all examples.
+        of_examples (callable): (options, examples, inputs, batch) -> options for these examples.
     """
     if size is None:
-        return explain(inputs, explained)
+        return explain(inputs, explained, options)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise OptionError(f"internal_batch_size: expected an int >= 1 or None, got {size!r}")
     values = checked(inputs, explained.additional_forward_args)
@@ -47,7 +52,14 @@ def in_batches(
     _check_target(explained.target, batch)
     parts = [slice(start, start + size) for start in range(0, batch, size)]
     return _joined(
-        [explain(_rows(inputs, part, batch), _of_rows(explained, part, batch)) for part in parts]
+        [
+            explain(
+                _rows(inputs, part, batch),
+                _of_rows(explained, part, batch),
+                of_examples(options, part, inputs, batch),
+            )
+            for part in parts
+        ]
     )
 
 

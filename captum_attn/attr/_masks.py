@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -104,3 +104,19 @@ def tokens_of(run: Run[Any], rows: dict[State, Tensor]) -> Relevance:
 def generators(seed: int, count: int) -> Iterator[torch.Generator]:
     """One for each example, alike, so that an example has the same numbers in a batch and alone."""
     return (torch.Generator().manual_seed(seed) for _ in range(count))
+
+
+def rows_of(
+    given: Mapping[str, Any], axes: Mapping[str, int], part: slice, batch: int
+) -> Mapping[str, Any]:
+    """Options, with the rows of some examples of those that have a row for each.
+
+    Args:
+        axes (Mapping): name of an option -> its number of axes where it has one.
+    """
+    found = dict(given)
+    for name, count in axes.items():
+        value = given.get(name)
+        if isinstance(value, Tensor) and value.ndim == count and len(value) == batch:
+            found[name] = value[part]
+    return found

@@ -61,6 +61,20 @@ class SharedOptions:
         return cls(**given)
 
     @classmethod
+    def of_examples(
+        cls, given: Mapping[str, Any], part: slice, inputs: Any, batch: int
+    ) -> Mapping[str, Any]:
+        """The options for some examples; a method with values per example overrides it.
+
+        Args:
+            given (Mapping): name -> value, as the user gave them for all examples.
+            part (slice): the examples.
+            inputs: of all examples, as the user gave them.
+            batch (int): the number of all examples.
+        """
+        return given
+
+    @classmethod
     def listed(cls) -> list[Field]:
         """The fields, those of the method before those that all methods have."""
         shared = {field.name for field in fields(SharedOptions)}

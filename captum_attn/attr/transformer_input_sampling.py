@@ -3,7 +3,9 @@ Sampling", ICCV 2023 workshops."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from captum_attn._checks import number, shown, whole
 from captum_attn.attr._attended import ratio
 from captum_attn.attr._base import Relevance, Run
 from captum_attn.attr._batches import copied
-from captum_attn.attr._masks import MaskingMethod, generators, of_source, tokens_of
+from captum_attn.attr._masks import MaskingMethod, generators, of_source, rows_of, tokens_of
 from captum_attn.errors import OptionError, WiringError
 from captum_attn.observe.capture.restore import modules_of
 from captum_attn.observe.interventions import hiding
@@ -76,6 +78,12 @@ class TransformerInputSampling(MaskingMethod):
             whole("seed", self.seed, least=0)
             for one in self.ratios:
                 number("keep", one, 0, 1)
+
+        @classmethod
+        def of_examples(
+            cls, given: Mapping[str, Any], part: slice, inputs: Any, batch: int
+        ) -> Mapping[str, Any]:
+            return rows_of(given, {"centroids": 3}, part, batch)
 
         @property
         def ratios(self) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from captum_attn.attr._attended import ratio
 from captum_attn.attr._base import Result, Run
 from captum_attn.attr._batches import copied
 from captum_attn.attr._inputs import Inputs
-from captum_attn.attr._masks import MaskingMethod, generators, of_source
+from captum_attn.attr._masks import MaskingMethod, generators, of_source, rows_of
 from captum_attn.errors import InputError, MissingExtraError, OptionError, WiringError
 from captum_attn.observe.streams.states import InputMap, Source
 from captum_attn.observe.streams.to_inputs import patch_grid
@@ -70,6 +70,12 @@ class VitCX(MaskingMethod):
             whole("seed", self.seed, least=0)
             if not isinstance(self.noise, Tensor):
                 number("noise", self.noise, 0)
+
+        @classmethod
+        def of_examples(
+            cls, given: Mapping[str, Any], part: slice, inputs: Any, batch: int
+        ) -> Mapping[str, Any]:
+            return rows_of(given, {"masks": 4, "noise": 5}, part, batch)
 
     tap = RecordingTap
 
