@@ -77,7 +77,7 @@ class TransformerInputSampling(MaskingMethod):
             whole("n_masks", self.n_masks, least=1)
             whole("seed", self.seed, least=0)
             for one in self.ratios:
-                number("keep", one, 0, 1)
+                number("keep", one, 0, 1, open_ends="(")
 
         @classmethod
         def of_examples(
