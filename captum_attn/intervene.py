@@ -25,10 +25,16 @@ from captum_attn.observe.capture.restore import (
     root_of,
 )
 from captum_attn.observe.capture.tensor_kinds import check_kind
-from captum_attn.observe.interventions import hiding, in_token_order, replacing
+from captum_attn.observe.interventions import (
+    hiding,
+    in_token_order,
+    replacing,
+    share_of_tokens,
+)
 from captum_attn.observe.layers import Layers, check_layers, matches
 from captum_attn.observe.streams.states import Source
 from captum_attn.observe.streams.structure_cache import StructureCache
+from captum_attn.observe.streams.to_inputs import in_order, input_order
 
 __all__ = ["ObservedModel", "hide_tokens", "replace_attention"]
 
@@ -50,6 +56,7 @@ class ObservedModel:
         additional_forward_args (any, optional): further positional arguments of the model.
 
     Attributes:
+        names (list of str): the names of the inputs, in their order.
         tokens (dict): name of a token stream -> the number of its tokens, as in `attribute_tokens`.
         calls (list of AttentionCall): the attention calls, in the order of execution.
 
@@ -84,8 +91,45 @@ class ObservedModel:
         return {source.name: source.n for source in self._seen.wiring.sources}
 
     @property
+    def names(self) -> list[str]:
+        """The names of the inputs, those of the model's arguments where they came without."""
+        return self._seen.names
+
+    @property
     def calls(self) -> list[AttentionCall]:
         return [state.call for state in self._seen.wiring.updates]
+
+    def tokens_of(self, elements: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tokens that are made of chosen elements of the inputs, for more than half.
+
+        Args:
+            elements (Mapping): name of an input -> bool, (B, ...), of its shape: pixels, ids.
+
+        Returns:
+            dict: stream name -> (B, n) bool, as `hide_tokens` takes them.
+
+        Raises:
+            InputError: where an input enters no token stream.
+        """
+        batch, found = self._seen.batch, {}
+        for source in self._seen.wiring.sources:
+            chosen = [
+                share
+                for entry in source.entries
+                if entry.of_input
+                and (mask := elements.get(entry.leaf.name)) is not None
+                and (share := share_of_tokens(entry, source.n, mask, batch)) is not None
+            ]
+            if chosen:
+                rows = torch.stack(chosen).amax(0) > 0.5
+                found[source.name] = in_order(rows, input_order(source, batch))
+        names = {e.leaf.name for s in self._seen.wiring.sources for e in s.entries if e.of_input}
+        unknown = [name for name in elements if name not in names]
+        if unknown:
+            raise InputError(
+                f"the inputs {unknown} enter no token stream: expected some of {sorted(names)}"
+            )
+        return found
 
     @contextmanager
     def hide_tokens(self, hidden: Hidden, *, layers: Layers | None = None) -> Iterator[None]:

@@ -11,8 +11,8 @@ from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.intervening import CallChange, Intervening
 from captum_attn.observe.observation import Observation
 from captum_attn.observe.streams.hidden_keys import hidden_positions
-from captum_attn.observe.streams.states import Source
-from captum_attn.observe.streams.to_inputs import input_order
+from captum_attn.observe.streams.states import InputMap, Source
+from captum_attn.observe.streams.to_inputs import input_order, to_input
 
 
 def hiding(
@@ -61,3 +61,25 @@ def in_token_order(source: Source, batch: int, chosen: Tensor) -> Tensor:
         return chosen
     order = order.to(chosen.device).repeat(len(chosen) // batch, 1)
     return torch.zeros_like(chosen).scatter(1, order, chosen)
+
+
+def share_of_tokens(entry: InputMap, n: int, chosen: Tensor, batch: int) -> Tensor | None:
+    """Which share of each token's elements is chosen, (B, n); None where the input has none.
+
+    Args:
+        entry (InputMap): how the input enters the tokens.
+        n (int): the number of tokens.
+        chosen (Tensor): bool, of the input's shape.
+    """
+    numbers = torch.arange(1.0, n + 1, dtype=torch.float64).expand(batch, n)
+    inside = to_input(entry, torch.ones_like(numbers), "nearest")  # channels share what is theirs
+    if inside.shape != chosen.shape:
+        return None
+    laid = to_input(entry, numbers, "nearest")
+    token = torch.where(inside > 0, laid / torch.where(inside > 0, inside, 1), 0).round().long()
+    whole = torch.zeros(batch, n + 1, dtype=torch.float64, device=token.device)
+    part = whole.clone()
+    index = token.flatten(1)
+    whole.scatter_add_(1, index, torch.ones_like(index, dtype=whole.dtype))
+    part.scatter_add_(1, index, chosen.to(part).flatten(1))
+    return part[:, 1:] / whole[:, 1:].clamp_min(1)
