@@ -7,6 +7,7 @@ fused kernel too.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -84,6 +85,13 @@ class ObservedModel:
         with left_as_found(self._roots):
             self._seen = observe(
                 forward_func, values, additional_forward_args, self._roots, StructureCache()
+            )
+        if any(entry.moving for source in self._seen.wiring.sources for entry in source.entries):
+            warnings.warn(
+                "which token holds which part of the inputs depends on their content, or on random "
+                "numbers that the model draws (ViLT): set the same seed before this and before "
+                "every run in the block",
+                stacklevel=2,
             )
 
     @property

@@ -44,14 +44,16 @@ class MaskingMethod(AttentionAttribution):
         run: Run[Any],
         count: int,
         copy: Callable[[int, int], tuple[Inputs, AbstractContextManager | None]],
+        size: int,
     ) -> Tensor:
         """What is explained on `count` masked copies of the batch, (B, count).
 
         Args:
             copy (callable): (first, last) -> the copies in this range, one after the other, and
                 what is done to the model meanwhile.
+            size (int): how many copies run at a time.
         """
-        size, values = run.options.perturbations_per_eval, []
+        values = []
         starts: Iterable[int] = range(0, count, size)
         if run.options.show_progress:
             number = -(-count // size)

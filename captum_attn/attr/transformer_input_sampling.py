@@ -107,7 +107,10 @@ class TransformerInputSampling(MaskingMethod):
             during = hiding(run.observation, {source: hidden}, calls, roots)
             return copied(run.inputs, last - first, run.batch), during
 
-        scores = self.measured(run, masks.shape[1], copy)  # (B, M)
+        moving = any(entry.moving for entry in source.entries)
+        # A model may draw its patches' order (ViLT); copies would draw others than were observed.
+        size = 1 if moving else run.options.perturbations_per_eval
+        scores = self.measured(run, masks.shape[1], copy, size)  # (B, M)
         kept = masks.to(scores)
         return {source: ratio((scores[:, None] @ kept)[:, 0], kept.sum(1))}
 

@@ -89,10 +89,11 @@ class VitCX(MaskingMethod):
         image = _input(run, name)  # (B, C, H, W)
         if run.options.masks is None:
             masks = run.cached("masks", lambda: self._masks(run, source, grid, covered))
+            counts = (masks.flatten(2) != 0).any(2).sum(1)  # an example may have fewer than others
         else:
             masks = _of_examples("masks", run.options.masks, image[:, 0], run.batch)
+            counts = torch.full((run.batch,), masks.shape[1], device=masks.device)
         effects = self._effects(run, name, image, masks)  # (B, N)
-        counts = (masks.flatten(2) != 0).any(2).sum(1)  # of examples with fewer masks, 0 is none
         weighted = (effects[:, :, None, None] * masks).sum(1) / counts.clamp_min(1)[:, None, None]
         pixels = ratio(weighted, masks.sum(1))[:, None] / image.shape[1]
         return Result(run, None, {name: pixels.expand(image.shape).to(run.like)})
@@ -154,10 +155,10 @@ class VitCX(MaskingMethod):
             mask = masks[:, first:last, None].transpose(0, 1)
             return changed(image + draws(first, last).transpose(0, 1) * (1 - mask)), None
 
-        whole = run.value_on(run.inputs).to(masks)[:, None]
-        with_mask = self.measured(run, count, masked)
+        whole, size = run.value_on(run.inputs), run.options.perturbations_per_eval
+        with_mask = self.measured(run, count, masked, size)
         draws = _Noise(run.options, image, count)
-        return with_mask - self.measured(run, count, noisy) + whole
+        return with_mask - self.measured(run, count, noisy, size) + whole.to(masks)[:, None]
 
 
 class _Noise:

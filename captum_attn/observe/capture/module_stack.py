@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn.modules.module import (
 from torch.utils.hooks import RemovableHandle
 
 from captum_attn.observe.capture.shared_state import Change, shared_state
+from captum_attn.observe.capture.tensor_notes import tensors
 
 
 class ModuleStack:
@@ -168,9 +169,8 @@ def outputs_of(module: nn.Module, into: list[Tensor]) -> Iterator[None]:
 
     def left(module: nn.Module, args: Any, output: Any) -> None:
         if threading.get_ident() == thread:
-            values = output.values() if isinstance(output, Mapping) else output
-            given = [output] if isinstance(output, Tensor) else list(values)
-            into.extend([value for value in given if isinstance(value, Tensor)][:1])
+            values = list(output.values()) if isinstance(output, Mapping) else [output]
+            into.extend(islice(tensors(values), 1))
 
     def change() -> Callable[[], None]:
         return module.register_forward_hook(left).remove
