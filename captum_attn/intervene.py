@@ -89,8 +89,8 @@ class ObservedModel:
         if any(entry.moving for source in self._seen.wiring.sources for entry in source.entries):
             warnings.warn(
                 "which token holds which part of the inputs depends on their content, or on random "
-                "numbers that the model draws (ViLT): set the same seed before this and before "
-                "every run in the block",
+                "numbers that the model draws (ViLT): run these very inputs in the block, and set "
+                "the same seed before this and before every run",
                 stacklevel=2,
             )
 

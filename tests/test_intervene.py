@@ -311,6 +311,8 @@ def test_interventions_go_inside_each_other(name: str) -> None:
         both = run(case, sample)
     with seen.hide_tokens(first), seen.hide_tokens(second):
         close(run(case, sample), both)
+        for call in seen_of(case, sample).calls:
+            assert (call.attention()[..., [3, 5]] == 0).all()
     half = seen.calls[-1].attention().flatten(0, 1) / 2
     with seen.replace_attention(-1, half):
         replaced = run(case, sample)

@@ -205,13 +205,18 @@ class Intervening(TorchFunctionMode):
         left = seen & ~hidden
         dead = ~left.any(-1, keepdim=True) & seen.any(-1, keepdim=True)  # all its keys are hidden
         some = left | (dead & seen)
-        mask, nothing = some, 0.0
+        mask, nothing = some, 0.0  # False
         if attn_mask is not None and attn_mask.is_floating_point():
             mask = attn_mask.masked_fill(~some & seen.any(-1, keepdim=True), -math.inf)
             nothing = -math.inf
-        out = F.scaled_dot_product_attention(query, key, value, mask, dropout_p, **options)
-        out = out.masked_fill(dead, 0)
-        _here.masks[out] = mask.masked_fill(dead, nothing)
+        made = F.scaled_dot_product_attention(query, key, value, mask, dropout_p, **options)
+        out = made.masked_fill(dead, 0)
+        found, _ = changed_mask(made, mask, False)  # by an intervention around this one
+        assert found is not None
+        _here.masks[out] = found.masked_fill(dead, nothing)
+        weights = changed_weights(made, None)
+        if weights is not None:
+            _here.weights[out] = weights
         return out
 
     # ------------------------------------------------------------------------ softmax and product
