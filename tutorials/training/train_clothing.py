@@ -19,7 +19,7 @@ from captum_attn.toy.clothing_vit import build_clothing_vit, save_clothing_vit
 from captum_attn.toy.scenes import Split
 from tutorials.training.loop import command, epochs_on_fresh_scenes
 
-EPOCHS, PICTURES_PER_EPOCH = 5, 60_000
+EPOCHS, PICTURES_PER_EPOCH = 4, 60_000
 SHIFT = 2  # pixels, at most
 CUT = 8  # one of so many pictures is cut together of two
 
