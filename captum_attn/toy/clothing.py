@@ -132,7 +132,8 @@ def clothing_pairs(n: int, seed: int = 0, of: Clothing | None = None) -> Clothin
     Examples::
 
         >>> pairs = clothing_pairs(4)
-        >>> first = GenericAttention(load_clothing_vit()).attribute(pairs.images, pairs.labels[:, 0])
+        >>> gae = GenericAttention(load_clothing_vit())
+        >>> of_the_first = gae.attribute(pairs.images, pairs.labels[:, 0])
     """
     images, labels = packaged_clothing() if of is None else of
     rng = torch.Generator().manual_seed(seed)
