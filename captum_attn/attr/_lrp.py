@@ -84,8 +84,8 @@ class InputEngine(Engine):
         roots: list[nn.Module],
     ) -> Run:
         if options.leave_out:  # what heads look at, and which row is read, the wiring says
-            run = super()._observed(forward_func, inputs, request, options, roots)
-            return InputRun(run.observation, options, run.active)
+            wired = super()._observed(forward_func, inputs, request, options, roots)
+            return InputRun(wired.observation, options, wired.active)
         additional, rules = request.additional_forward_args, self.rules(options)
         assert rules is not None
         values = checked(inputs, additional)

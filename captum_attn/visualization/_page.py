@@ -127,8 +127,10 @@ class Page(Picture):
             box = Rectangle((x, y + 1), placed.width, STEP - 2, color=colour, linewidth=0)
             self.sheet.add_patch(box)
             if placed.word.left_out:
-                frame = {"fill": False, "edgecolor": GREY, "linewidth": 0.8, "linestyle": "--"}
-                self.sheet.add_patch(Rectangle((x, y + 1), placed.width, STEP - 2, **frame))
+                self.sheet.add_patch(
+                    Rectangle((x, y + 1), placed.width, STEP - 2, fill=False, edgecolor=GREY,
+                              linewidth=0.8, linestyle="--")
+                )  # fmt: skip
             ink = GREY if placed.word.special else "black"
             middle: dict[str, Any] = {"ha": "center", "x": x + placed.width / 2}
             self.sheet.text(

@@ -94,7 +94,7 @@ def frame_left_out(ax: Axes, mask: np.ndarray) -> None:
     if mask.any():
         padded = np.pad(mask.astype(float), 1)  # also where they touch the edge
         at = [np.arange(-1, side + 1) for side in mask.shape]
-        options = {"colors": GREY, "linewidths": 0.9, "linestyles": "dashed"}
+        options: dict[str, Any] = {"colors": GREY, "linewidths": 0.9, "linestyles": "dashed"}
         lines = ax.contour(at[1], at[0], padded, [0.5], **options)
         lines.set_clip_on(False)
 
