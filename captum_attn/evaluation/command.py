@@ -53,7 +53,7 @@ def evaluate_command(
         str,
         typer.Option(
             metavar="NAME",
-            help="digit-vit, texture-vit, topics, timm/NAME, or a folder or hub id of "
+            help="digit-vit, texture-vit, clothing-vit, topics, timm/NAME, or a folder or hub id of "
             "transformers.",
         ),
     ],
@@ -67,7 +67,7 @@ def evaluate_command(
             help="A folder of images, a sub-folder per class; or a file of lines, each with a "
             "label, a tab and a text, and after another tab the words that are marked as its "
             "reason; or known-answers, prompts of a language model whose answer stands at a known "
-            "place. Default: the model's own scenes, textures or texts.",
+            "place. Default: the model's own scenes, textures, clothing or texts.",
         ),
     ] = None,
     masks: Annotated[

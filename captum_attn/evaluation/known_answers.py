@@ -46,7 +46,7 @@ class Prompt(NamedTuple):
     Attributes:
         task (str): one of `TASKS`.
         text (str): what is to be gone on with.
-        answer (str): the word that goes on, a blank in front; it stands in the text once.
+        answer (str): the word that goes on, a blank in front; it stands once in the last line.
         place (int): where it starts in the text, its blank left out, in characters.
         replaced (str): the text with another word there.
         other (str): that word, a blank in front.

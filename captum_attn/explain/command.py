@@ -115,7 +115,7 @@ def explain_image_command(
         str,
         typer.Option(
             metavar="NAME",
-            help="digit-vit or texture-vit (small, in the package), timm/NAME, or a folder or hub "
+            help="digit-vit, texture-vit or clothing-vit (small, in the package), timm/NAME, or a folder or hub "
             "id of transformers: an image classifier.",
         ),
     ],
