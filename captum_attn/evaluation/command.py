@@ -53,8 +53,8 @@ def evaluate_command(
         str,
         typer.Option(
             metavar="NAME",
-            help="digit-vit, texture-vit, clothing-vit, topics, timm/NAME, or a folder or hub id of "
-            "transformers.",
+            help="digit-vit, texture-vit, clothing-vit, topics, smollm2, timm/NAME, or a folder or "
+            "hub id of transformers.",
         ),
     ],
     out: Annotated[

@@ -115,8 +115,8 @@ def explain_image_command(
         str,
         typer.Option(
             metavar="NAME",
-            help="digit-vit, texture-vit or clothing-vit (small, in the package), timm/NAME, or a folder or hub "
-            "id of transformers: an image classifier.",
+            help="digit-vit, texture-vit or clothing-vit (small, in the package), timm/NAME, or a "
+            "folder or hub id of transformers: an image classifier.",
         ),
     ],
     method: Annotated[list[str] | None, _method_option(IMAGE_METHOD)] = None,
