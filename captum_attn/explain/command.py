@@ -22,7 +22,7 @@ from captum_attn.evaluation.command import device_of, listed, method_of
 
 if TYPE_CHECKING:
     from captum_attn.evaluation.loaded import Loaded
-    from captum_attn.explain.asked import Asked
+    from captum_attn.explain.explained import Explained
 
 __all__ = ["explain_image_command", "explain_text_command"]
 
@@ -87,8 +87,8 @@ def explain_text_command(
         raise OptionError(f"--labels are for the model topics; '{model}' has its own")
     # Imported here, so that --help and a mistyped option do not wait for them.
     from captum_attn.evaluation.models import load
-    from captum_attn.explain.asked import ask
-    from captum_attn.explain.words import encoded, ranking
+    from captum_attn.explain.explained import ask
+    from captum_attn.explain.ranking import encoded, ranking
     from captum_attn.visualization import visualize_text
 
     loaded = load(model, [] if labels is None else labels.split(","))
@@ -105,7 +105,11 @@ def explain_text_command(
     _announce(asked)
     print(ranking(loaded, found, inputs, top))
     if out is not None:
-        picture = visualize_text(found, inputs, text=text, titles=[asked.question])
+        marks = _left_out(loaded, inputs, asked, asked_for)
+        left_out = {name: mark["input_ids"][0] for name, mark in marks.items()} or None
+        picture = visualize_text(
+            found, inputs, text=text, titles=[asked.question], left_out=left_out
+        )
         print(f"\nwritten to {picture.save(out)}")
 
 
@@ -136,7 +140,7 @@ def explain_image_command(
     _check_out(out)
     # Imported here, so that --help and a mistyped option do not wait for them.
     from captum_attn.evaluation.models import load
-    from captum_attn.explain.asked import ask
+    from captum_attn.explain.explained import ask
     from captum_attn.visualization import visualize_image
 
     if not is_file(image):
@@ -149,7 +153,10 @@ def explain_image_command(
     pixels = loaded.read(image)[None].to(where)  # (1, C, H, W)
     asked = ask(loaded, pixels, target)
     found = _attributions(loaded, pixels, asked, asked_for)
-    picture = visualize_image(found, loaded.shown(pixels[0])[None], titles=[asked.question])
+    picture = visualize_image(
+        found, loaded.shown(pixels[0])[None], titles=[asked.question],
+        left_out=_left_out(loaded, pixels, asked, asked_for) or None,
+    )  # fmt: skip
     _announce(asked)
     print(f"written to {picture.save(out)}")
 
@@ -176,7 +183,7 @@ def _check_out(out: Path | None) -> None:
 def _attributions(
     loaded: Loaded,
     inputs: Any,
-    asked: Asked,
+    asked: Explained,
     methods: Mapping[str, tuple[str, dict[str, Any]]],
 ) -> dict[str, Any]:
     """What every method returns, by its name on the command line."""
@@ -193,6 +200,21 @@ def _attributions(
     return found
 
 
-def _announce(asked: Asked) -> None:
+def _left_out(
+    loaded: Loaded,
+    inputs: Any,
+    asked: Explained,
+    methods: Mapping[str, tuple[str, dict[str, Any]]],
+) -> dict[str, Any]:
+    """Where methods took relevance away (`leave_out`), by their names on the command line."""
+    marks = {}
+    for name, (kind, given) in methods.items():
+        if given.get("leave_out"):
+            attribution, options = method_of(kind, given, loaded, "method")
+            marks[name] = attribution.left_out(inputs, target=asked.target, **options)
+    return marks
+
+
+def _announce(asked: Explained) -> None:
     print(f"predicted: {asked.prediction}")
     print(asked.question)
