@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_attn.metrics._inputs import Attributions
+from captum_attn.metrics._model import Attributions
 from captum_attn.metrics.rationales import _against
 
 __all__ = ["place_hit", "place_rank", "place_share"]
