@@ -1,12 +1,17 @@
 """Known answers on SmolLM2: every method, with sinks and self left in and left out.
 
-python -m tests.benchmarks.known_answers --limit 24 --out FOLDER > tutorials/known_answers.md
+Every prompt is explained once for both rows of a method: what is left out is what its option
+`leave_out` leaves out, and Captum's methods lose the same tokens. A run that was stopped goes on:
+
+    python -m tests.benchmarks.known_answers --limit 24 --out FOLDER
+    python -m tests.benchmarks.known_answers --methods "AttnLRP, FeatureAblation" --out FOLDER
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,7 @@ from captum_attn.evaluation.loaded import Loaded
 from captum_attn.evaluation.results import Results
 from captum_attn.toy.smollm2 import load_smollm2
 
-METRICS = ["place_hit", "place_rank", "place_share", "comprehensiveness"]
+METRICS = ("place_hit", "place_rank", "place_share", "comprehensiveness")
 STEPS = (0.05, 0.1, 0.2)  # shares of the tokens that are taken away
 LEFT_OUT = ", left out"  # behind the name of a row
 
@@ -65,12 +70,20 @@ class Marks:
         return self.method.left_out(inputs, leave_out=("sink", "self"), **given)
 
 
-def measured(limit: int, folder: Path, seed: int = 0) -> tuple[Results, KnownAnswers]:
+def measured(
+    limit: int,
+    folder: Path,
+    methods: str = ANSWER_METHODS,
+    names: Sequence[str] = METRICS,
+    seed: int = 0,
+) -> tuple[Results, KnownAnswers]:
     """The table over `limit` prompts, an equal share of each task.
 
     Args:
         limit (int): prompts.
         folder (Path): of what is finished; a run that was stopped goes on.
+        methods (str): as of `captum-attn evaluate`.
+        names (sequence of str): of the measures.
         seed (int): of the prompts.
     """
     inner, tokenizer = load_smollm2()
@@ -79,15 +92,20 @@ def measured(limit: int, folder: Path, seed: int = 0) -> tuple[Results, KnownAns
     loaded = Loaded(model, tokenizer=tokenizer, next_token=True)
     marks = Once(Marks(model), {})
     rows: dict[str, Any] = {}
-    for name, (kind, options) in listed("methods", ANSWER_METHODS).items():
+    for name, (kind, options) in listed("methods", methods).items():
         rows[name] = once = Once(*method_of(kind, options, loaded))
         if kind != "RandomAttribution":
             rows[name + LEFT_OUT] = WithoutSinks(once, marks)
-    removal = {"fill": blank_of(tokenizer), "perturbations_per_eval": len(STEPS) + 1}
-    metrics = {name: (name, {"steps": STEPS} if name == METRICS[-1] else {}) for name in METRICS}
+    removal: dict[str, Any] = {
+        "fill": blank_of(tokenizer),
+        "perturbations_per_eval": len(STEPS) + 1,
+    }
+    metrics = {name: (name, {"steps": STEPS} if name == METRICS[-1] else {}) for name in names}
+    if METRICS[-1] not in names:
+        removal = {}
     results = evaluate(
         model, data, rows, metrics, perturbation=removal, batch_size=len(TASKS), limit=limit,
-        seed=seed, out=folder, resume=(folder / "settings.json").exists() or any(folder.glob("*")),
+        seed=seed, out=folder, resume=any(folder.glob("*")),
     )  # fmt: skip
     return results, data
 
@@ -96,11 +114,13 @@ def main() -> None:
     """The command line: prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=1200)
+    parser.add_argument("--methods", default=ANSWER_METHODS)
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS))
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    results, data = measured(args.limit, args.out)
+    results, data = measured(args.limit, args.out, args.methods, args.metrics)
     print(f"{data}\n\n{results}")
     (args.out / "tried.json").write_text(json.dumps({k: vars(v) for k, v in data.tried.items()}))
 
