@@ -134,8 +134,8 @@ class Engine:
             forward_func, values, additional, roots, self.structure, self.tap,
             () if rules is None else (rules,),
         )  # fmt: skip
-        for mixed in observation.wiring.mixed_states:
-            mixed.mixing.draws = options.mixing_draws or mixed.mixing.draws
+        for mixing in observation.wiring.mixings:
+            mixing.draws = options.mixing_draws or mixing.draws
         states = observation.wiring.updates
         active = active_calls(states, request.layers, roots, request.start_layer)
         axes = observation.output.ndim
@@ -161,7 +161,7 @@ class Engine:
             observation.output = value.objective.detach()  # a language model's is large
         reads = [] if request.matrices else run.cached("reads", observation.reads)
         calls = [s.call for s in run.attention_states if run.counts(s.call) and self.needs_gradient]
-        mixes = bool(observation.wiring.mixed_states)  # a mixing hop asks autograd again
+        mixes = bool(observation.wiring.mixings)  # they ask autograd again
         rules = self.rules(run.options)
         keep = self.keeps_graph or several or mixes or rules is not None
         run.backward = run_backward(observation, request, value, calls, reads, run.like, keep)

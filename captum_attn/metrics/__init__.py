@@ -33,6 +33,7 @@ from captum_attn.metrics.perturbation import (
     perturbation_auc,
     perturbation_curve,
 )
+from captum_attn.metrics.places import place_hit, place_rank, place_share
 from captum_attn.metrics.rationales import (
     Spans,
     rationale_auprc,
@@ -85,6 +86,9 @@ __all__ = [
     "pointing_game",
     "quantus_explain_func",
     "query_masks",
+    "place_hit",
+    "place_rank",
+    "place_share",
     "rationale_auprc",
     "rationale_f1",
     "rationale_iou_f1",

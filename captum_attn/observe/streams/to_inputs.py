@@ -50,6 +50,8 @@ def _on_elements(entry: InputMap, relevance: Tensor, interpolation: str) -> Tens
         return _from_grid(entry, relevance, interpolation)
     batch = relevance.shape[0]
     shape = entry.shape
+    if entry.mixing is not None:
+        return entry.mixing.passed(relevance)[0].view(batch, *shape)
     if entry.leaf.ids is not None:
         laid = take(relevance, entry.to)
         return laid.view(laid.numel() // math.prod(shape), *shape)  # one example's texts in a row
