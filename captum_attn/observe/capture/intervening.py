@@ -214,9 +214,9 @@ class Intervening(TorchFunctionMode):
         found, _ = changed_mask(made, mask, False)  # by an intervention around this one
         assert found is not None
         _here.masks[out] = found.masked_fill(dead, nothing)
-        weights = changed_weights(made, None)
-        if weights is not None:
-            _here.weights[out] = weights
+        replaced = changed_weights(made, None)
+        if replaced is not None:
+            _here.weights[out] = replaced
         return out
 
     # ------------------------------------------------------------------------ softmax and product
