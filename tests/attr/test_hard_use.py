@@ -221,3 +221,28 @@ def test_an_objective_that_is_saturated_is_no_zero_map(pictures):
     likely: Any = model(images).argmax(1)
     with pytest.raises(TargetError, match="saturated"):
         GenericAttention(certain).attribute(images, likely, objective=objectives.probability)
+
+
+# ------------------------------------------------------------------ code that is recorded
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", [GenericAttention, AttnLRP])
+def test_explaining_inside_compiled_code(method, pictures, left_as_found):
+    model, images = pictures
+    explain = method(model)
+    expected = explain.attribute(images, 1)
+    compiled = torch.compile(lambda x: explain.attribute(x, 1), backend="eager")
+    apart = torch.compiler.disable(explain.attribute)
+    with left_as_found(model, images), pytest.raises(AttnError, match="part of compiled code"):
+        compiled(images)
+    beside = torch.compile(lambda x: apart(x, 1) + 1, backend="eager")
+    torch.testing.assert_close(beside(images), expected + 1)
+    torch.testing.assert_close(explain.attribute(images, 1), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", [GenericAttention, AttnLRP])
+def test_explaining_inside_a_traced_function(method, pictures, left_as_found):
+    model, images = pictures
+    explain = method(model)
+    with left_as_found(model, images), pytest.raises(AttnError, match=r"what `torch.jit.trace` re"):
+        torch.jit.trace(lambda x: explain.attribute(x, 1), (images,))
