@@ -346,11 +346,11 @@ class AttentionAttribution(GradientAttribution):
         check_interpolation(interpolation)
         request = Request(target, additional_forward_args, objective, readout, start_layer)
 
-        def attributions(inputs: Inputs, request: Request) -> Any:
+        def attributions(inputs: Inputs, request: Request, options: Mapping[str, Any]) -> Any:
             with self._run(inputs, request, options) as run:
                 return without(self.explain(run)).attributions(inputs, interpolation)
 
-        return in_batches(attributions, inputs, request, internal_batch_size)
+        return self._in_batches(attributions, inputs, request, internal_batch_size, options)
 
     def attribute_tokens(
         self,
@@ -374,11 +374,13 @@ class AttentionAttribution(GradientAttribution):
         """
         request = Request(target, additional_forward_args, objective, readout, start_layer)
 
-        def tokens(inputs: Inputs, request: Request) -> dict[str, Tensor]:
+        def tokens(
+            inputs: Inputs, request: Request, options: Mapping[str, Any]
+        ) -> dict[str, Tensor]:
             with self._run(inputs, request, options) as run:
                 return without(self.explain(run)).tokens(inputs)
 
-        return in_batches(tokens, inputs, request, internal_batch_size)
+        return self._in_batches(tokens, inputs, request, internal_batch_size, options)
 
     @log_usage()
     def attribute_each(
@@ -629,6 +631,16 @@ class AttentionAttribution(GradientAttribution):
     def settled(cls, options: Mapping[str, Any]) -> SharedOptions:
         """The method's options with their defaults; raises `OptionError` for others."""
         return cls.Options.settle(options, cls.get_name())
+
+    def _in_batches(
+        self,
+        explain: Callable[[Inputs, Request, Mapping[str, Any]], Made],
+        inputs: Inputs,
+        request: Request,
+        size: int | None,
+        options: Mapping[str, Any],
+    ) -> Made:
+        return in_batches(explain, inputs, request, size, options, self.Options.of_examples)
 
     def _run(
         self, inputs: Inputs, request: Request, options: Mapping[str, Any]

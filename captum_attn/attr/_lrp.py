@@ -303,6 +303,7 @@ class InputRelevance(AttentionAttribution):
         Args:
             inputs, targets, make, ...: see `AttentionAttribution`.
         """
+        self._check_request(shared.get("readout", "auto"), shared.get("start_layer", 0))
         reader = self._of_tokens() if make is Result.tokens else self
         return AttentionAttribution.explain_each(
             reader, inputs, targets, make, additional_forward_args, **shared

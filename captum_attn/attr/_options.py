@@ -67,6 +67,20 @@ class SharedOptions:
         return cls(**given)
 
     @classmethod
+    def of_examples(
+        cls, given: Mapping[str, Any], part: slice, inputs: Any, batch: int
+    ) -> Mapping[str, Any]:
+        """The options for some examples; a method with values per example overrides it.
+
+        Args:
+            given (Mapping): name -> value, as the user gave them for all examples.
+            part (slice): the examples.
+            inputs: of all examples, as the user gave them.
+            batch (int): the number of all examples.
+        """
+        return given
+
+    @classmethod
     def listed(cls) -> list[Field]:
         """The fields, those of the method before those that all methods have."""
         shared = {field.name for field in fields(SharedOptions)}
@@ -125,9 +139,11 @@ def showing(call: Callable, options: type[SharedOptions]) -> Callable:
 
     types, only = _types(options), inspect.Parameter.KEYWORD_ONLY
     given = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    taken = {parameter.name for parameter in given}  # `show_progress` over targets, not over masks
     own = [
         inspect.Parameter(f.name, only, default=f.default, annotation=types[f.name])
         for f in options.listed()
+        if f.name not in taken
     ]
     shown.__signature__ = signature.replace(parameters=[*given, *own])  # type: ignore[attr-defined]
     shown.with_any_options = plain  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from captum_attn.attr._inputs import Inputs
 from captum_attn.attr._leave_out import together
 from captum_attn.attr._propagate import BlockRow, Relevance
 from captum_attn.attr._run import Run
-from captum_attn.attr._silence import check_heard
+from captum_attn.attr._silence import check_heard, name_others
 from captum_attn.errors import AttnError, InputError
 from captum_attn.observe.streams.states import Source, State
 from captum_attn.observe.streams.to_inputs import in_order, input_order, to_input
@@ -104,9 +104,12 @@ class Result:
         if all(laid is None for laid in found.values()):
             raise InputError(
                 f"none of the inputs {list(found)} enters a token stream: expected at least one "
-                "whose embedding or patches the attention reads"
+                "whose embedding or patches the attention reads; where the model cuts them off (a "
+                "`detach`, `no_grad` or rounding in front of the first attention call), explain "
+                "what it makes of them, as an input of the part behind it"
             )
         check_heard(self.run, found, inputs, self.shows_calls)
+        name_others(inputs)
         if isinstance(inputs, Mapping):
             return {name: laid for name, laid in found.items() if laid is not None}
         laid = tuple(

@@ -15,7 +15,7 @@ from captum_attn.metrics.detection import (
     query_masks,
     segment_detections,
 )
-from captum_attn.metrics.fills import Blur, Constant, Fill, Mean, NoisyLinear, Remove
+from captum_attn.metrics.fills import Blur, Constant, Fill, Hide, Mean, NoisyLinear, Remove
 from captum_attn.metrics.insertion import deletion, insertion
 from captum_attn.metrics.localization import (
     Segmentation,
@@ -59,6 +59,7 @@ __all__ = [
     "Curve",
     "DetectedQueries",
     "Fill",
+    "Hide",
     "Mean",
     "NoisyLinear",
     "ParameterRandomization",
