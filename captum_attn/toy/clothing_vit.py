@@ -40,6 +40,8 @@ def build_clothing_vit() -> VisionTransformer:
 def load_clothing_vit(weights: str | Path = WEIGHTS) -> VisionTransformer:
     """The trained clothing ViT, in evaluation mode and float32.
 
+    It names 81.7 % of the 10,000 test pictures right.
+
     Args:
         weights (str or Path, optional): a safetensors file that ``train_clothing`` wrote.
             Default: the weights in the package.

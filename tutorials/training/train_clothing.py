@@ -1,7 +1,8 @@
 """Trains the clothing ViT: ``python -m tutorials.training.train_clothing --out FILE``.
 
-It needs the whole set, Debian's package ``dataset-fashion-mnist``. The defaults reproduce the
-packaged weights on a CPU, in twenty minutes on one core.
+It needs the whole set, Debian's package ``dataset-fashion-mnist``. The packaged weights are those
+that the defaults have saved after their third epoch, while the learning rate is still falling, with
+81.7 % of the test pictures right. A finished run of more epochs may well be better.
 """
 
 from __future__ import annotations
