@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_attn.attr._linear_form import linear_form
+from captum_attn.attr._linear_form import linear_form, where_reached
 from captum_attn.observe.capture.attention_call import attention_map, repeat_heads
 from captum_attn.observe.operators.bridge import Operation, Rule, without_output
 from captum_attn.observe.operators.examples import sums_per_example
@@ -39,6 +39,7 @@ def nothing(op: Operation, relevance: Tensor) -> Shared:
     return (None,) * len(op.operands)
 
 
+@where_reached
 def z_plus(op: Operation, relevance: Tensor) -> Shared:
     """Z = x+ w+ + x- w- without the bias, S = sd(R, Z), R_x = x+ (w+^T S) + x- (w-^T S).
 
@@ -210,6 +211,7 @@ def transformer_lrp(renorm: bool = True, joint: bool = True) -> dict[str, Rule]:
     }
 
 
+@where_reached
 def z_apart(op: Operation, relevance: Tensor) -> Shared:
     """The authors' older baseline: R_x = x+ (w+^T sd(R, Z+)) + x- (w-^T sd(R, Z-)), Z± apart."""
     (x,) = op.operands
