@@ -119,9 +119,33 @@ CONSTANT = ROUNDINGS | frozenset(
     "normal uniform trunc_normal random erf_sample exponential version _version is_pinned "
     "is_shared names name has_names cdouble result_type can_cast is_same_size is_signed "
     "is_nonzero int8 char byte short bitwise_left_shift bitwise_right_shift output_nr is_xpu "
-    "is_xla _base _backward_hooks diff fft rfft ifft irfft fft2 ifft2 fftn ifftn rfft2 irfft2 "
-    "stft istft fftshift ifftshift hfft ihfft triangular_solve_rhs complex cumulative_trapezoid "
-    "trapezoid (name, whether it writes into its first argument): `Tensor.add_` -> ( , True). "
-    "__name__ __get__ __self__ __name__ special_ linalg_ fft_ __ __ i _ _ requires_grad_ setitem "
-    "add sub mul div truediv floordiv mod pow matmul and or xor".split()
+    "is_xla _base _backward_hooks".split()
 )
+# Linear in their one activation as they are, without a rule of their own.
+LINEAR_AS_IS = frozenset(
+    "diff fft rfft ifft irfft fft2 ifft2 fftn ifftn rfft2 irfft2 stft "
+    "istft fftshift ifftshift hfft ihfft triangular_solve_rhs complex cumulative_trapezoid "
+    "trapezoid".split()
+)
+
+
+@lru_cache(maxsize=4096)
+def read(func: Callable[..., Any]) -> tuple[str, bool]:
+    """(name, whether it writes into its first argument): `Tensor.add_` -> ("add", True)."""
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return str(getattr(getattr(func, "__self__", None), "__name__", "")), False
+    for prefix in ("special_", "linalg_", "fft_"):
+        name = name.removeprefix(prefix)
+    in_place = False
+    if name.startswith("__") and name.endswith("__"):
+        name = name[2:-2]
+        if name.startswith("i") and name[1:] in _IN_PLACE:
+            name, in_place = name[1:], True
+    elif name.endswith("_"):
+        name, in_place = name.rstrip("_"), name not in ("requires_grad_",)
+    in_place |= name == "setitem"
+    return _ALIASES.get(name, name), in_place
+
+
+_IN_PLACE = frozenset("add sub mul div truediv floordiv mod pow matmul and or xor".split())
