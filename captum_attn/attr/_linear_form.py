@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
@@ -98,13 +98,13 @@ def where_reached(rule: Formula) -> Formula:
     """
 
     @wraps(rule)
-    def narrow(op: Operation, relevance: Tensor) -> tuple[Tensor | None, ...]:
+    def narrow(op: Operation, relevance: Tensor) -> Sequence[Tensor | None]:
         if op.name != "linear" or op.slots != ((0,),) or op.operands[0].ndim < 2:
-            return tuple(rule(op, relevance))
+            return rule(op, relevance)
         relevance = relevance.flatten(0, -2)
         rows, columns = relevance.any(1), relevance.any(0)
         if int(rows.sum()) * int(columns.sum()) > relevance.numel() // 2:
-            return tuple(rule(op, relevance.view_as(op.output)))
+            return rule(op, relevance.view_as(op.output))
         (x,), y, given = op.operands, op.output, (op.settings["weight"], op.settings["added"])
         slots = [slot for slot in given if slot is not None]
         call = op.call.having(slots, [op.call.at(slot)[columns] for slot in slots])
@@ -116,6 +116,7 @@ def where_reached(rule: Formula) -> Formula:
         )
         (share,) = rule(fewer, relevance[rows][:, columns])
         shared = x.new_zeros(x.shape)
+        assert share is not None
         shared.view(-1, x.shape[-1])[rows] = share
         return (shared,)
 

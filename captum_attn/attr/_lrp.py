@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from captum_attn.attr._apart import check_apart
 from captum_attn.attr._backward import explained_value
 from captum_attn.attr._base import AttentionAttribution, Relevance, Result, Run
 from captum_attn.attr._describe import Description, describe_operations
@@ -103,6 +104,7 @@ class InputEngine(Engine):
         if request.objective is None:
             request = replace(request, objective=self.default_objective)
         value = explained_value(run.observation, request, True).objective
+        check_apart(run.observation, value)
         self._read(run, value)
         if run.shared is None:
             run.observation.output = value.detach()  # a language model's is large

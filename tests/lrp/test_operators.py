@@ -12,7 +12,8 @@ from torch import nn
 
 from captum_attn import AttnLRP, ConservativeLRP, TransformerAttribution, TransformerLRP
 from captum_attn.attr.rules import KINDS, RULE_SETS, Shares
-from captum_attn.errors import InputError, OptionError, RuleError, TargetError
+from captum_attn.errors import InputError, OptionError, ReadoutError, RuleError, TargetError
+from captum_attn.objectives import pairwise
 from captum_attn.observe.operators import kinds
 from tests.lrp.run import arriving, numbers, ran
 from tests.zoo import ZOO
@@ -356,6 +357,63 @@ def test_models_without_attention_and_wiring():
     found = conserved.attribute(X, (0, 1))
     logits = conserved.forward_func(X)
     close(found.sum((1, 2)), logits[:, 0, 1])
+
+
+# ---------------------------------------------------------------------- examples
+class Scores(nn.Module):
+    """Texts and images in one model; a head whose rows read each other."""
+
+    def __init__(self, head, attends=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.attends = head, attends
+        self.q, self.k, self.v = (nn.Linear(4, 4) for _ in range(3))
+
+    def pooled(self, x):
+        if self.attends:
+            x = x + F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x))
+        return F.gelu(self.v(x)).mean(1)
+
+    def forward(self, x, y):
+        return self.head(self.pooled(x), self.pooled(y))
+
+
+MEETING = {
+    "scores of all pairs": lambda a, b: a @ b.mT,
+    "einsum": lambda a, b: torch.einsum("id,jd->ij", a, b),
+    "less the mean": lambda a, b: a * b - (a * b).mean(0),
+    "another's": lambda a, b: a * b.roll(1, 0),
+    "of the batch": lambda a, b: (a * b).softmax(0),
+    "the first's": lambda a, b: a * b[:1],
+}
+
+
+@pytest.mark.parametrize("head", MEETING)
+@pytest.mark.parametrize("attends", [True, False])
+def test_outputs_that_read_other_examples_are_refused(head, attends):
+    x, y = numbers(3, 5, 4), numbers(3, 6, 4, seed=1)
+    model = Scores(MEETING[head], attends).double()
+    for method in (AttnLRP, ConservativeLRP, TransformerLRP):
+        for target in (0, 1, 2):
+            with pytest.raises(ReadoutError, match="depends on another example"):
+                method(model).attribute((x, y), target)
+    with pytest.raises(ReadoutError, match="depends on another example"):
+        list(AttnLRP(model).attribute_each((x, y), [0, 1]))
+    if attends:
+        with pytest.raises(ReadoutError):
+            AttnLRP(model).attribute_tokens((x, y), 1)
+
+
+@pytest.mark.parametrize("attends", [True, False])
+def test_pairs_of_a_matrix_of_scores_are_each_others(attends):
+    x, y = numbers(3, 5, 4), numbers(3, 6, 4, seed=1)
+    model = Scores(MEETING["scores of all pairs"], attends).double()
+    method = AttnLRP(model)
+    found = method.attribute((x, y), objective=pairwise)
+    for n in range(3):
+        alone = method.attribute((x[n : n + 1], y[n : n + 1]), 0)
+        for one, other in zip(found, alone, strict=True):
+            close(one[n : n + 1], other)
 
 
 @pytest.mark.parametrize("method", [AttnLRP, TransformerLRP, TransformerAttribution])
