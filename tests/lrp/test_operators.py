@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captum_attn import AttnLRP, ConservativeLRP, TransformerAttribution, TransformerLRP
+from captum_attn import CPLRP, AttnLRP, ConservativeLRP, TransformerAttribution, TransformerLRP
 from captum_attn.attr.rules import KINDS, RULE_SETS, Shares
 from captum_attn.errors import InputError, OptionError, ReadoutError, RuleError, TargetError
 from captum_attn.objectives import pairwise
@@ -167,6 +167,36 @@ def test_every_kind_is_described_and_every_table_speaks_of_known_kinds():
 
 
 # ---------------------------------------------------------------------- what has no rule
+class Projected(nn.Module):
+    """Queries and keys by convolution and batch norm, as in LeViT and MobileNet v4's attention."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v = (
+            nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in range(3)
+        )
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        q, k, v = (layer(x).flatten(2).mT for layer in (self.q, self.k, self.v))
+        return self.head((q @ k.mT).softmax(-1) @ v).mean(1)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("method", [CPLRP, ConservativeLRP, AttnLRP])
+def test_rules_that_stop_a_gradient_in_front_of_a_batch_norm(method, batch):
+    x = numbers(batch, 3, 4, 4)
+    model = Projected().double().eval()
+    found = method(model).attribute(x, 1)
+    if method is not AttnLRP:  # the map is a constant: q and k give nothing
+        twice = torch.cat([x, x])  # torch's own backward of a batch norm is wrong for one example
+        q, k = (layer(twice).flatten(2).mT.detach() for layer in (model.q, model.k))
+        leaf = twice.clone().requires_grad_()
+        out = model.head((q @ k.mT).softmax(-1) @ model.v(leaf).flatten(2).mT).mean(1)
+        close(found, x * torch.autograd.grad(out[:, 1].sum(), leaf)[0][:batch])
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
