@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from captum_attn.attr._apart import check_apart
 from captum_attn.attr._backward import explained_value, run_backward
 from captum_attn.attr._base import AttentionAttribution, Relevance, Result, Run
 from captum_attn.attr._describe import Description, describe_operations
@@ -111,6 +112,7 @@ class InputEngine(Engine):
             seen = run.observation
             run.backward = run_backward(seen, request, explained, [], seen.reads(), run.like, True)
         value = explained.objective
+        check_apart(run.observation, value)
         self._read(run, value)
         if run.shared is None:
             run.observation.output = value.detach()  # a language model's is large

@@ -56,13 +56,13 @@ from captum_attn.observe.capture.tensor_notes import (
 )
 
 
-def laid_out(shape: torch.Size, stride: tuple[int, ...], gradient: Tensor) -> Tensor:
-    """A gradient in the memory format of what it is a gradient of.
+def laid_out(shape: torch.Size, stride: tuple[int, ...], gradient: Tensor | None) -> Tensor | None:
+    """A gradient in the memory format of what it is a gradient of; None where a rule stops it.
 
     On the CPU torch (2.14) computes the backward pass of a batch norm wrongly for one example whose
     gradient arrives with the channels last, as it does from tokens, where its input has them first.
     """
-    if gradient.stride() == stride:
+    if gradient is None or gradient.stride() == stride:
         return gradient
     return gradient.new_empty_strided(shape, stride).copy_(gradient)
 
