@@ -32,6 +32,7 @@ from captum_attn.observe.tracing.autograd_graph import (
     is_identity,
     shape_of,
 )
+from captum_attn.observe.tracing.in_place import Axes, Factors, rows_of
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
 
 # Operations that move, mask or weight tokens without mixing channels: looked through, so that a
@@ -78,7 +79,17 @@ class Place:
             (self.batch, self.n, features),
             lambda v: v.reshape(self.shape).permute(inverse),
             like,
+            self._read,
         )
+
+    def _read(self, axes: Axes) -> Factors | None:
+        """What its rows are: as many leading axes as hold the examples and the tokens."""
+        ordered, rows = [axes[axis] for axis in self.order], 1
+        for end, size in enumerate(self.shape, 1):
+            rows *= size
+            if rows == self.batch * self.n:
+                return rows_of(ordered, last=len(ordered) - end)
+        return None
 
 
 @dataclass(eq=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ from captum_attn.observe.tracing.axis_roles import (
     packed_roles,
     roles_by_output,
 )
+from captum_attn.observe.tracing.in_place import operand_rows
 from captum_attn.observe.tracing.token_map import (
     IDENTITY,
     Downstream,
@@ -235,12 +237,20 @@ class Wiring:
         if asked != read or not isinstance(before, AttentionCall) or before.lead != call.lead:
             return False
 
+        call.roles, upstream = before.roles, Upstream.call(before)
+        read = partial(operand_rows, call)
+        if all(self.tracer.stays(operand, read, upstream) for operand in (call.q, values)):
+            in_place = self.graph.named(asked), [IDENTITY]
+            self.structure.entries[call.index, "q"] = self.structure.entries[call.index, "v"] = (
+                in_place
+            )
+            return True
+
         def check() -> bool:
-            call.roles = before.roles
             rows = [call.rows(operand) for operand in (call.q, values)]
             if rows[0].shape[:2] != rows[1].shape[:2]:
                 return False
-            return self.tracer.is_identity(torch.cat(rows, -1), Upstream.call(before))
+            return self.tracer.is_identity(torch.cat(rows, -1), upstream)
 
         ordinary = self.structure.get_or_compute(("ordinary", call.index), check)
         call.roles = before.roles if ordinary else ()

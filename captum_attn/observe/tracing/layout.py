@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from captum_attn.observe.tracing.in_place import of_layout, rows_of
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
 
 
@@ -50,10 +52,12 @@ class Layout:
         return rows.expand(self.batch, self.n, self.width).reshape(self.shape).permute(inverse)
 
     def upstream(self, edge: GradientEdge) -> Upstream:
-        return Upstream(edge, self.rows)
+        own = tuple(self.shape[self.order.index(axis)] for axis in range(len(self.order)))
+        return Upstream(edge, self.rows, axes=of_layout(own, self.order, self.batch))
 
     def downstream(self, edge: GradientEdge, like: Tensor) -> Downstream:
-        return Downstream(edge, (self.batch, self.n, self.width), self.placed, like)
+        read = partial(rows_of, order=self.order)
+        return Downstream(edge, (self.batch, self.n, self.width), self.placed, like, read)
 
 
 def layouts(shape: tuple[int, ...], batch: int) -> Iterator[Layout]:
