@@ -15,14 +15,24 @@ _SIGNATURES = 4
 class StructureCache:
     """What an attribution object remembers of a model's structure from one run to the next.
 
-    Only what cannot depend on the content of the inputs is kept, for the signatures (the shapes of
-    the calls and the leaves) that were met last.
+    Only what cannot depend on the content of the inputs is kept, for the signatures (the graph, the
+    shapes of the calls and the leaves) that were met last. All of it is plain data, which is
+    copied and pickled with the object.
     """
 
     met: dict[Any, dict[Any, Any]] = field(default_factory=dict)
     entries: dict[Any, Any] = field(default_factory=dict)
     warned: bool = False
     _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is known goes along with a copy, also into another process; the lock does not."""
+        with self._lock:
+            met = {signature: dict(entries) for signature, entries in self.met.items()}
+        return {"met": met, "entries": dict(self.entries), "warned": self.warned}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def for_signature(self, signature: Any) -> StructureCache:
         """What is remembered for one signature; another thread may ask for another one."""

@@ -81,9 +81,11 @@ class Wiring:
         structure: StructureCache,
     ) -> None:
         self.tap, self.graph, self.root, self.batch, self.tracer = tap, graph, root, batch, tracer
+        ends = [None if root.edge is None else root.edge.node, *graph.cuts]
         self.structure = structure.for_signature(
             (
                 batch,
+                graph.fingerprint(ends),
                 tuple((c.module, c.q.shape, c.v.shape, c.lead) for c in tap.calls),
                 tuple(
                     (leaf.name, leaf.tensor.shape, leaf.tensor.dtype, leaf.layout)
@@ -238,15 +240,10 @@ class Wiring:
             return False
 
         call.roles, upstream = before.roles, Upstream.call(before)
-        read = partial(operand_rows, call)
-        if all(self.tracer.stays(operand, read, upstream) for operand in (call.q, values)):
-            in_place = self.graph.named(asked), [IDENTITY]
-            self.structure.entries[call.index, "q"] = self.structure.entries[call.index, "v"] = (
-                in_place
-            )
-            return True
 
         def check() -> bool:
+            if all(self._stays(call, operand, upstream) for operand in (call.q, values)):
+                return True
             rows = [call.rows(operand) for operand in (call.q, values)]
             if rows[0].shape[:2] != rows[1].shape[:2]:
                 return False
@@ -261,6 +258,10 @@ class Wiring:
                 in_place
             )
         return ordinary
+
+    def _stays(self, call: AttentionCall, operand: Tensor, upstream: Upstream) -> bool:
+        """Whether the rows of an operand are certain to be in the order of the tokens before."""
+        return self.tracer.stays(operand, partial(operand_rows, call), upstream)
 
     def _roles(self, call: AttentionCall, *operands: tuple[Tensor, int]) -> Roles:
         def settle() -> Roles | None:
@@ -336,8 +337,12 @@ class Wiring:
     def _state(self, call: AttentionCall, side: str, operand: Tensor, members: int) -> State:
         """The version of a stream that an operand of `call` stems from."""
         self.stream_builder.call = call
+        named = self.graph.named(members)
+        before = self._in_place(named, *self.structure.entries.get((call.index, side), (0, [])))
+        if before is not None:
+            return self._after[before]
         rows = call.rows(operand)  # (B, n, features)
-        named, n = self.graph.named(members), rows.shape[1]
+        n = rows.shape[1]
         if not named:
             return self.stream_builder.learned(members, n, asking=side == "q")
         found, maps = self._maps(call, side, rows, named, operand)
@@ -354,6 +359,13 @@ class Wiring:
             state = self.met(pairs, rows, members, asking=side == "q", folded=folded)
         self._known.setdefault(named, []).append((maps, state))
         return state
+
+    def _in_place(self, named: int, members: int, maps: list[TokenMap]) -> AttentionCall | None:
+        """The one call whose tokens stand in place, if that is what is known of an operand."""
+        if members != named or len(maps) != 1 or not maps[0].is_identity:
+            return None
+        (before,) = self.graph.members(named)
+        return before if isinstance(before, AttentionCall) else None
 
     def met(
         self,

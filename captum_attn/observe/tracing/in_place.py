@@ -397,9 +397,9 @@ _SPECIAL: dict[str, Callable[[Node, Axes, Sequence[int]], Axes | None]] = {
     "Permute": _permuted,
     "Transpose": _transposed,
     "T": lambda node, axes, shape: tuple(reversed(axes)),
-    "Linear": lambda node, axes, shape: (*axes[:-1], features(shape[-1]))
-    if _is_free(axes[-1])
-    else None,
+    "Linear": lambda node, axes, shape: (
+        (*axes[:-1], features(shape[-1])) if _is_free(axes[-1]) else None
+    ),
     "NativeLayerNorm": _normed,
     "FusedRmsNorm": _normed,
     "NativeBatchNorm": _batch_normed,

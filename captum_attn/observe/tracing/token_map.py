@@ -145,6 +145,11 @@ class TokenMap:
         """`to` and the `copies`."""
         return (self.to, *self.copies)
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether every element enters the position of its own index, and no other."""
+        return self.to is None and not self.copies and not self.mixed
+
     def same(self, other: TokenMap) -> bool:
         if self.mixed != other.mixed or len(self.copies) != len(other.copies):
             return False
