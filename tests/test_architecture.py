@@ -37,7 +37,7 @@ HELPERS = ("_detector", "detection", "_prompt", "generation")
 # What `captum-attn evaluate` adds to `evaluate`: models by name, the package's own among them;
 # `captum-attn dashboard` opens the dashboard on them.
 COMMAND = {"evaluation/command.py", "evaluation/embedded.py", "evaluation/models.py",
-           "insights/embedded.py"}  # fmt: skip
+           "insights/toys.py"}  # fmt: skip
 EXTRAS = {"typer", "tqdm", "matplotlib", "PIL", "sklearn", "safetensors", "torchvision"}
 
 

@@ -281,7 +281,7 @@ def method_of(
     rest = {k: v for k, v in options.items() if k not in made_with}
     if given := sorted({"target", "inputs", "additional_forward_args", "objective"} & set(rest)):
         raise OptionError(f"--{option}: {given[0]} is no option of a method here; see --target")
-    with _saying(option):
+    with _saying(option, kind):
         method = made(found, loaded.model, made_with)
         check_options(method, rest, kind)
     return method, rest
@@ -297,12 +297,15 @@ def _is_method(name: str) -> bool:
 
 
 @contextmanager
-def _saying(option: str) -> Iterator[None]:
-    """Errors about methods name the option of the command line."""
+def _saying(option: str, kind: str) -> Iterator[None]:
+    """Errors about a method name the option of the command line, and the method."""
     try:
         yield
     except OptionError as error:
-        raise OptionError(str(error).replace("methods:", f"--{option}:", 1)) from error
+        said = str(error)
+        bare = said.removeprefix("methods: ")
+        about = bare if bare != said else f"{kind}: {said}"
+        raise OptionError(f"--{option}: {about}") from error
 
 
 def _target(given: str, labelled: bool) -> Any:

@@ -22,7 +22,7 @@ from captum_attn.evaluation.command import device_of, listed, method_of
 
 if TYPE_CHECKING:
     from captum_attn.evaluation.loaded import Loaded
-    from captum_attn.explain.asked import Asked
+    from captum_attn.explain.explained import Explained
 
 __all__ = ["explain_image_command", "explain_text_command"]
 
@@ -87,8 +87,8 @@ def explain_text_command(
         raise OptionError(f"--labels are for the model topics; '{model}' has its own")
     # Imported here, so that --help and a mistyped option do not wait for them.
     from captum_attn.evaluation.models import load
-    from captum_attn.explain.asked import ask
-    from captum_attn.explain.words import encoded, ranking
+    from captum_attn.explain.explained import ask
+    from captum_attn.explain.ranking import encoded, ranking
     from captum_attn.visualization import visualize_text
 
     loaded = load(model, [] if labels is None else labels.split(","))
@@ -136,7 +136,7 @@ def explain_image_command(
     _check_out(out)
     # Imported here, so that --help and a mistyped option do not wait for them.
     from captum_attn.evaluation.models import load
-    from captum_attn.explain.asked import ask
+    from captum_attn.explain.explained import ask
     from captum_attn.visualization import visualize_image
 
     if not is_file(image):
@@ -176,7 +176,7 @@ def _check_out(out: Path | None) -> None:
 def _attributions(
     loaded: Loaded,
     inputs: Any,
-    asked: Asked,
+    asked: Explained,
     methods: Mapping[str, tuple[str, dict[str, Any]]],
 ) -> dict[str, Any]:
     """What every method returns, by its name on the command line."""
@@ -193,6 +193,6 @@ def _attributions(
     return found
 
 
-def _announce(asked: Asked) -> None:
+def _announce(asked: Explained) -> None:
     print(f"predicted: {asked.prediction}")
     print(asked.question)

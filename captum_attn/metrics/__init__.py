@@ -10,7 +10,7 @@ from captum_attn.metrics.bridge import quantus_explain_func
 from captum_attn.metrics.coco import coco_average_precision, coco_bootstrap, coco_results
 from captum_attn.metrics.concentration import relevance_rank, sparseness, top_k_intersection
 from captum_attn.metrics.detection import (
-    Detections,
+    DetectedQueries,
     detections,
     query_masks,
     segment_detections,
@@ -47,8 +47,8 @@ from captum_attn.metrics.sanity import (
     parameter_randomization,
 )
 from captum_attn.metrics.sensitivity import sensitivity_n
-from captum_attn.metrics.text import comprehensiveness, sufficiency, token_removal_auc
 from captum_attn.metrics.thresholds import binary_map, otsu_threshold
+from captum_attn.metrics.token_removal import comprehensiveness, sufficiency, token_removal_auc
 
 __all__ = [
     "TO_90",
@@ -56,7 +56,7 @@ __all__ = [
     "Blur",
     "Constant",
     "Curve",
-    "Detections",
+    "DetectedQueries",
     "Fill",
     "Mean",
     "NoisyLinear",

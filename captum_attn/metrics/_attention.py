@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
 from captum_attn.metrics._checks import attended
-from captum_attn.metrics._inputs import Key, Model, rows_of
+from captum_attn.metrics._model import Key, Model, rows_of
 from captum_attn.metrics._units import Units
 from captum_attn.metrics.fills import Remove
 

@@ -26,7 +26,7 @@ from captum_attn.metrics._checks import (
     known_options,
     positive_int,
 )
-from captum_attn.metrics._inputs import (
+from captum_attn.metrics._model import (
     MEASURES,
     Attributions,
     Inputs,

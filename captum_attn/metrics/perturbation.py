@@ -17,7 +17,7 @@ from torch import Tensor
 from captum_attn.errors import OptionError
 from captum_attn.metrics._checks import flag, fractions_of
 from captum_attn.metrics._engine import Perturbation, prepare
-from captum_attn.metrics._inputs import Attributions, Inputs
+from captum_attn.metrics._model import Attributions, Inputs
 
 __all__ = [
     "TO_90",

@@ -9,14 +9,14 @@ import numpy as np
 from matplotlib.colors import Colormap
 
 from captum_attn.errors import InputError, OptionError
-from captum_attn.visualization._fonts import finished
-from captum_attn.visualization._inputs import (
+from captum_attn.visualization._arrays import (
     by_label,
     check_counts,
     fitted,
     image_list,
     map_list,
 )
+from captum_attn.visualization._fonts import finished
 from captum_attn.visualization._options import INTERPOLATIONS, checked_options, known, optional
 from captum_attn.visualization._panels import (
     Style,

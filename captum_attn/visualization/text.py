@@ -15,8 +15,8 @@ from torch import Tensor
 
 from captum_attn._checks import number, plain
 from captum_attn.errors import InputError
+from captum_attn.visualization._arrays import by_label, check_counts
 from captum_attn.visualization._examples import examples_of, word_lists
-from captum_attn.visualization._inputs import by_label, check_counts
 from captum_attn.visualization._options import checked_options
 from captum_attn.visualization._style import (
     EMPTY,

@@ -13,7 +13,7 @@ import numpy as np
 from captum_attn._checks import flag, listed, shown, whole
 from captum_attn._checks import text as checked_text
 from captum_attn.errors import InputError
-from captum_attn.visualization._inputs import array
+from captum_attn.visualization._arrays import array
 
 EXPECTED = "str for each example (or a BatchEncoding), as tokenizer.convert_ids_to_tokens gives it"
 PADDING = re.compile(r"\[PAD\]|<pad>|<\|pad\|>")

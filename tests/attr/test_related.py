@@ -182,7 +182,7 @@ def test_baselines_that_do_not_fit_are_refused():
     model = by_hand(x, 1)[0]
     with pytest.raises(OptionError, match="baselines: expected a number, or a tensor that fits"):
         TransitionAttention(model).attribute(x, 1, baselines=torch.zeros(2, 2, 2))
-    with pytest.raises(OptionError, match="n_steps: expected an int >= 1"):
+    with pytest.raises(OptionError, match="n_steps: expected a whole number from 1"):
         TransitionAttention(model).attribute(x, 1, n_steps=0)
 
 

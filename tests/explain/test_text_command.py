@@ -13,8 +13,8 @@ from captum_attn import GenericAttention
 from captum_attn.cli.app import run
 from captum_attn.errors import InputError, TargetError
 from captum_attn.evaluation.models import load
-from captum_attn.explain.asked import ask
-from captum_attn.explain.words import encoded
+from captum_attn.explain.explained import ask
+from captum_attn.explain.ranking import encoded
 from tests.explain.command import printed, rows
 
 TEXT = "The band toured Europe by train and played in small villages."

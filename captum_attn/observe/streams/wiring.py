@@ -42,7 +42,7 @@ from captum_attn.observe.tracing.autograd_graph import (
     gradients,
 )
 from captum_attn.observe.tracing.axis_roles import (
-    Asked,
+    OperandOrigin,
     Roles,
     leading_roles,
     packed_roles,
@@ -266,7 +266,7 @@ class Wiring:
     def _roles(self, call: AttentionCall, *operands: tuple[Tensor, int]) -> Roles:
         def settle() -> Roles | None:
             entered = False
-            packed: list[Asked] = []
+            packed: list[OperandOrigin] = []
             for operand, latest in operands:
                 last = operand is operands[-1][0]
                 everything = self.graph.named(self.graph.reach(operand)) if latest else 0
@@ -301,12 +301,12 @@ class Wiring:
             )
         return roles
 
-    def _asked_of(self, operand: Tensor, members: int) -> Asked:
+    def _asked_of(self, operand: Tensor, members: int) -> OperandOrigin:
         stems, start = self.graph.members(self.graph.named(members)), operand.grad_fn
         path = [] if start is None else self.graph.between(start, members)
         upstreams = [u for u in map(self.upstream, stems) if u.batched]
         ends = {edge_of(member).node for member in stems}
-        return Asked(operand, self.batch, upstreams, path, ends, self.tracer)
+        return OperandOrigin(operand, self.batch, upstreams, path, ends, self.tracer)
 
     def _roles_by_output(self, call: AttentionCall) -> Roles | None:
         root = self.root

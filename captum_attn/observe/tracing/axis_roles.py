@@ -25,7 +25,7 @@ _MOST = 0.5  # a token that is repeated ([CLS] before every frame) enters severa
 
 
 @dataclass(frozen=True)
-class Asked:
+class OperandOrigin:
     """An operand of an attention call, and what it stems from.
 
     Args:
@@ -50,7 +50,7 @@ class Asked:
         return bool(self.upstreams) and all(u.packed for u in self.upstreams)
 
 
-def leading_roles(call: AttentionCall, asked: Asked) -> Roles | None:
+def leading_roles(call: AttentionCall, asked: OperandOrigin) -> Roles | None:
     """What the axes that lead an operand are; None if that could not be observed."""
     of_examples = [u for u in asked.upstreams if u.batched and (asked.batch == 1 or not u.packed)]
     asked = replace(asked, upstreams=of_examples)
@@ -77,7 +77,7 @@ def leading_roles(call: AttentionCall, asked: Asked) -> Roles | None:
     return None
 
 
-def packed_roles(call: AttentionCall, asked: Asked) -> Roles | None:
+def packed_roles(call: AttentionCall, asked: OperandOrigin) -> Roles | None:
     """What the leading axes are where no one is that of the examples: they are packed."""
     rows = asked.operand.expand(*call.lead, *asked.operand.shape[-2:])
     asked = replace(asked, upstreams=[upstream.flattened() for upstream in asked.upstreams])
@@ -117,7 +117,9 @@ def roles_by_output(
     return None
 
 
-def _window_count(rows: Tensor, axis: int, examples: int, asked: Asked, merged: bool) -> int | None:
+def _window_count(
+    rows: Tensor, axis: int, examples: int, asked: OperandOrigin, merged: bool
+) -> int | None:
     """Into how many windows an axis falls: the most of which a token enters one.
 
     An axis that was merged with the batch, (B · windows · heads, q, k), may hold heads as well.
@@ -137,7 +139,7 @@ def _window_count(rows: Tensor, axis: int, examples: int, asked: Asked, merged: 
     return 1
 
 
-def _are_windows(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool | None:
+def _are_windows(rows: Tensor, axis: int, examples: int, asked: OperandOrigin) -> bool | None:
     """Whether an axis holds windows, so that a token enters one index of it; None: not observed."""
     tracer = asked.tracer
     in_one = tracer.share_in_one(rows, axis, asked.upstreams)
@@ -149,7 +151,7 @@ def _are_windows(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool |
     return _as_on_the_way(rows, axis, examples, asked)
 
 
-def _as_on_the_way(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool | None:
+def _as_on_the_way(rows: Tensor, axis: int, examples: int, asked: OperandOrigin) -> bool | None:
     """`_are_windows` where every token enters everything: asked of the tensors in between.
 
     The nearest operation behind which elements enter one index, and in front of which they enter

@@ -128,15 +128,19 @@ def of_leaf(leaf: Leaf, batch: int, rowwise: bool = False) -> Axes | None:
     )
 
 
-def of_layout(shape: Sequence[int], order: Sequence[int], batch: int) -> Axes:
-    """What the axes of a tensor hold that `order` brings to (B ..., n ..., D)."""
-    held = {order[-1]: features(shape[order[-1]])}
-    for place, axis in enumerate(order[:-1]):
-        factors = [(f"token {place}", shape[axis])]
-        if not place:
-            factors = [(BATCH, batch), ("token", shape[axis] // batch)]
-        held[axis] = tidy(factors)
-    return tuple(held[axis] for axis in range(len(shape)))
+def of_layout(shape: Sequence[int], order: Sequence[int], batch: int, last: int) -> Axes:
+    """What the axes of a tensor hold that `order` brings to (B ..., n ..., D ...).
+
+    Args:
+        shape (tuple of int): after `order`.
+        last (int): how many axes of channels come last.
+    """
+    held = [
+        tidy([(f"token {place}", size)]) if place < len(shape) - last else features(size)
+        for place, size in enumerate(shape)
+    ]
+    held[0] = tidy([(BATCH, batch), ("token", shape[0] // batch)])
+    return tuple(held[order.index(axis)] for axis in range(len(shape)))
 
 
 # What is read of a tensor: of what its axes hold, that of the rows (B n); None: not rows.
@@ -145,7 +149,7 @@ Reader = Callable[[Axes], "Factors | None"]
 
 def rows_of(axes: Axes, order: Sequence[int] | None = None, last: int = 1) -> Factors | None:
     """The rows of a tensor that `order` brings to (B ..., n ..., features), `last` axes of them."""
-    ordered = axes if order is None else [axes[axis] for axis in order]
+    ordered = axes if order is None else tuple(axes[axis] for axis in order)
     end = len(ordered) - last
     return flattened(ordered[:end]) if all(map(_is_free, ordered[end:])) else None
 

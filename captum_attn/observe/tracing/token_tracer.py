@@ -5,8 +5,8 @@ would vanish behind a norm over p). The gradients of Σ_p s_p and of Σ_p ±s_p 
 have the ratio ±1 if the element enters one position only, and with the sign given by bit k of p
 that ratio is bit k of the position. About log2(n) backward passes through a norm and a projection
 read the whole map, whatever the model does on the way; two of them, the second with a random factor
-for each position, check that it is the identity. Where the graph proves that (`in_place`), nothing is
-asked.
+for each position, check that it is the identity. Where the graph proves that (`in_place`), nothing
+is asked.
 """
 
 from __future__ import annotations

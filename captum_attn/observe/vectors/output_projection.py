@@ -17,7 +17,8 @@ from torch.autograd.graph import GradientEdge
 from captum_attn.errors import WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall, positions, working_dtype
 from captum_attn.observe.tracing.autograd_graph import Graph, Node, gradients
-from captum_attn.observe.tracing.layout import Layout, gathered
+from captum_attn.observe.tracing.token_index import take
+from captum_attn.observe.tracing.token_layout import TokenLayout
 from captum_attn.observe.vectors.recording_tap import Term
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
@@ -30,15 +31,12 @@ class Branch:
     Args:
         call (AttentionCall): the call.
         term (Term): the branch, as it is added.
-        layout (Layout): how the branch holds its rows.
-        index (Tensor or None): (B or 1, n) the row of the branch that each query position enters,
-            -1 for none; None: its own.
+        layout (TokenLayout): how the branch holds the call's query positions.
     """
 
     call: AttentionCall
     term: Term
-    layout: Layout
-    index: Tensor | None
+    layout: TokenLayout
 
     @property
     def edge(self) -> GradientEdge:
@@ -51,7 +49,7 @@ class Branch:
 
     def pulled(self, rows: Tensor) -> Tensor:
         """Rows at the branch, (B, n, D), pulled back to the call's output: (B, n_q, H d)."""
-        vector = self.layout.placed(rows.to(self.like) * self.term.scale)
+        vector = self.layout.scatter_positions(rows.to(self.like) * self.term.scale)
         (found,) = gradients([(self.edge, vector)], [self.call.edge])
         if found is None:
             raise WiringError(f"{self.call.module!r}: its branch does not depend on its output")
@@ -87,7 +85,7 @@ class Branch:
         size = 0.5 + torch.rand(batch, n, 1, generator=generator).to(self.like)
         found = self.pulled(size * probe_vector)
         probe_vector, size = probe_vector.to(found), size.to(found)
-        return gathered(size, self.index), probe_vector, found
+        return take(size, self.layout.index), probe_vector, found
 
     def _is_map(self, matrix: Tensor, probe: tuple[Tensor, Tensor, Tensor]) -> bool:
         """Whether every query position that is added anywhere is added through `matrix`."""
@@ -116,7 +114,7 @@ class Branch:
     def _factor(self, node: Node) -> Tensor | None:
         batch, n, width = self.layout.batch, self.layout.n, self.layout.width
         ones = torch.full((batch, n, width), self.term.scale).to(self.like)
-        ones = self.layout.placed(ones)
+        ones = self.layout.scatter_positions(ones)
         (found,) = gradients([(self.edge, ones)], [GradientEdge(node, 0)])
         if found is None or found.shape[-1] != width:
             return None
@@ -127,8 +125,8 @@ class Branch:
     def _read(self) -> Tensor:
         """The map, (H d, D), from the gradients of unit vectors, as many at once as fit."""
         batch, n, width = self.layout.batch, self.layout.n, self.layout.width
-        index = torch.arange(n)[None] if self.index is None else self.index.cpu()
-        index = index.expand(batch, -1)
+        own, index = torch.arange(n)[None], self.layout.index
+        index = (own if index is None else index.cpu()).expand(batch, -1)
         example, token = (index >= 0).nonzero(as_tuple=True)
         place = index[example, token]
         lines = []

@@ -14,14 +14,14 @@ from captum_attn.errors import TargetError
 from captum_attn.evaluation.loaded import Loaded
 from captum_attn.metrics.shared import tensor_of
 
-__all__ = ["Asked", "ask"]
+__all__ = ["Explained", "ask"]
 
 SHOWN = 3  # likeliest classes that are printed
 LISTED = 12  # names in an error
 
 
 @dataclass(frozen=True)
-class Asked:
+class Explained:
     """What is explained, and what the model says.
 
     Args:
@@ -47,7 +47,7 @@ class Asked:
         return ", ".join(f"{name} {probability:.2f}" for name, probability in self.likely)
 
 
-def ask(loaded: Loaded, inputs: Tensor | Mapping[str, Any], given: str = "predicted") -> Asked:
+def ask(loaded: Loaded, inputs: Tensor | Mapping[str, Any], given: str = "predicted") -> Explained:
     """Runs the model on one input and finds what is asked about it.
 
     Args:
@@ -57,7 +57,7 @@ def ask(loaded: Loaded, inputs: Tensor | Mapping[str, Any], given: str = "predic
             as text, or its number. A name goes before a number.
 
     Returns:
-        Asked: the target and its name.
+        Explained: the target and its name.
 
     Raises:
         TargetError: where the model has no such class or token.
@@ -80,7 +80,7 @@ def ask(loaded: Loaded, inputs: Tensor | Mapping[str, Any], given: str = "predic
     if loaded.next_token:
         assert isinstance(inputs, Mapping)
         at = (inputs["input_ids"].shape[1] - 1, number)
-    return Asked(
+    return Explained(
         at,
         _name(loaded, number),
         float(likely[number]),
