@@ -131,6 +131,8 @@ class Description:
         mixing (tuple of MixingRow): where something else than attention mixes the tokens.
         layers (tuple of (str, int, int)): where there is such mixing, for each stack of layers in
             which there is attention its name, the layers with attention, and all layers.
+        known (bool): whether an earlier run of the same operations was observed, so that nothing
+            that its structure says was asked for again.
     """
 
     calls: tuple[CallRow, ...]
@@ -139,6 +141,7 @@ class Description:
     operations: Operations | None = None
     mixing: tuple[MixingRow, ...] = ()
     layers: tuple[tuple[str, int, int], ...] = ()
+    known: bool = False
 
     def __str__(self) -> str:
         parts = [self._wiring()] if self.calls else []
@@ -175,6 +178,7 @@ class Description:
         for name, with_attention, every in self.layers:
             lines.append(f"attention in {with_attention} of {every} layers of {name!r}")
         lines.append("tokens: " + ", ".join(f"{name} {n}" for name, n in self.streams))
+        lines.append("structure: " + ("known from an earlier run" if self.known else "observed"))
         return "\n".join(line.rstrip() for line in lines)
 
 
@@ -213,7 +217,8 @@ def describe(run: Run, rules: Rules | None = None, roots: Sequence[nn.Module] = 
     operations = None if rules is None else describe_operations(run.observation, rules)
     mixing = tuple(map(_mixing, run.observation.wiring.mixed_states))
     layers = tuple(_stacks(roots[0], calls)) if mixing and len(roots) == 1 else ()
-    return Description(tuple(calls), tuple(readout), sources, operations, mixing, layers)
+    known = run.observation.wiring.structure.known
+    return Description(tuple(calls), tuple(readout), sources, operations, mixing, layers, known)
 
 
 def _mixing(state: MixedState) -> MixingRow:

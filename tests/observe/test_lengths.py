@@ -187,6 +187,15 @@ def test_layers_that_work_token_by_token_are_not_asked(method, questions):
     assert len(questions) == few < 20
 
 
+def test_describe_says_whether_a_run_was_observed_or_known():
+    method = GenericAttention(ready(TurnsEven))
+    for x, known in ((text(5), False), (text(4), False), (text(5, seed=1), True)):
+        table = method.describe(x, target=1)
+        assert table.known == known
+        last = "structure: known from an earlier run" if known else "structure: observed"
+        assert str(table).splitlines()[-1] == last
+
+
 # ---------------------------------------------------------------------------- copies
 def _explained(method, x, results):
     results.put(method.attribute(x, target=1).tolist())

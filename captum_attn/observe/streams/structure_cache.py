@@ -23,6 +23,7 @@ class StructureCache:
     met: dict[Any, dict[Any, Any]] = field(default_factory=dict)
     entries: dict[Any, Any] = field(default_factory=dict)
     warned: bool = False
+    known: bool = False  # of one signature: whether an earlier run had it
     _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -41,7 +42,7 @@ class StructureCache:
             self.met[signature] = entries  # the last met comes last
             if len(self.met) > _SIGNATURES:
                 del self.met[next(iter(self.met))]
-        return StructureCache(entries=entries)
+        return StructureCache(entries=entries, known=bool(entries))
 
     def get_or_compute(self, key: Any, find: Callable[[], Found]) -> Found:
         """A finding that is sought once per signature."""

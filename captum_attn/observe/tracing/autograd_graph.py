@@ -156,7 +156,7 @@ class Graph:
                     number[before] = len(queue)
                     queue.append(before)
             name = node.name()
-            shapes = [tuple(made.shape) for made in node._input_metadata]
+            shapes = [_shape(made) for made in node._input_metadata]
             saved = [_plainly(getattr(node, attribute)) for attribute in _settings(name, node)]
             said.append((name, shapes, saved, [(number.get(n), i) for n, i in edges]))
         return hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest()
@@ -183,6 +183,13 @@ def _settings(name: str, node: Node) -> list[str]:
         saved = [a for a in has if a.startswith("_saved_") and f"_raw{a}" not in has]
         _SETTINGS[name] = saved
     return _SETTINGS[name]
+
+
+def _shape(made: Any) -> tuple[int, ...] | None:
+    try:
+        return tuple(made.shape)
+    except RuntimeError:  # a nested tensor's
+        return None
 
 
 def _plainly(value: Any) -> Any:

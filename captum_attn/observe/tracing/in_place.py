@@ -369,20 +369,19 @@ def _transposed(node: Node, axes: Axes, shape: Sequence[int]) -> Axes:
 
 
 def _normed(node: Node, axes: Axes, shape: Sequence[int]) -> Axes | None:
-    over = len(node._saved_normalized_shape)
+    over = len(getattr(node, "_saved_normalized_shape", axes))
     return axes if all(map(_is_free, axes[-over:])) else None
 
 
 def _batch_normed(node: Node, axes: Axes, shape: Sequence[int]) -> Axes | None:
-    return None if node._saved_training else axes
+    return None if getattr(node, "_saved_training", True) else axes
 
 
 def _convolved(node: Node, axes: Axes, shape: Sequence[int]) -> Axes | None:
-    """A convolution of one position is a projection of the channels."""
-    weight = node._saved_weight
-    one = all(size == 1 for size in (*weight.shape[2:], *node._saved_stride))
-    plain = one and not any(node._saved_padding) and not node._saved_transposed
-    if not plain or not _is_free(axes[1]):
+    """A convolution over one position alone is a projection of the channels."""
+    steps = set(node._saved_stride) == {1} and set(node._saved_padding) == {0}
+    alone = tuple(map(_size, axes[2:])) == tuple(shape[2:])  # a wider kernel would leave less
+    if not steps or not alone or node._saved_transposed or not _is_free(axes[1]):
         return None
     return (axes[0], features(shape[1]), *axes[2:])
 
