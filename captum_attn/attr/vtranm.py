@@ -3,6 +3,7 @@ ICLR 2024; published as TokenTM, CVPR 2024."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,11 @@ from captum_attn.observe.streams.states import (
 )
 from captum_attn.observe.vectors.recording_tap import RecordingTap
 from captum_attn.observe.vectors.vector_changes import VectorChange, VectorChanges
+
+_NO_SKIP = (
+    "VTranM: what {!r} pools is added to no skip connection, so there is nothing to measure the "
+    "change of vectors by: its w (Eq. 12, 13) is taken to be 1"
+)
 
 
 def length_ratio(before: Tensor, after: Tensor) -> Tensor:
@@ -67,8 +73,9 @@ class VTranM(AttentionAttribution):
     All of this is observed as the model runs: pre-norm and post-norm blocks, fused or separate
     projections, grouped queries, LayerScale, parallel branches, gated and mixture-of-experts
     feed-forwards. A block in which the skip connection or the linear map was not found is a
-    `WiringError` that names it. Calls that are left out by `layers` and `start_layer` have U = I,
-    their feed-forward sub-layers too.
+    `WiringError` that names it. Learned queries that pool the tokens, and are added to nothing,
+    have no skip connection: their w is 1 and their U has no I, and a warning says so. Calls that
+    are left out by `layers` and `start_layer` have U = I, their feed-forward sub-layers too.
 
     An extension to models of several streams, which the paper does not treat: a call across uses
     the same U inside the heterogenous rule, R[s,x] = R_q[s,x] + (U − I) R_v[·,x], its E_j the
@@ -125,6 +132,9 @@ class VTranM(AttentionAttribution):
         weighted = run.attention_gradient(block).clamp_min_(0).mul_(block.attention())
         if run.options.length or run.options.direction:
             change = _vector_changes(run).attention(run.state_after(block.call))
+            if change is None:
+                warnings.warn(_NO_SKIP.format(block.call.module), stacklevel=2)
+                return weighted
             weights = self.change_weights(run, change)  # (B, H, F k)
             weights = weights.unflatten(-1, (block.call.windows, -1)).transpose(1, 2)
             weighted = weighted.mul_(weights[..., None, : block.n_k])

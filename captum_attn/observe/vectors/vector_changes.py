@@ -19,6 +19,7 @@ from captum_attn.observe.capture.attention_call import AttentionCall, positions,
 from captum_attn.observe.observation import Observation
 from captum_attn.observe.streams.states import (
     AttentionState,
+    InitialState,
     ParallelState,
     RearrangedState,
     State,
@@ -74,12 +75,17 @@ class VectorChanges:
         self._behind: dict[Any, list[tuple[FeedForward, TokenLayout]]] | None = None
 
     # ------------------------------------------------------------------------ attention
-    def attention(self, update: AttentionState) -> VectorChange:
+    def attention(self, update: AttentionState) -> VectorChange | None:
         """The values of every head through its slice of the output projection; n = F k keys.
+
+        Returns:
+            VectorChange or None: None where there is nothing to measure it by, see `is_pooling`.
 
         Raises:
             WiringError: if the skip connection, the projection or the vectors were not observed.
         """
+        if self.is_pooling(update):
+            return None
         if update.call not in self._changes:
             self._changes[update.call] = self._of_values(update)
         return self._changes[update.call]
@@ -183,7 +189,15 @@ class VectorChanges:
     def keeps(self, update: AttentionState) -> bool:
         """Whether a call is added to what asked, and does not replace it (attention pooling)."""
         residual = self.layers.residuals.get(update.call)
-        return residual is None or residual.skip is not None
+        if residual is None:
+            return not self.is_pooling(update)
+        return residual.skip is not None
+
+    def is_pooling(self, update: AttentionState) -> bool:
+        """Whether learned queries pool the tokens, and what they get is added to nothing."""
+        asks = update.query_state
+        learned = isinstance(asks, InitialState) and not asks.source.entries
+        return update.call not in self.layers.residuals and learned
 
     def beside(self, update: AttentionState) -> Iterator[VectorChange]:
         """Feed-forward branches that are added in the same step as an attention call."""
@@ -337,7 +351,7 @@ class VectorChanges:
                 part = next((p for p in parts if p.state is state), None)
                 if used is not state and part is None:
                     continue
-                if side and self._residual(update.call).skip is None:
+                if side and not self.keeps(update):
                     return None, lambda tensor: tensor
                 term, layout = self._query_term(update) if side else self._key_term(update)
                 to = None if part is None else part.to
