@@ -83,6 +83,19 @@ def left_as_found(roots: list[nn.Module]) -> Iterator[None]:
         own.check_unchanged()
 
 
+@contextmanager
+def attention_is_seen(roots: list[nn.Module]) -> Iterator[None]:
+    """Attention runs in a form that can be seen and changed, and nothing runs a second time.
+
+    Gradient checkpointing is off and compiled code runs eagerly; both are put back afterwards.
+    """
+    modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
+    wanted = ("attention form", "torch.compile", *_CHECKPOINTING)
+    changes = (c for c in _changes(modules) if _kind(c) in wanted)
+    with shared_state.changed(changes):
+        yield
+
+
 # ---------------------------------------------------------------------------- random numbers
 @contextmanager
 def _random_state(modules: list[nn.Module]) -> Iterator[None]:
@@ -154,6 +167,11 @@ def _changes(modules: list[nn.Module]) -> Iterator[Change]:
             yield ("attention form", id(config)), change
     if "torch._dynamo" in sys.modules:  # else nothing was compiled
         yield "torch.compile", _run_eagerly
+
+
+def _kind(change: Change) -> Any:
+    key = change[0]
+    return key[0] if isinstance(key, tuple) else key
 
 
 def _switched_off(owner: Any, name: str) -> Change:

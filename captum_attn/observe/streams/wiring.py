@@ -49,6 +49,7 @@ from captum_attn.observe.tracing.axis_roles import (
     roles_by_output,
 )
 from captum_attn.observe.tracing.in_place import operand_rows
+from captum_attn.observe.tracing.mixing import Mixing
 from captum_attn.observe.tracing.token_map import (
     IDENTITY,
     Downstream,
@@ -119,6 +120,13 @@ class Wiring:
     def mixed_states(self) -> list[MixedState]:
         """The states whose tokens something else than attention has mixed."""
         return self.mixing_hops.states
+
+    @property
+    def mixings(self) -> list[Mixing]:
+        """Whatever asks autograd again when relevance passes through it."""
+        entries = [entry for source in self.sources for entry in source.entries]
+        laid = [entry.mixing for entry in entries if entry.mixing is not None]
+        return [*(state.mixing for state in self.mixed_states), *laid]
 
     def after(self, call: AttentionCall) -> AttentionState:
         """The version of its stream that a call makes."""
@@ -279,6 +287,8 @@ class Wiring:
                         found = leading_roles(call, asked)
                         if found is not None:
                             return found
+                        if asked.has_packed and self.batch > 1:
+                            packed.append(asked)
                     if self.tracer.any_enters(operand, asked.upstreams):
                         entered = True
                         break  # else the latest calls add nothing (a dead layer): those before

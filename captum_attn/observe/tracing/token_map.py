@@ -111,6 +111,15 @@ class Downstream:
         """Its node of the graph, as a tensor's."""
         return self.edge.grad_fn if isinstance(self.edge, Tensor) else self.edge.node
 
+    def flattened(self) -> Downstream:
+        """The positions of all examples in one row, (1, B P, features)."""
+        batch, places, features = self.shape
+        return replace(
+            self,
+            shape=(1, batch * places, features),
+            placed=lambda v: self.placed(v.view(self.shape)),
+        )
+
     @staticmethod
     def rows(rows: Tensor) -> Downstream:
         return Downstream(rows, tuple(rows.shape), lambda v: v, rows, rows_of)  # type: ignore[arg-type]

@@ -36,6 +36,7 @@ from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap
 
 # Random codes by which a map that is likely is confirmed.
 _DRAWS = 3
+_SQUARE_UNDERFLOWS = 1e-15
 
 
 @dataclass(frozen=True)
@@ -194,15 +195,23 @@ class TokenTracer:
         probe_vector = self.random(rows, 1, places, features).expand(down.shape)
         edges = [upstream.edge for upstream in upstreams]
 
+        sizes = [1.0] * len(upstreams)
+
         def seen(code: Tensor) -> list[Tensor | None]:  # code: (B or 1, P)
             vector = down.placed(probe_vector * code[..., None])
             found = gradients([(down.edge, vector)], edges, self._cuts)
-            return [None if g is None else u.rows(g) for u, g in zip(upstreams, found, strict=True)]
+            return [
+                None if g is None else u.rows(g) * size
+                for u, g, size in zip(upstreams, found, sizes, strict=True)
+            ]
 
         def seen_at(i: int, code: Tensor) -> Tensor | None:
             return seen(code)[i]
 
         plain = seen(rows.new_ones(1, places))
+        sizes = [_to_order_one(p) for p in plain]
+        if any(size != 1 for size in sizes):
+            plain = seen(rows.new_ones(1, places))
         shared = batch > 1 and not all(u.batched for u in upstreams)
         code = self._factors(rows, 1 if shared else batch, places)
         if all(
@@ -364,7 +373,7 @@ class TokenTracer:
         plain = gradients([(rows, probe_vector)], edges, self._cuts)
         coded = gradients([(rows, probe_vector * code.view(shape))], edges, self._cuts)
         return [
-            (upstream.rows(p), upstream.rows(c))
+            (upstream.rows(p) * _to_order_one(p), upstream.rows(c) * _to_order_one(p))
             for upstream, p, c in zip(upstreams, plain, coded, strict=True)
             if p is not None and c is not None
         ]
@@ -409,6 +418,14 @@ def _map(
         if found is not None:
             return TokenMap(found[0], tuple(found[1:]))
     return TokenMap(mixed=True, partial=position, entering=entering)
+
+
+def _to_order_one(gradient: Tensor | None) -> float:
+    """What brings a gradient whose square underflows (weights near zero) to the order of one."""
+    if gradient is None or gradient.dtype not in (torch.float32, torch.bfloat16):
+        return 1.0
+    largest = float(gradient.abs().max()) if gradient.numel() else 0.0
+    return 1 / largest if _SQUARE_UNDERFLOWS > largest > torch.finfo(torch.float32).tiny else 1.0
 
 
 def _partly_zero(tensor: Tensor) -> frozenset[int]:
