@@ -134,6 +134,8 @@ class Description:
             which there is attention its name, the layers with attention, and all layers.
         left_out (tuple of (str, str, tuple of int)): what the option `leave_out` takes away of the
             first example: the reason, the stream and the positions; no positions where nothing is.
+        known (bool): whether an earlier run of the same operations was observed, so that nothing
+            that its structure says was asked for again.
     """
 
     calls: tuple[CallRow, ...]
@@ -143,6 +145,7 @@ class Description:
     mixing: tuple[MixingRow, ...] = ()
     layers: tuple[tuple[str, int, int], ...] = ()
     left_out: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
+    known: bool = False
 
     def __str__(self) -> str:
         parts = [self._wiring()] if self.calls else []
@@ -180,6 +183,7 @@ class Description:
         for name, with_attention, every in self.layers:
             lines.append(f"attention in {with_attention} of {every} layers of {name!r}")
         lines.append("tokens: " + ", ".join(f"{name} {n}" for name, n in self.streams))
+        lines.append("structure: " + ("known from an earlier run" if self.known else "observed"))
         return "\n".join(line.rstrip() for line in lines)
 
 
@@ -218,8 +222,10 @@ def describe(run: Run, rules: Rules | None = None, roots: Sequence[nn.Module] = 
     operations = None if rules is None else describe_operations(run.observation, rules)
     mixing = tuple(map(_mixing, run.observation.wiring.mixed_states))
     layers = tuple(_stacks(roots[0], calls)) if mixing and len(roots) == 1 else ()
-    left_out = tuple(named(run))
-    return Description(tuple(calls), tuple(readout), sources, operations, mixing, layers, left_out)
+    left_out, known = tuple(named(run)), run.observation.wiring.structure.known
+    return Description(
+        tuple(calls), tuple(readout), sources, operations, mixing, layers, left_out, known
+    )
 
 
 def _left_out(row: tuple[str, str, tuple[int, ...]]) -> str:
