@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from captum_attn.errors import AttnError, InputError, OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "FAILURES", "callable_of", "finite", "flag", "is_file", "is_folder", "listed", "names_of",
@@ -35,11 +37,20 @@ FAILURES = (
 Kind = type[AttnError]
 
 
+def is_tensor(value: Any) -> TypeGuard[Tensor]:
+    """Whether it is a Tensor; where nobody has imported torch yet, nothing is.
+
+    The command line checks names with these functions before it waits for torch.
+    """
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
 def shown(value: Any) -> str:
     """A value as an error shows it: in a few words, whatever its `repr` does."""
-    if isinstance(value, Tensor) and value.is_nested:  # it has no shape
+    if is_tensor(value) and value.is_nested:  # it has no shape
         return f"a nested tensor of {value.dtype}"
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape} and {value.dtype}"
@@ -69,7 +80,7 @@ def size_of(value: Any) -> str:
 
 def scalar(value: Any) -> Any:
     """What a tensor or an array without axes holds; anything else as it is."""
-    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+    if (is_tensor(value) or isinstance(value, np.ndarray)) and value.ndim == 0:
         try:
             return value.item()
         except FAILURES:  # on "meta", or quantised
@@ -175,7 +186,7 @@ def plain(name: str, value: Any) -> str:
 
 def listed(name: str, value: Any, of: str = "values") -> list[Any]:
     """The items of a sequence; text, bytes, Mappings, sets and what runs out are none."""
-    rows = isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
+    rows = (is_tensor(value) or isinstance(value, np.ndarray)) and value.ndim > 0
     if not rows and (isinstance(value, (str, bytes, bytearray)) or not _is_sequence(value)):
         more = "; pass list(...) of it" if isinstance(value, Iterable) else ""
         more = "; put it in a list" if isinstance(value, (str, bytes)) else more
@@ -191,9 +202,12 @@ def _is_sequence(value: Any) -> bool:
         return True
     # Such as a column of pandas: it has a length and an order, but no base of Python's.
     ordered = hasattr(value, "__len__") and hasattr(value, "__getitem__")
-    return ordered and hasattr(value, "__iter__") and not isinstance(
-        value, (Mapping, Tensor, np.ndarray)
-    ) and not hasattr(value, "keys")  # fmt: skip
+    array = is_tensor(value) or isinstance(value, np.ndarray)
+    return (
+        ordered
+        and hasattr(value, "__iter__")
+        and not (array or isinstance(value, Mapping) or hasattr(value, "keys"))
+    )
 
 
 def texts(name: str, value: Any, count: int | None = None, what: str = "example") -> list[str]:
@@ -239,8 +253,8 @@ def callable_of(name: str, value: Any, what: str = "a callable") -> Callable:
 
 def finite(name: str, values: Tensor, what: str, error: Kind = InputError) -> Tensor:
     """A tensor without NaN and infinity."""
-    if not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values)).sum())
+    if not bool(values.isfinite().all()):
+        bad = int((~values.isfinite()).sum())
         raise error(
             f"{name}: expected finite numbers, got {bad} of {values.numel()} NaN or infinite; "
             f"{what}"

@@ -27,12 +27,21 @@ MAY_IMPORT = {
     "metrics": {"intervene", "_checks", "errors"},
     "visualization": {"_checks", "_pictures", "errors"},
     "_pictures": {"_checks", "errors"},
-    "evaluation": {"metrics", "objectives", "_pictures", "_checks", "errors"},
-    "insights": {"attr", "observe", "metrics", "visualization", "_pictures", "_checks", "errors"},
-    "explain": {"evaluation", "metrics", "visualization", "_checks", "errors"},
+    "_on_demand": set(),
+    "_method_names": {"metrics", "_checks", "errors"},
+    "evaluation": {
+        "metrics", "objectives", "_method_names", "_on_demand", "_pictures", "_checks", "errors",
+    },
+    "insights": {
+        "attr", "observe", "metrics", "visualization", "_method_names", "_on_demand", "_pictures",
+        "_checks", "errors",
+    },
+    "explain": {
+        "attr", "generation", "evaluation", "metrics", "visualization", "_checks", "errors",
+    },
     "toy": {"_checks", "errors"},
     "cli": {"demo", "evaluation", "insights", "explain", "_checks", "errors"},
-}
+}  # fmt: skip
 MODEL_LIBRARIES = {"transformers", "timm"}
 HELPERS = ("_detector", "detection", "_prompt", "generation")
 # What `captum-attn evaluate` adds to `evaluate`: models by name, the package's own among them;

@@ -96,7 +96,12 @@ def test_readme_examples_run(small_models, capsys, tmp_path, monkeypatch):
     assert vision["attributions"].shape == (1, 3, 224, 224)
     assert vision["heat"].shape == (1, 224, 224)
     assert text["attributions"]["input_ids"].shape == text["inputs"]["input_ids"].shape
-    assert "gorgeous" in capsys.readouterr().out
+    said = dict(re.findall(r"^(\S+) +(0\.\d{4})$", capsys.readouterr().out, re.M))
+    numbers = {word: float(said[word]) for word in said if word.isalpha()}
+    assert max(numbers, key=numbers.__getitem__) == "band"  # the map says something
+    block = PYTHON[1]
+    for word, told in re.findall(r"(\w+) (0\.\d{4})", block):
+        assert numbers[word] == pytest.approx(float(told), abs=2e-4)
     assert image["why"].shape == image["flow"].shape == (1, 224, 224)
     assert llm["attributions"]["input_ids"].shape == llm["logits"].shape[:2]
     assert both["words"].shape == both["inputs"]["input_ids"][0].shape

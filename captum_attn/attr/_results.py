@@ -15,6 +15,7 @@ from captum_attn.attr._leave_out import together
 from captum_attn.attr._propagate import BlockRow, Relevance
 from captum_attn.attr._run import Run
 from captum_attn.attr._silence import check_heard, name_others
+from captum_attn.attr._spread import check_spread
 from captum_attn.errors import AttnError, InputError
 from captum_attn.observe.streams.states import Source, State
 from captum_attn.observe.streams.to_inputs import in_order, input_order, to_input
@@ -77,6 +78,7 @@ class Result:
             names = self.run.observation.names
             found = {name: self._of_its_tokens(name) for name in names}
             check_heard(self.run, found, inputs, self.shows_calls)
+            check_spread(self.run, self.of_tokens)
         return {s.name: in_order(self.rows_of(s), input_order(s, batch)) for s in self.sources}
 
     def marks(self, inputs: Inputs) -> Any:
@@ -110,6 +112,7 @@ class Result:
             )
         check_heard(self.run, found, inputs, self.shows_calls)
         name_others(inputs)
+        check_spread(self.run, self.of_tokens)
         if isinstance(inputs, Mapping):
             return {name: laid for name, laid in found.items() if laid is not None}
         laid = tuple(

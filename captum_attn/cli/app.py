@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import cast
+import warnings
+from typing import Any, cast
 
 import typer
 
@@ -55,7 +56,9 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         # Without arguments the help, and code 0.
         shown = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-        code = app(shown, prog_name="captum-attn", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _noted
+            code = app(shown, prog_name="captum-attn", standalone_mode=False)
     except typer.Abort:
         print("captum-attn: stopped", file=sys.stderr)
         return 130
@@ -74,6 +77,12 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         return _said(f"{shown_error(error)} ({TRACEBACK}=1 shows where it came up)")
     return code if isinstance(code, int) else 0
+
+
+def _noted(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning as a line; those for programmers are left out."""
+    if issubclass(category, UserWarning) and not issubclass(category, DeprecationWarning):
+        print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _said(message: str) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,16 +18,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captum_attn._checks import is_file, is_folder, shown, shown_error, suggested, whole
+from captum_attn._checks import is_file, is_folder, shown, shown_error, whole
+from captum_attn._method_names import method_class, method_name, with_hyphens, without_hyphens
 from captum_attn.errors import InputError, OptionError
-from captum_attn.evaluation.batches import MOST
-from captum_attn.evaluation.embedded import EMBEDDED
+from captum_attn.evaluation.names import EMBEDDED, check_name
 
 if TYPE_CHECKING:
     from captum_attn.evaluation.known_answers import KnownAnswers
     from captum_attn.evaluation.loaded import Loaded
 
 __all__ = ["evaluate_command"]
+
+MOST = 2**63 - 1  # a number that torch can count to
 
 METHODS = "RawAttention, AttentionRollout, GenericAttention, VTranM, HeterogenousAttention, " \
     "IntegratedGradients, RandomAttribution"  # fmt: skip
@@ -124,7 +127,8 @@ def evaluate_command(
     answers = str(data) == KNOWN_ANSWERS and not is_file(data) and not is_folder(data)
     if methods is None:
         methods = ANSWER_METHODS if answers else METHODS
-    asked = listed("methods", methods)
+    asked = methods_of("methods", methods)
+    check_name(model)
     chosen = None if metrics is None else listed("metrics", metrics)
     shared = options_of("perturbation", perturbation)
     if not answers:
@@ -162,7 +166,7 @@ def evaluate_command(
         resume=resume,
     )
     if os.environ.get("RANK", "0") == "0":
-        print(results)
+        print(results.table(shutil.get_terminal_size((100, 24)).columns))
         print(f"\nresults.json, results.csv, differences.csv and table.md in {out.resolve()}")
 
 
@@ -217,6 +221,24 @@ def listed(option: str, text: str) -> dict[str, tuple[str, dict[str, Any]]]:
             raise OptionError(f"--{option}: {name} is there twice")
         found[name] = call.func.id, _keywords(option, call)
     return found
+
+
+def methods_of(option: str, text: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """`listed` of methods, whose names are checked: nothing is loaded yet.
+
+    Examples::
+
+        >>> methods_of("methods", "GAE, T-Attr(start_layer=1)")
+        {'GAE': ('GenericAttention', {}),
+         'T-Attr(start_layer=1)': ('TransformerAttribution', {'start_layer': 1})}
+    """
+    found = listed(option, without_hyphens(text))
+    if not found:
+        raise OptionError(f"--{option}: expected at least one")
+    return {
+        with_hyphens(name): (method_name(f"--{option}", kind), given)
+        for name, (kind, given) in found.items()
+    }
 
 
 def options_of(option: str, text: str) -> dict[str, Any]:
@@ -289,6 +311,8 @@ def _dataset(
 ) -> Any:
     from captum_attn.evaluation.data import ImageFolder, TextFile
 
+    if loaded.tags:
+        raise OptionError(f"'{name}' is a token classifier: see captum-attn explain-text")
     if loaded.next_token:
         raise OptionError(
             f"'{name}' is a language model: give --data {KNOWN_ANSWERS}, or see captum-attn "
@@ -312,27 +336,16 @@ def method_of(
     """A method with its options: those of `__init__` go there, the others to `attribute`."""
     import inspect
 
-    import captum.attr
-
-    import captum_attn
     from captum_attn.evaluation.known_answers import AtEmbeddings, NextToken, blank_of
     from captum_attn.evaluation.methods import check_options, made
     from captum_attn.evaluation.models import EmbeddingGradients
-    from captum_attn.metrics import RandomAttribution
 
     of_next = isinstance(loaded.model, NextToken)
     if of_next and kind in AtEmbeddings.KINDS:
         return AtEmbeddings(kind, loaded.model, loaded.tokenizer), options
     if loaded.tokenizer is not None and kind == "IntegratedGradients":
         return EmbeddingGradients(loaded.model, loaded.tokenizer), options
-    found = getattr(captum_attn, kind, None) or getattr(captum.attr, kind, None)
-    found = RandomAttribution if kind == "RandomAttribution" else found
-    if not isinstance(found, type) or not issubclass(found, captum.attr.Attribution):
-        known = [n for room in (captum_attn, captum.attr) for n in room.__all__ if _is_method(n)]
-        raise OptionError(
-            f"--{option}: neither captum_attn nor captum.attr has {kind!r}"
-            f"{suggested(kind, known) or f'; they have {known}'}"
-        )
+    found = method_class(f"--{option}", kind)
     made_with = {k: v for k, v in options.items() if k in inspect.signature(found).parameters}
     rest = {k: v for k, v in options.items() if k not in made_with}
     if of_next and kind in ("FeatureAblation", "KernelShap"):
@@ -343,15 +356,6 @@ def method_of(
         method = made(found, loaded.model, made_with)
         check_options(method, rest, kind)
     return method, rest
-
-
-def _is_method(name: str) -> bool:
-    import captum.attr
-
-    import captum_attn
-
-    found = getattr(captum_attn, name, None) or getattr(captum.attr, name, None)
-    return isinstance(found, type) and issubclass(found, captum.attr.Attribution)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from captum_attn._pictures import Picture, read_picture
 from captum_attn.evaluation.data import mask_as_it_is
 from captum_attn.evaluation.loaded import Loaded
 
-__all__ = ["EMBEDDED", "mask_picture"]
+__all__ = ["LOADERS", "mask_picture"]
 
 SCENES = 500  # of the digit ViT, and objects of the texture ViT, if no files are given
 
@@ -154,7 +154,7 @@ def _smollm2(labels: Sequence[str] | None) -> Loaded:
     return Loaded(model, tokenizer=tokenizer, next_token=True)
 
 
-EMBEDDED: dict[str, Callable[[Sequence[str] | None], Loaded]] = {
+LOADERS: dict[str, Callable[[Sequence[str] | None], Loaded]] = {  # for each of names.EMBEDDED
     "digit-vit": _digit_vit,
     "texture-vit": _texture_vit,
     "clothing-vit": _clothing_vit,

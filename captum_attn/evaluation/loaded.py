@@ -29,6 +29,7 @@ class Loaded:
         labels (Mapping): number of a class -> its name.
         independent (bool): whether every class is a question of its own, with a sigmoid.
         next_token (bool): whether it is a causal language model, whose classes are tokens.
+        tags (bool): whether it gives every token a class of its own.
         examples (callable, optional): (limit, seed) -> the model's own data set.
     """
 
@@ -41,6 +42,7 @@ class Loaded:
     labels: Mapping[int, str] = field(default_factory=dict)
     independent: bool = False
     next_token: bool = False
+    tags: bool = False
     examples: Callable[[int | None, int], Any] | None = None
 
     @property

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from captum_attn._checks import FAILURES, listed, names_of, shown, shown_error, text
+from captum_attn._method_names import method_class
 from captum_attn.errors import AttnError, InputError, OptionError
 from captum_attn.evaluation.batches import Batch
 
 EXPECTED = (
-    "Captum Attribution classes, objects with `attribute`, functions or pairs of one and its "
-    "options"
+    "Captum Attribution classes or their names, objects with `attribute`, functions or pairs of "
+    "one and its options"
 )
 
 __all__ = ["Method", "check_options", "made", "methods_of", "own_randomness"]
@@ -90,11 +91,11 @@ def methods_of(given: Any, model: Callable) -> list[Method]:
     """The methods by the names that the table gives them.
 
     Args:
-        given (class, object with `attribute`, function, a pair of one and its options; a sequence
-            or a Mapping of them): classes are made with the model.
+        given (class or its name, object with `attribute`, function, a pair of one and its options;
+            a sequence or a Mapping of them): classes are made with the model.
         model (callable): what is explained.
     """
-    if callable(given) or hasattr(given, "attribute") or _is_pair(given):
+    if isinstance(given, str) or callable(given) or hasattr(given, "attribute") or _is_pair(given):
         given = [given]
     given = given if isinstance(given, Mapping) else listed("methods", given, EXPECTED)
     items = given.items() if isinstance(given, Mapping) else [(None, spec) for spec in given]
@@ -102,6 +103,8 @@ def methods_of(given: Any, model: Callable) -> list[Method]:
     for name, spec in items:
         source, options = spec if isinstance(spec, tuple) and len(spec) == 2 else (spec, {})
         name = None if name is None else text("methods: a name", name)
+        if isinstance(source, str):
+            name, source = name or source, method_class("methods", source)
         source = made(source, model) if isinstance(source, type) else source
         if not isinstance(options, Mapping) or not (
             hasattr(source, "attribute") or callable(source)

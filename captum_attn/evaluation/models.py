@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attn._checks import is_file, shown, suggested
+from captum_attn._checks import is_file, is_folder, shown, suggested
 from captum_attn._pictures import read_picture
 from captum_attn.errors import InputError, OptionError
-from captum_attn.evaluation.embedded import EMBEDDED, mask_picture
+from captum_attn.evaluation.embedded import LOADERS, mask_picture
+from captum_attn.evaluation.hub import only_kept
 from captum_attn.evaluation.loaded import Loaded
+from captum_attn.evaluation.names import EMBEDDED, check_name
 from captum_attn.evaluation.trust import loading, read_settings, read_weights
 
 __all__ = ["EmbeddingGradients", "load"]
@@ -39,8 +41,9 @@ def load(name: str, labels: Sequence[str] | None = None) -> Loaded:
     """
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"model: expected a name or a folder, got {shown(name)}")
-    if name in EMBEDDED:
-        return EMBEDDED[name](labels)
+    if name in LOADERS:
+        return LOADERS[name](labels)
+    check_name(name)
     if name.startswith("timm/"):
         return _timm(name.removeprefix("timm/"))
     if is_file(saved := Path(name) / "config.json"):
@@ -54,7 +57,12 @@ def _timm(name: str) -> Loaded:
     import timm
 
     _check_timm(name)
-    with loading(f"timm has no pretrained model '{name}'"):
+    saved = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    if saved is None or not saved.has_weights:
+        raise InputError(f"timm has no pretrained weights for '{name}'; give a folder of yours")
+    if saved.hf_hub_id:
+        only_kept(saved.hf_hub_id, saved.hf_hub_filename or "model.safetensors")
+    with loading(f"timm cannot load the weights of '{name}'"):
         model = timm.create_model(name, pretrained=True).eval()
     return _of_timm(model, {})
 
@@ -142,7 +150,10 @@ def _transformers(name: str | Path, saved: Mapping[str, Any]) -> Loaded:
         f"'{name}' is neither one of the package's models ({', '.join(EMBEDDED)}), nor timm/..., "
         "nor a folder or hub id of transformers"
     ):
-        config = transformers.AutoConfig.from_pretrained(name, **SAFE)
+        how = SAFE if is_folder(name) else SAFE | {
+            "local_files_only": only_kept(str(name), "config.json")
+        }  # fmt: skip
+        config = transformers.AutoConfig.from_pretrained(name, **how)
     attention = str(getattr(config, "_attn_implementation", None) or "")
     if "/" in attention:
         raise InputError(
@@ -154,16 +165,17 @@ def _transformers(name: str | Path, saved: Mapping[str, Any]) -> Loaded:
     for ending, read in READ.items():
         if made.endswith(ending):
             with loading(f"'{name}' cannot be loaded"):
-                return read(name, config)
+                return read(name, config, how)
     raise OptionError(
-        f"'{name}' is a {made or 'model without a head'}: expected one for image or sequence "
-        "classification, or a causal language model; others go through captum_attn.evaluate"
+        f"'{name}' is a {made or 'model without a head'}: expected one for the "
+        "classification of images, texts or tokens, or a causal language model; others go "
+        "through captum_attn.evaluate"
     )
 
 
-def _pretrained(kind: Any, name: str | Path) -> Any:
+def _pretrained(kind: Any, name: str | Path, how: Mapping[str, Any]) -> Any:
     """A model in eval mode; one without some of its weights would have random ones."""
-    model, told = kind.from_pretrained(name, output_loading_info=True, **SAFE)
+    model, told = kind.from_pretrained(name, output_loading_info=True, **how)
     missing = [*told.get("missing_keys", ()), *told.get("mismatched_keys", ())]
     if missing:
         raise InputError(
@@ -173,29 +185,37 @@ def _pretrained(kind: Any, name: str | Path) -> Any:
     return model.eval()
 
 
-def _text_classifier(name: str | Path, config: Any) -> Loaded:
+def _text_classifier(name: str | Path, config: Any, how: Mapping[str, Any]) -> Loaded:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name, **SAFE)
-    model = _pretrained(AutoModelForSequenceClassification, name)
+    tokenizer = AutoTokenizer.from_pretrained(name, **how)
+    model = _pretrained(AutoModelForSequenceClassification, name, how)
     return Loaded(
         model, tokenizer=tokenizer, labels=_labels(config), independent=_independent(config)
     )
 
 
-def _language_model(name: str | Path, config: Any) -> Loaded:
+def _token_classifier(name: str | Path, config: Any, how: Mapping[str, Any]) -> Loaded:
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name, **how)
+    model = _pretrained(AutoModelForTokenClassification, name, how)
+    return Loaded(model, tokenizer=tokenizer, labels=_labels(config), tags=True)
+
+
+def _language_model(name: str | Path, config: Any, how: Mapping[str, Any]) -> Loaded:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name, **SAFE)
-    model = _pretrained(AutoModelForCausalLM, name)
+    tokenizer = AutoTokenizer.from_pretrained(name, **how)
+    model = _pretrained(AutoModelForCausalLM, name, how)
     return Loaded(model, tokenizer=tokenizer, next_token=True)
 
 
-def _image_classifier(name: str | Path, config: Any) -> Loaded:
+def _image_classifier(name: str | Path, config: Any, how: Mapping[str, Any]) -> Loaded:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    model = _pretrained(AutoModelForImageClassification, name)
-    processor = AutoImageProcessor.from_pretrained(name, **SAFE)
+    model = _pretrained(AutoModelForImageClassification, name, how)
+    processor = AutoImageProcessor.from_pretrained(name, **how)
 
     def read(path: Path) -> Tensor:
         return processor(images=read_picture(path), return_tensors="pt")["pixel_values"][0]
@@ -217,8 +237,9 @@ def _image_classifier(name: str | Path, config: Any) -> Loaded:
 
 
 # How the name of a model's class ends -> how it is read.
-READ: dict[str, Callable[[str | Path, Any], Loaded]] = {
+READ: dict[str, Callable[[str | Path, Any, Mapping[str, Any]], Loaded]] = {
     "ForSequenceClassification": _text_classifier,
+    "ForTokenClassification": _token_classifier,
     "ForImageClassification": _image_classifier,
     "ForCausalLM": _language_model,
     "LMHeadModel": _language_model,

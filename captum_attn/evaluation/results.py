@@ -142,18 +142,45 @@ class Results:
 
     def __str__(self) -> str:
         """The table, which is Markdown as well, and what its signs mean."""
-        head = [self._heading(column) for column in self.columns]
-        cells = [self._cells(column) for column in self.columns]
-        rows = [["method", *head]] + [
-            [method, *(cell[i] for cell in cells)] for i, method in enumerate(self.methods)
+        return self.table()
+
+    def table(self, width: int | None = None) -> str:
+        """The table with its columns in groups, one below the other, that fit a terminal.
+
+        Methods with the same numbers in all columns, as HeterogenousAttention and GenericAttention
+        on one stream of tokens, are one row.
+
+        Args:
+            width (int, optional): letters in a line. Default: all columns side by side.
+
+        Returns:
+            str: Markdown, and what its signs mean.
+
+        Examples::
+
+            >>> print(results.table(shutil.get_terminal_size().columns))
+        """
+        columns = [[self._heading(column), *self._cells(column)] for column in self.columns]
+        exact = [self.values(column) for column in self.columns]
+        alike: dict[tuple[float, ...], list[int]] = {}
+        for i in range(len(self.methods)):
+            alike.setdefault(tuple(found[i].value for found in exact), []).append(i)
+        names = ["method", *(" = ".join(self.methods[i] for i in row) for row in alike.values())]
+        shown = [
+            # Of equal ones one is called the best, and stands for them.
+            [
+                column[0],
+                *(max((column[i + 1] for i in row), key=_is_best) for row in alike.values()),
+            ]
+            for column in columns
         ]
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-        lines = [
-            "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-            for row in rows
-        ]
-        lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-        return "\n".join([*lines, "", self._legend()])
+        groups, room = [[names]], (width or 10**9)
+        for column in shown:
+            if len(groups[-1]) > 1 and len(_markdown([*groups[-1], column])[0]) > room:
+                groups.append([names])
+            groups[-1].append(column)
+        tables = ["\n".join(_markdown(group)) for group in groups]
+        return "\n\n".join([*tables, self._legend()])
 
     def _legend(self) -> str:
         groups = len(set(self.groups))
@@ -225,6 +252,20 @@ class Results:
                 f"cannot write to '{out}' ({problem.strerror}); give a directory of yours"
             ) from problem
         return paths
+
+
+def _is_best(cell: str) -> bool:
+    return cell.endswith("*")
+
+
+def _markdown(columns: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, its columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in columns]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in zip(*columns, strict=True)
+    ]
+    return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
 
 
 def _best(values: Sequence[Value]) -> str | None:

@@ -10,7 +10,7 @@ the same way::
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,29 +18,30 @@ import typer
 
 from captum_attn._checks import FAILURES, is_file, is_folder, shown_error
 from captum_attn.errors import AttnError, InputError, OptionError
-from captum_attn.evaluation.command import device_of, listed, method_of
+from captum_attn.evaluation.command import device_of, method_of, methods_of
+from captum_attn.evaluation.names import check_name
 
 if TYPE_CHECKING:
     from captum_attn.evaluation.loaded import Loaded
     from captum_attn.explain.explained import Explained
+    from captum_attn.explain.written import Answer
 
 __all__ = ["explain_image_command", "explain_text_command"]
 
-SUFFIXES = (".png", ".html")
-IMAGE_METHOD = "GenericAttention"
-# Where the output is a mean over tokens, each is relevant to itself by merely being there; like the
-# authors of GAE for display, leave that out.
-TEXT_METHOD = "GenericAttention(discard_self=True)"
+PICTURES, NUMBERS = (".png", ".html"), (".json", ".csv")
+METHOD = "GenericAttention"
+Methods = Mapping[str, tuple[str, dict[str, Any]]]
 
 
-def _method_option(default: str) -> Any:
-    return typer.Option(
+Method = Annotated[
+    list[str] | None,
+    typer.Option(
         metavar="LIST",
-        help='Methods of captum_attn and Captum, such as "VTranM, IntegratedGradients"; several '
-        f"are shown side by side; may be repeated. Default: {default}.",
-    )
-
-
+        help='Methods of captum_attn and Captum, such as "GAE, VTranM, IntegratedGradients", by '
+        "their classes or their papers' names; several are shown side by side; may be repeated. "
+        f"Default: {METHOD}. Where a method has discard_self, it is on.",
+    ),
+]
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="Default: a GPU, if there is one.")
 ]
@@ -49,15 +50,34 @@ Device = Annotated[
 def explain_text_command(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What is explained.")],
     model: Annotated[
-        str,
+        list[str],
         typer.Option(
             metavar="NAME",
             help="topics (a real zero-shot classifier that needs no download), smollm2 (a real "
             "language model, once its package is installed), or a folder or hub id of "
-            "transformers: a text classifier or a causal language model.",
+            "transformers: a classifier of texts or tokens, or a causal language model. Repeated: "
+            "models one below the other.",
         ),
     ],
-    method: Annotated[list[str] | None, _method_option(TEXT_METHOD)] = None,
+    text2: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The second text of a pair.")
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORD", help="Of a token classifier: the word, or the number of the token."
+        ),
+    ] = None,
+    generate: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=1000,
+            help="Of a language model: explain the next N tokens, one by one.",
+        ),
+    ] = None,
+    method: Method = None,
     target: Annotated[
         str,
         typer.Option(
@@ -70,8 +90,12 @@ def explain_text_command(
         typer.Option(metavar="LIST", help='Your own topics for topics: "football, opera".'),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The coloured text, a .html or .png. Default: none."),
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="The coloured text, a .html or .png, or its numbers, a .json or .csv; may be "
+            "repeated. Default: none.",
+        ),
     ] = None,
     top: Annotated[int, typer.Option(metavar="N", min=1, help="Words to print.")] = 10,
     device: Device = None,
@@ -79,117 +103,204 @@ def explain_text_command(
     """Explain a text: which of its words spoke for a class, or for the next token.
 
     Prints the words with the most relevance, and writes them coloured in the text to --out. Words
-    that were cut into pieces are put together; special tokens are left out.
-    """
-    asked_for = _methods(method, TEXT_METHOD)
-    _check_out(out)
-    if labels is not None and model != "topics":
-        raise OptionError(f"--labels are for the model topics; '{model}' has its own")
+    that were cut into pieces are put together; special tokens are left out unless they hold most
+    of the relevance.
+    """  # fmt: skip
+    asked_for, outs = _methods(method), _checked_outs(out)
+    _check_models(model)
+    if labels is not None and "topics" not in model:
+        raise OptionError(f"--labels are for the model topics; '{model[0]}' has its own")
+    if generate is not None and (token or text2 or target != "predicted" or len(model) > 1):
+        raise OptionError("--generate goes on from one text with one model: leave out --text2, "
+                          "--token, --target and a second --model")  # fmt: skip
     # Imported here, so that --help and a mistyped option do not wait for them.
-    from captum_attn.evaluation.models import load
-    from captum_attn.explain.explained import ask
     from captum_attn.explain.ranking import encoded, ranking
     from captum_attn.visualization import visualize_text
 
-    loaded = load(model, [] if labels is None else labels.split(","))
-    if loaded.tokenizer is None:
-        raise OptionError(f"'{model}' is for images: see captum-attn explain-image")
-    where = device_of(device)
-    loaded.model.to(where)
-    inputs = encoded(loaded, text, where)
-    asked = ask(loaded, inputs, target)
-    found = {
-        name: relevance["input_ids"][0]
-        for name, relevance in _attributions(loaded, inputs, asked, asked_for).items()
-    }
-    _announce(asked)
-    print(ranking(loaded, found, inputs, top))
-    if out is not None:
-        marks = _left_out(loaded, inputs, asked, asked_for)
-        left_out = {name: mark["input_ids"][0] for name, mark in marks.items()} or None
-        picture = visualize_text(
-            found, inputs, text=text, titles=[asked.question], left_out=left_out
-        )
-        print(f"\nwritten to {picture.save(out)}")
+    topics = [] if labels is None else labels.split(",")
+    texts = [text] if text2 is None else [text, text2]
+    about = {"text": text} | ({} if text2 is None else {"text2": text2})
+    answers: list[Answer] = []
+    for name in model:
+        loaded, where = _loaded(name, device, topics if name == "topics" else [])
+        if loaded.tokenizer is None:
+            raise OptionError(f"'{name}' is for images: see captum-attn explain-image")
+        inputs = encoded(loaded, text, where, text2)
+        if generate is not None:
+            return _generate(name, loaded, inputs, asked_for, generate, outs, about)
+        answer = _text_answer(name, loaded, inputs, (target, token), asked_for, texts)
+        _announce(answer.asked, name if len(model) > 1 else "")
+        print(ranking(answer.words, top), end="\n\n" if name != model[-1] else "\n")
+        answers.append(answer)
+    words = {kind: [answer.words[kind] for answer in answers] for kind in asked_for}
+    _write(outs, answers, about, lambda: visualize_text(words, titles=_titles(answers)))
 
 
 def explain_image_command(
     image: Annotated[Path, typer.Argument(metavar="FILE", help="A picture: PNG, JPEG, WebP ...")],
     model: Annotated[
-        str,
+        list[str],
         typer.Option(
             metavar="NAME",
             help="digit-vit, texture-vit or clothing-vit (small, in the package), timm/NAME, or a "
-            "folder or hub id of transformers: an image classifier.",
+            "folder or hub id of transformers: an image classifier. Repeated: models one below "
+            "the other.",
         ),
     ],
-    method: Annotated[list[str] | None, _method_option(IMAGE_METHOD)] = None,
+    method: Method = None,
     target: Annotated[
         str, typer.Option(metavar="CLASS", help="A class by its name or number.")
     ] = "predicted",
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The picture, a .png or .html.")] = Path(
-        "explanation.png"
-    ),
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="The picture, a .png or .html, or its numbers, a .json or .csv; may be repeated. "
+            "Default: explanation.png.",
+        ),
+    ] = None,
     device: Device = None,
 ) -> None:
     """Explain a picture: where in it the model saw a class.
 
     Writes the picture as the model takes it and a map for each method to --out.
     """
-    asked_for = _methods(method, IMAGE_METHOD)
-    _check_out(out)
-    # Imported here, so that --help and a mistyped option do not wait for them.
-    from captum_attn.evaluation.models import load
-    from captum_attn.explain.explained import ask
-    from captum_attn.visualization import visualize_image
-
+    asked_for, outs = _methods(method), _checked_outs(out or [Path("explanation.png")])
+    _check_models(model)
     if not is_file(image):
         raise InputError(f"no picture at '{image}'; give the path of an image file")
-    loaded = load(model)
-    if loaded.read is None:
-        raise OptionError(f"'{model}' is for text: see captum-attn explain-text")
-    where = device_of(device)
+    # Imported here, so that --help and a mistyped option do not wait for them.
+    from captum_attn.explain.explained import ask
+    from captum_attn.explain.written import Answer
+    from captum_attn.visualization import visualize_image
+
+    answers, seen, found, marks = [], [], [], []
+    for name in model:
+        loaded, where = _loaded(name, device)
+        if loaded.read is None:
+            raise OptionError(f"'{name}' is for text: see captum-attn explain-text")
+        pixels = loaded.read(image)[None].to(where)  # (1, C, H, W)
+        asked = ask(loaded, pixels, target)
+        found.append(_attributions(loaded, pixels, asked, asked_for))
+        marks.append(_left_out(loaded, pixels, asked, asked_for))
+        maps = {kind: values[0].sum(0) for kind, values in found[-1].items()}
+        answers.append(Answer(name, asked, maps=maps))
+        seen.append(loaded.shown(pixels[0]))
+        _announce(asked, name if len(model) > 1 else "")
+    maps = {kind: [one[kind][0] for one in found] for kind in asked_for}
+    gone = {kind: [one[kind][0] for one in marks] for kind in marks[0]}
+    titles = _titles(answers)
+    _write(outs, answers, {"image": str(image)},
+           lambda: visualize_image(maps, seen, titles=titles, left_out=gone or None))  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- before anything runs
+def _methods(given: list[str] | None) -> Methods:
+    return methods_of("method", ", ".join(given or [METHOD]))
+
+
+def _check_models(names: Sequence[str]) -> None:
+    for name in names:
+        check_name(name)
+    if len(set(names)) < len(names):
+        raise OptionError("--model: expected different models")
+
+
+def _checked_outs(outs: list[Path] | None) -> list[Path]:
+    """Refuses before a model is loaded what could not be written after it has run."""
+    for out in outs or []:
+        if out.suffix.lower() not in (*PICTURES, *NUMBERS):
+            raise OptionError(
+                f"--out: expected a file ending in {', '.join(PICTURES + NUMBERS[:1])} or "
+                f"{NUMBERS[1]}, got '{out}'"
+            )
+        if not is_folder(out.parent):
+            raise InputError(f"no folder at '{out.parent}'; give --out a file in a folder of yours")
+        if is_folder(out) or not os.access(out if is_file(out) else out.parent, os.W_OK):
+            raise InputError(f"cannot write to '{out}'; give --out a file of yours")
+    return list(outs or [])
+
+
+# ---------------------------------------------------------------------------- the explanation
+def _loaded(
+    name: str, device: str | None, labels: Sequence[str] | None = None
+) -> tuple[Loaded, str]:
+    from captum_attn.evaluation.models import load
+
+    loaded, where = load(name, labels), device_of(device)
     loaded.model.to(where)
-    pixels = loaded.read(image)[None].to(where)  # (1, C, H, W)
-    asked = ask(loaded, pixels, target)
-    found = _attributions(loaded, pixels, asked, asked_for)
-    picture = visualize_image(
-        found, loaded.shown(pixels[0])[None], titles=[asked.question],
-        left_out=_left_out(loaded, pixels, asked, asked_for) or None,
-    )  # fmt: skip
-    _announce(asked)
-    print(f"written to {picture.save(out)}")
+    return loaded, where
 
 
-def _methods(given: list[str] | None, default: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    found = listed("method", ", ".join(given or [default]))
-    if not found:
-        raise OptionError("--method: expected at least one")
-    return found
+def _text_answer(
+    name: str,
+    loaded: Loaded,
+    inputs: Any,
+    question: tuple[str, str | None],
+    methods: Methods,
+    texts: Sequence[str],
+) -> Answer:
+    from captum_attn.explain.explained import ask
+    from captum_attn.explain.ranking import words_in
+    from captum_attn.explain.written import Answer
+
+    target, token = question
+    if token is not None and not loaded.tags:
+        raise OptionError(f"--token is for token classifiers; '{name}' is none")
+    asked = ask(loaded, inputs, target, token)
+    found = _attributions(loaded, inputs, asked, methods)
+    words = {
+        kind: words_in(loaded, inputs, relevance["input_ids"][0], texts)
+        for kind, relevance in found.items()
+    }
+    for kind, marks in _left_out(loaded, inputs, asked, methods).items():
+        gone = marks["input_ids"][0]
+        words[kind] = [
+            w._replace(left_out=bool(gone[list(w.positions)].all())) for w in words[kind]
+        ]
+    return Answer(name, asked, words)
 
 
-def _check_out(out: Path | None) -> None:
-    """Refuses before the model is loaded what could not be written after it has run."""
-    if out is None:
-        return
-    if out.suffix.lower() not in SUFFIXES:
-        raise OptionError(f"--out: expected a file ending in {' or '.join(SUFFIXES)}, got '{out}'")
-    if not is_folder(out.parent):
-        raise InputError(f"no folder at '{out.parent}'; give --out a file in a folder of yours")
-    if is_folder(out) or not os.access(out if is_file(out) else out.parent, os.W_OK):
-        raise InputError(f"cannot write to '{out}'; give --out a file of yours")
+def _generate(
+    name: str,
+    loaded: Loaded,
+    inputs: Any,
+    methods: Methods,
+    count: int,
+    outs: Sequence[Path],
+    about: dict[str, Any],
+) -> None:
+    from captum_attn.explain.generated import answers_of, picture_of, table_of
+
+    if not loaded.next_token:
+        raise OptionError(f"--generate is for language models; '{name}' is none")
+    made = {kind: _on_the_model(loaded, *given) for kind, given in methods.items()}
+    answers, written = answers_of(name, loaded, inputs, made, count)
+    print(table_of(answers))
+    _write(outs, answers, about, lambda: picture_of(written, loaded))
+
+
+def _on_the_model(loaded: Loaded, kind: str, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A method with its options.
+
+    Where the output is a mean over tokens, each is relevant to itself by merely being there; like
+    the authors of GAE for display, leave that out.
+    """
+    attribution, options = method_of(kind, given, loaded, "method")
+    typed = getattr(attribution, "Options", None)
+    has = set() if typed is None else {field.name for field in typed.listed()}
+    if "discard_self" in has and "leave_out" not in options:
+        options = {"discard_self": True, **options}
+    return attribution, options
 
 
 def _attributions(
-    loaded: Loaded,
-    inputs: Any,
-    asked: Explained,
-    methods: Mapping[str, tuple[str, dict[str, Any]]],
+    loaded: Loaded, inputs: Any, asked: Explained, methods: Methods
 ) -> dict[str, Any]:
     """What every method returns, by its name on the command line."""
     found: dict[str, Any] = {}
     for name, (kind, given) in methods.items():
-        attribution, options = method_of(kind, given, loaded, "method")
+        attribution, options = _on_the_model(loaded, kind, given)
         try:
             found[name] = attribution.attribute(inputs, target=asked.target, **options)
         except FAILURES as problem:  # of Captum's methods, which ids or options do not suit
@@ -200,21 +311,38 @@ def _attributions(
     return found
 
 
-def _left_out(
-    loaded: Loaded,
-    inputs: Any,
-    asked: Explained,
-    methods: Mapping[str, tuple[str, dict[str, Any]]],
-) -> dict[str, Any]:
+def _left_out(loaded: Loaded, inputs: Any, asked: Explained, methods: Methods) -> dict[str, Any]:
     """Where methods took relevance away (`leave_out`), by their names on the command line."""
     marks = {}
     for name, (kind, given) in methods.items():
         if given.get("leave_out"):
-            attribution, options = method_of(kind, given, loaded, "method")
+            attribution, options = _on_the_model(loaded, kind, given)
             marks[name] = attribution.left_out(inputs, target=asked.target, **options)
     return marks
 
 
-def _announce(asked: Explained) -> None:
+# ---------------------------------------------------------------------------- what is said
+def _titles(answers: Sequence[Answer]) -> list[str]:
+    several = len(answers) > 1
+    return [f"{a.model}: {a.asked.question}" if several else a.asked.question for a in answers]
+
+
+def _announce(asked: Explained, model: str) -> None:
+    if model:
+        print(model)
     print(f"predicted: {asked.prediction}")
     print(asked.question)
+
+
+def _write(
+    outs: Sequence[Path],
+    answers: Sequence[Answer],
+    about: dict[str, Any],
+    draw: Callable[[], Any],
+) -> None:
+    from captum_attn.explain.written import write
+
+    for out in outs:
+        numbers = out.suffix.lower() in NUMBERS
+        written = write(out, answers, about) if numbers else draw().save(out)
+        print(f"written to {written}")

@@ -29,17 +29,20 @@ class Explained:
         name (str): of the class or token.
         probability (float): what the model gives it.
         likely (tuple of (str, float)): the likeliest, with their probabilities.
+        about (str): the token whose class it is, of a model that gives each of them one.
     """
 
     target: int | tuple[int, int]
     name: str
     probability: float
     likely: tuple[tuple[str, float], ...]
+    about: str = ""
 
     @property
     def question(self) -> str:
-        """``"why sport (0.97)?"``."""
-        return f"why {self.name} ({self.probability:.2f})?"
+        """``"why sport (0.97)?"``, of a tag ``"why is 'Paris' LOC (0.97)?"``."""
+        of_token = f"is {self.about!r} " if self.about else ""
+        return f"why {of_token}{self.name} ({self.probability:.2f})?"
 
     @property
     def prediction(self) -> str:
@@ -47,7 +50,12 @@ class Explained:
         return ", ".join(f"{name} {probability:.2f}" for name, probability in self.likely)
 
 
-def ask(loaded: Loaded, inputs: Tensor | Mapping[str, Any], given: str = "predicted") -> Explained:
+def ask(
+    loaded: Loaded,
+    inputs: Tensor | Mapping[str, Any],
+    given: str = "predicted",
+    token: str | None = None,
+) -> Explained:
     """Runs the model on one input and finds what is asked about it.
 
     Args:
@@ -55,12 +63,14 @@ def ask(loaded: Loaded, inputs: Tensor | Mapping[str, Any], given: str = "predic
         inputs (Tensor or Mapping): a batch of one.
         given (str): "predicted", the name of a class, or its number; of a language model, a token
             as text, or its number. A name goes before a number.
+        token (str, optional): of a model that gives every token a class, the word that is asked
+            about, or the number of its token.
 
     Returns:
         Explained: the target and its name.
 
     Raises:
-        TargetError: where the model has no such class or token.
+        TargetError: where the model has no such class or token, or the text no such word.
 
     Examples::
 
@@ -72,19 +82,47 @@ def ask(loaded: Loaded, inputs: Tensor | Mapping[str, Any], given: str = "predic
         output = loaded.model(**inputs) if isinstance(inputs, Mapping) else loaded.model(inputs)
     logits = tensor_of(output)
     logits = finite("the model's output", logits, "look at its weights and at the input")
-    logits = logits[0, -1] if loaded.next_token else logits[0]
+    place = _tagged(loaded, inputs, logits[0], token) if loaded.tags else -1
+    logits = logits[0, place] if loaded.next_token or loaded.tags else logits[0]
     likely = logits.double().sigmoid() if loaded.independent else logits.double().softmax(-1)
     best = likely.topk(min(SHOWN, len(likely))).indices.tolist()
     number = best[0] if given == "predicted" else _number(loaded, given, len(likely))
-    at = number
-    if loaded.next_token:
+    at: int | tuple[int, int] = number
+    if loaded.next_token or loaded.tags:
         assert isinstance(inputs, Mapping)
-        at = (inputs["input_ids"].shape[1] - 1, number)
+        at = (place % inputs["input_ids"].shape[1], number)
     return Explained(
         at,
         _name(loaded, number),
         float(likely[number]),
         tuple((_name(loaded, i), float(likely[i])) for i in best),
+        token_texts(loaded, inputs)[place] if loaded.tags else "",
+    )
+
+
+def token_texts(loaded: Loaded, inputs: Any) -> list[str]:
+    """The tokens of a text as it has them, special ones included."""
+    return [loaded.tokenizer.decode([i]).strip() for i in inputs["input_ids"][0].tolist()]
+
+
+def _tagged(loaded: Loaded, inputs: Any, logits: Tensor, token: str | None) -> int:
+    """The position that is asked about: of a number, or of a word's first token."""
+    tokens = token_texts(loaded, inputs)
+    special = [i in loaded.tokenizer.all_special_ids for i in inputs["input_ids"][0].tolist()]
+    if token is not None:
+        if token.isdecimal() and len(token) < 10 and int(token) < len(tokens):
+            return int(token)
+        ids = loaded.tokenizer.encode(token, add_special_tokens=False)
+        wanted = loaded.tokenizer.decode(ids[:1]).strip().casefold() if ids else ""
+        for position, text in enumerate(tokens):
+            if not special[position] and text.casefold() == wanted:
+                return position
+    pairs = zip(tokens, logits.argmax(-1).tolist(), special, strict=True)
+    tags = " ".join(f"{t}/{_name(loaded, tag)}" for t, tag, apart in pairs if not apart)
+    said = "gives every token a class" if token is None else f"sees no {token!r}"
+    raise TargetError(
+        f"--token: the model {said}; expected one of its tokens, or a number below {len(tokens)}: "
+        f"{tags[:400]}"
     )
 
 

@@ -4,18 +4,23 @@ With captum 0.8, `register` adds the methods to `captum.insights`. Captum 0.9 dr
 Insights; `AttributionVisualizer` here takes the same arguments, with any captum.
 """
 
-from captum_attn.insights.features import (
-    BaseFeature,
-    Batch,
-    EmptyFeature,
-    FeatureOutput,
-    GeneralFeature,
-    ImageFeature,
-    RegionFeature,
-    TextFeature,
-)
-from captum_attn.insights.register import register
-from captum_attn.insights.visualizer import AttributionVisualizer
+from typing import TYPE_CHECKING
+
+from captum_attn._on_demand import on_demand
+
+if TYPE_CHECKING:
+    from captum_attn.insights.features import (
+        BaseFeature,
+        Batch,
+        EmptyFeature,
+        FeatureOutput,
+        GeneralFeature,
+        ImageFeature,
+        RegionFeature,
+        TextFeature,
+    )
+    from captum_attn.insights.registration import register
+    from captum_attn.insights.visualizer import AttributionVisualizer
 
 __all__ = [
     "AttributionVisualizer",
@@ -29,3 +34,7 @@ __all__ = [
     "TextFeature",
     "register",
 ]
+
+_HOMES = {"AttributionVisualizer": "visualizer", "register": "registration"}
+_features = [name for name in __all__ if name not in _HOMES]
+__getattr__, __dir__ = on_demand(__name__, {**dict.fromkeys(_features, "features"), **_HOMES})

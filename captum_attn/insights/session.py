@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_attn._checks import callable_of, finite, flag, listed, one_of, shown, texts, whole
+from captum_attn._method_names import method_class, method_name
 from captum_attn.errors import InputError, OptionError
 from captum_attn.insights.examples import Example, examples_of
 from captum_attn.insights.features import BaseFeature, Batch, FeatureOutput
@@ -233,6 +235,7 @@ class Session:
     def _offered(self, methods: Sequence[Method] | None) -> Sequence[Method]:
         if methods is not None:
             found = listed("methods", methods, "classes of Captum attributions")
+            found = [method_class("methods", m) if isinstance(m, str) else m for m in found]
             if not found or not all(
                 isinstance(m, type) and issubclass(m, Attribution) for m in found
             ):
@@ -269,6 +272,11 @@ class Session:
         return _of("model", name, self.models)
 
     def _method(self, name: str) -> Method:
+        """By the name that is shown, that of the class, or its paper's."""
+        if name not in self.methods and isinstance(name, str):
+            named = {method.__name__: shown for shown, method in self.methods.items()}
+            with suppress(OptionError):
+                name = named.get(method_name("method", name), name)
         return _of("method", name, self.methods)
 
     def _label(self, index: int) -> str:

@@ -32,7 +32,8 @@ class AttributionVisualizer(Session):
         score_func (callable, optional): from the model's output to the scores shown, such as a
             softmax. Default: the output itself.
         use_label_for_attr (bool): False for a model with one score. Default: True.
-        methods (list of type, optional): classes of Captum attributions to choose from. Default:
+        methods (list of type or str, optional): classes of Captum attributions to choose from, or
+            their names, "GAE". Default:
             captum_attn's, and two of Captum's where all inputs are of floats.
         num_examples (int): how many examples of the data set can be chosen. Default: 32.
         presets (Mapping, optional): values that options of methods start from, by their names,

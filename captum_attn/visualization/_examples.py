@@ -21,12 +21,14 @@ class Tokens(NamedTuple):
         real (ndarray): (n,), bool: which of the relevance's positions they have.
         special (list of bool or None): which are no part of the text.
         spans (list of (int, int) or None): where they stand in it.
+        sentences (list of int or None): in which text of a pair they are.
     """
 
     tokens: list[str]
     real: np.ndarray
     special: list[bool] | None = None
     spans: list[tuple[int, int] | None] | None = None
+    sentences: list[int] | None = None
 
 
 def token_lists(tokens: Any) -> list[Tokens]:
@@ -61,6 +63,7 @@ def _of_encoding(encoding: Any) -> Tokens:
         real,
         [bool(encoding.special_tokens_mask[i]) for i in kept],
         [encoding.offsets[i] for i in kept],
+        [encoding.sequence_ids[i] or 0 for i in kept],
     )
 
 
@@ -93,8 +96,13 @@ def examples_of(
         words = words_of(one.tokens, row[one.real].tolist(), merge=merge, **more)
         if not words:
             raise InputError(f"tokens: expected at least one word, got padding alone: {one.tokens}")
-        places = one.real.nonzero()[0].tolist()
-        found.append([w._replace(positions=tuple(places[i] for i in w.positions)) for w in words])
+        places, of_text = one.real.nonzero()[0].tolist(), one.sentences or [0] * len(one.tokens)
+        found.append([
+            w._replace(
+                positions=tuple(places[i] for i in w.positions), sentence=of_text[w.positions[0]]
+            )
+            for w in words
+        ])  # fmt: skip
     return found
 
 

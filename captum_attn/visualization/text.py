@@ -13,7 +13,7 @@ import torch
 from captum.attr._utils.visualization import VisualizationDataRecord
 from torch import Tensor
 
-from captum_attn._checks import number, plain
+from captum_attn._checks import flag, number, plain
 from captum_attn.errors import InputError
 from captum_attn.visualization._arrays import array, by_label, check_counts
 from captum_attn.visualization._examples import examples_of, word_lists
@@ -31,6 +31,14 @@ from captum_attn.visualization.picture import Picture
 from captum_attn.visualization.words import Word
 
 __all__ = ["text_records", "visualize_text"]
+
+
+BOUNDARY = "│"  # between the texts of a pair
+MOST = 0.5  # share of the relevance from which on special tokens are shown
+
+
+def _special(name: str, value: Any) -> bool | str:
+    return value if value == "auto" and isinstance(value, str) else flag(name, value)
 
 
 @checked_options()
@@ -108,7 +116,7 @@ def text_records(
     return records
 
 
-@checked_options()
+@checked_options(show_special=_special)
 def visualize_text(
     attributions: Any,
     tokens: Any = None,
@@ -117,7 +125,7 @@ def visualize_text(
     sign: str = "auto",
     outlier_perc: float = 0,
     merge_pieces: bool = True,
-    show_special: bool = False,
+    show_special: bool | str = "auto",
     titles: Sequence[str] | None = None,
     captions: Mapping[str, Sequence[str]] | None = None,
     legend: bool = True,
@@ -135,8 +143,10 @@ def visualize_text(
             row for each label: several methods or targets.
         tokens: as for `text_records`; None with records, and where the attributions are lists of
             `Word`.
-        text, merge_pieces, show_special: as for `text_records`. Where special tokens are hidden, a
-            note says which share of the relevance they have.
+        text, merge_pieces: as for `text_records`.
+        show_special (bool or "auto"): whether [CLS], </s> and the like are shown; "auto": where
+            they hold more than half of the relevance. Where they are hidden, a note says which
+            share they have. Default: "auto".
         sign (str): as for `visualize_image`. Default: "auto".
         outlier_perc (float): as for `visualize_image`. Default: 0.
         titles (sequence of str, optional): one for each example. Default: what records say.
@@ -262,14 +272,28 @@ def _marked(examples: list[list[Word]], left_out: Any) -> list[list[Word]]:
     ]
 
 
+def _with_boundary(words: list[Word]) -> list[Word]:
+    """With a bar where the second text of a pair begins."""
+    found: list[Word] = []
+    for before, word in zip([None, *words], words, strict=False):
+        if before is not None and word.sentence > before.sentence:
+            found.append(Word(BOUNDARY, 0.0))
+        found.append(word)
+    return found
+
+
 def _shown(words: list[Word], show_special: bool) -> list[Word]:
     return [word for word in words if show_special or not word.special or word.left_out]
 
 
 def _line(
-    label: str, words: list[Word], sign: str, outlier_perc: float, special: bool, caption: str
+    label: str, words: list[Word], sign: str, outlier_perc: float, special: bool | str, caption: str
 ) -> Line:
-    shown = _shown(words, special)
+    auto = special == "auto"
+    if auto:
+        total = sum(abs(word.relevance) for word in words)
+        special = sum(abs(word.relevance) for word in words if word.special) > MOST * total
+    shown = _with_boundary(_shown(words, bool(special)))
     values = np.array([word.relevance for word in shown])
     limit = scale_limit(of_sign(values, sign), outlier_perc)
     notes = [caption] if caption else []
@@ -278,7 +302,7 @@ def _line(
             f"{label or 'the text'} has no relevance to show: drawn as empty", stacklevel=3
         )
         notes.append(EMPTY)
-    hidden = sum(abs(word.relevance) for word in words if word.special and not special)
+    hidden = sum(abs(word.relevance) for word in words if word.special and (auto or not special))
     if hidden:
         share = hidden / sum(abs(word.relevance) for word in words)
         notes.append(f"special tokens {share:.0%}" if share >= 0.005 else "")

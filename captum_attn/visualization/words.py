@@ -39,6 +39,7 @@ class Word(NamedTuple):
         special (bool): whether it is no part of the text: [CLS], </s>.
         positions (tuple of int): of its tokens.
         left_out (bool): whether its relevance was taken away, that of all its tokens.
+        sentence (int): of a pair of texts, 0 for the first and 1 for the second.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Word(NamedTuple):
     special: bool = False
     positions: tuple[int, ...] = ()
     left_out: bool = False
+    sentence: int = 0
 
     def joined(self, text: str, relevance: float, position: int) -> Word:
         """With one piece more."""

@@ -194,6 +194,7 @@ def test_timm_brings_its_own_transform(picture, monkeypatch):
     monkeypatch.setattr(
         timm, "create_model", lambda name, pretrained: create(name, depth=1, num_classes=2)
     )
+    monkeypatch.setattr("captum_attn.evaluation.models.only_kept", lambda name, file: False)
     loaded = load("timm/vit_tiny_patch16_224")
     image = loaded.read(picture / "images/1/one.png")
     mask = loaded.read_mask(picture / "masks/1/one.png")
@@ -216,7 +217,7 @@ def test_timm_brings_its_own_transform(picture, monkeypatch):
         (["--model", "digit-vit", "--device", "moon"], OptionError, "--device: 'moon' cannot"),
         (["--model", "digit-vit", "--limit", 2, "--methods", "Magic"], OptionError, "has 'Magic'"),
         (["--model", "digit-vit", "--data", __file__], OptionError, "is for images"),
-        (["--model", "no/such/folder", "--data", "."], InputError, "is neither one of the"),
+        (["--model", "no/such/folder", "--data", "."], InputError, "no folder at 'no/such/folder'"),
     ],
 )
 def test_mistakes_are_one_line(arguments, error, said, tmp_path, monkeypatch):

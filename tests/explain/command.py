@@ -17,5 +17,5 @@ def printed(capsys, *arguments) -> str:
 
 def rows(table: str) -> dict[str, list[float]]:
     """The printed words with their numbers."""
-    found = re.findall(r"^  (\S+) +(-?[\d.e-]+(?: +-?[\d.e-]+)*)$", table, re.M)
+    found = re.findall(r"^  (\S+) +([-+]?[\d.e+-]+(?: +[-+]?[\d.e+-]+)*)$", table, re.M)
     return {word: [float(v) for v in values.split()] for word, values in found}

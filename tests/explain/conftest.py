@@ -61,3 +61,16 @@ def llama(tmp_path_factory):
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory):
+    """A model that gives every token one of three tags."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("tagger")
+    tokenizer = load("topics", []).tokenizer
+    names = {"id2label": {0: "O", 1: "LOC", 2: "PER"}, "label2id": {"O": 0, "LOC": 1, "PER": 2}}
+    config = transformers.BertConfig(**SIZES, vocab_size=len(tokenizer), **names)
+    transformers.BertForTokenClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -20,7 +20,7 @@ TOPICS, DIGITS = [*T, "--model", "topics"], [*I, "--model", "digit-vit"]
         (["explain-image", "--model", "digit-vit"], "Missing argument 'FILE'"),
         (
             [*T, "--model", "no/such/folder"],
-            "is neither one of the package's models (digit-vit, texture",
+            "--model: there is no model 'no/such/folder': no folder at",
         ),
         ([*T, "--model", "digit-vit"], "'digit-vit' is for images: see captum-attn explain-image"),
         ([*I, "--model", "topics"], "'topics' is for text: see captum-attn explain-text"),
@@ -31,7 +31,10 @@ TOPICS, DIGITS = [*T, "--model", "topics"], [*I, "--model", "digit-vit"]
         ([*TOPICS, "--method", "GenericAttention("], "--method: cannot read"),
         ([*TOPICS, "--method", ""], "--method: expected at least one"),
         ([*TOPICS, "--method", "GenericAttention(powr=2)"], "powr"),
-        ([*TOPICS, "--out", "why.txt"], "--out: expected a file ending in .png or .html, got"),
+        (
+            [*TOPICS, "--out", "why.txt"],
+            "--out: expected a file ending in .png, .html, .json or .csv, got",
+        ),
         ([*TOPICS, "--out", "no/such/why.png"], "no folder at 'no/such'; give --out a file in"),
         ([*TOPICS, "--top", "0"], "Invalid value for '--top'"),
         ([*TOPICS, "--device", "moon"], "--device: 'moon' cannot be used"),

@@ -14,7 +14,7 @@ from captum_attn import insights
 from captum_attn.attr import AttentionAttribution
 from captum_attn.errors import AttnError, MissingExtraError, OptionError
 from captum_attn.insights.methods import METHODS, options_of
-from captum_attn.insights.register import CONFIG
+from captum_attn.insights.registration import CONFIG
 from tests.insights.browser import has_captum_insights
 
 NAMES = {method.get_name() for method in METHODS}
