@@ -124,10 +124,9 @@ class VTranM(AttentionAttribution):
     def weigh_heads(self, run: Run[Options], block: Block) -> Tensor:
         weighted = run.attention_gradient(block).clamp_min_(0).mul_(block.attention())
         if run.options.length or run.options.direction:
-            change = _vector_changes(run).attention(run.state_after(block.call))
-            weights = self.change_weights(run, change)  # (B, H, F k)
-            weights = weights.unflatten(-1, (block.call.windows, -1)).transpose(1, 2)
-            weighted = weighted.mul_(weights[..., None, : block.n_k])
+            change = _vector_changes(run).attention(run.state_after(block.call), block.rows)
+            weights = self.change_weights(run, change)  # (B, H, F k) or, of each query, + (F q', )
+            weighted = weighted.mul_(_by_window(weights, block.call.windows)[..., : block.n_k])
         return weighted
 
     def keep(self, run: Run[Options], block: Block) -> Tensor | float:
@@ -175,6 +174,15 @@ def _enters_first_block(run: Run[Any], state: State) -> bool:
     if isinstance(state, MixedState):
         return all(isinstance(part, InitialState) for part in state.parts)
     return isinstance(state, InitialState) and not any(state in one.parts for one in mixed)
+
+
+def _by_window(weights: Tensor, windows: int) -> Tensor:
+    """Weights of all keys, (B, H, F k) or (B, H, F q', F k) -> (B, F, H, 1 or q', k)."""
+    weights = weights.unflatten(-1, (windows, -1))
+    if weights.ndim == 4:
+        return weights.transpose(1, 2)[..., None, :]
+    weights = weights.unflatten(2, (windows, -1))  # (B, H, F, q', F, k)
+    return weights.diagonal(dim1=2, dim2=4).movedim(-1, 1)
 
 
 def _vector_changes(run: Run[Any]) -> VectorChanges:
