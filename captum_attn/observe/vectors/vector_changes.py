@@ -48,9 +48,10 @@ class VectorChanges:
         self.tap, self.wiring, self.graph = seen.tap, seen.wiring, seen.graph
         self.layouts = LayoutFinder(seen.wiring, seen.graph, seen.batch)
         self.padding = Padding(seen.wiring)
-        self.layers = SubLayers(seen.graph, seen.tap.calls, seen.tap.additions)
+        self.layers = SubLayers(seen.graph, seen.tap.calls, seen.tap.additions, seen.root.edge)
         self._generator = torch.Generator().manual_seed(0)
         self._maps: dict[AttentionCall, LinearMap] = {}
+        self._longer: set[AttentionCall] = set()  # whose projection is not all of their branch
         self._values: dict[AttentionCall, ValueChange] = {}
         self._behind: dict[Any, list[tuple[FeedForward, TokenLayout]]] | None = None
 
@@ -103,8 +104,27 @@ class VectorChanges:
         if call not in self._maps:
             residual, layout = self._residual(call), self._layout(call)
             branch = Branch(call, residual.branch, layout, self.graph)
-            self._maps[call] = branch.linear_map(self._generator)
+            try:
+                self._maps[call] = branch.linear_map(self._generator)
+            except WiringError:
+                if not self._goes_on(call, branch):
+                    raise
         return self._maps[call]
+
+    def _goes_on(self, call: AttentionCall, branch: Branch) -> bool:
+        """Whether a feed-forward stands between a call's output projection and the addition.
+
+        It has no skip connection of its own, and so counts as U = I; the projection is the map.
+        """
+        found = self.layers.first_projection(call, branch.edge)
+        if found is None or not found[1]:
+            return False
+        term, layout = found[0], self.layouts.behind(call, found[0])
+        if layout is None:
+            return False
+        self._maps[call] = Branch(call, term, layout, self.graph).linear_map(self._generator)
+        self._longer.add(call)
+        return True
 
     def _residual(self, call: AttentionCall) -> Residual:
         residual = self.layers.residuals.get(call)
@@ -192,8 +212,11 @@ class VectorChanges:
                     yield joined
 
     def _are_linear(self, calls: list[AttentionCall]) -> bool:
+        """Whether what a branch adds beside the calls' output can be told from it."""
         try:
-            return all(self._linear_map(call) is not None for call in calls)
+            return all(
+                self._linear_map(call) is not None and call not in self._longer for call in calls
+            )
         except WiringError:
             return False
 
