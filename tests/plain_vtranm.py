@@ -31,6 +31,7 @@ class AttentionStep:
     beside: list[FeedForwardStep] = field(default_factory=list)
     out: torch.Tensor | None = None  # (q, H d), A V of all heads
     gains: torch.Tensor | None = None  # (q, H d), what each query's output is multiplied with
+    keeps: bool = True  # not so without a skip connection
 
 
 @dataclass
@@ -110,6 +111,8 @@ def update_map(step, gradients, real, **options):
     if isinstance(step, MixingStep):
         return step.T
     U = torch.eye(len(step.E), dtype=torch.float64)
+    if isinstance(step, AttentionStep) and not step.keeps:
+        U = U * 0
     if isinstance(step, FeedForwardStep):
         return U + torch.diag(feed_forward_weights(step, real, **options))
     for branch in step.beside:

@@ -469,7 +469,54 @@ HELD = [
     (normed_branch, walk_normed_branch), (rms_normed_branch, walk_rms_normed_branch),
 ]  # fmt: skip
 
+
+# Sub-layers whose skip connection is another one than the paper's, or none.
+def projected_skip(block, x):
+    """The skip connection is projected too (MaxViT's stages): E is what is added to."""
+    x = block.attention.gate(x) + block.attention(block.norm1(x))
+    return x + block.mlp(block.norm2(x))
+
+
+def walk_projected_skip(block, x, steps):
+    E = block.attention.gate(x)
+    x = E + attention_step(block, E, block.norm1(x), steps)
+    return feed_forward_step(x, block.mlp(block.norm2(x)), steps)
+
+
+def thought_over(block, x):
+    """A feed-forward without a skip connection before the addition (Zamba): U = I for it."""
+    return x + block.mlp(block.norm2(block.attention(block.norm1(x))))
+
+
+def walk_thought_over(block, x, steps):
+    return x + block.mlp(block.norm2(attention_step(block, x, block.norm1(x), steps)))
+
+
+def without_skip(block, x):
+    """No I in U, and E is what the values are projected from."""
+    x = block.attention(block.norm1(x))
+    return x + block.mlp(block.norm2(x))
+
+
+def nothing_but_attention(block, x):
+    return block.attention(block.norm1(x))
+
+
+def walk_without_skip(block, x, steps):
+    x = walk_nothing_but_attention(block, x, steps)
+    return feed_forward_step(x, block.mlp(block.norm2(x)), steps)
+
+
+def walk_nothing_but_attention(block, x, steps):
+    h = block.norm1(x)
+    x = attention_step(block, h, h, steps)
+    steps[-1].keeps = False
+    return x
+
+
 BLOCKS = [
+    (projected_skip, walk_projected_skip), (thought_over, walk_thought_over),
+    (without_skip, walk_without_skip), (nothing_but_attention, walk_nothing_but_attention),
     *HELD, (standard, walk_standard), (post_norm, walk_post_norm), (scaled_skip, walk_scaled_skip),
     (macaron, walk_macaron), (two_feed_forwards, walk_two_feed_forwards),
     (attention_only, walk_attention_only), (adapter, walk_adapter), (convolved, walk_convolved),
@@ -565,8 +612,9 @@ def mixed(block, x):
     return x + block.convolution(block.attention(block.norm1(x)).mT).mT
 
 
-def without_skip(block, x):
-    return block.attention(block.norm1(x))
+def joined_to_its_input(block, x):
+    """What asks goes by the attention in another way than by an addition."""
+    return block.joint(torch.cat([block.attention(block.norm1(x)), x, x], -1))
 
 
 def overwritten(block, x):
@@ -581,7 +629,7 @@ def overwritten(block, x):
     [
         (gated_output, "'blocks.1.attention'", "one linear map"),
         (mixed, "'blocks.1.attention'", "one linear map"),
-        (without_skip, "'blocks.1.attention'", "skip connection"),
+        (joined_to_its_input, "'blocks.1.attention'", "skip connection"),
         (overwritten, "", "overwritten in place"),
     ],
     ids=lambda s: getattr(s, "__name__", None),
@@ -708,6 +756,31 @@ def test_gradients_are_those_of_other_methods():
     found = VTranM(model).relevance_maps(x, 1, length=False, direction=False)
     other = HeterogenousAttention(model).relevance_maps(x, 1, correction="positive", **options)
     close(found["x", "x"], other["x", "x"])
+
+
+def test_vectors_of_another_width_have_no_angle():
+    """Attention pooling to fewer channels: NECC = 1/n, with a warning; lengths count."""
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.small = Attention(), nn.Linear(D, 3)
+            self.head, self.query = nn.Linear(3, 4), nn.Parameter(torch.zeros(1, 1, D))
+
+        def forward(self, x):
+            q, k, v = self.attention.qkv(x).unflatten(-1, (3, HEADS, D // HEADS)).unbind(2)
+            q = self.query.expand(len(x), -1, -1).unflatten(-1, (HEADS, -1))
+            y = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+            return self.head(torch.tanh(self.small(y.transpose(1, 2).flatten(2))))[:, 0]
+
+    model, x = Pooled(), vectors()
+    set_weights(model)
+    model = model.double().eval().requires_grad_(False)
+    with pytest.warns(UserWarning, match="another width"):
+        found = VTranM(model).attribute_tokens(x, 1)["x"]
+    kept = VTranM(model).attribute_tokens(x, 1, direction=False)["x"]
+    close(found, kept / N)
+    assert kept.abs().sum() > 0
 
 
 def test_layer_maps_and_describe():

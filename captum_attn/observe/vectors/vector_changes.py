@@ -348,6 +348,7 @@ class VectorChanges:
         """
         for branch, layout in self._by_state().get(state, []):
             return branch.skip, layout.tokens
+        asks = False
         for update in self.wiring.updates:
             for side, used in ((True, update.query_state), (False, update.key_state)):
                 parts = used.parts if isinstance(used, RearrangedState) else ()
@@ -355,10 +356,13 @@ class VectorChanges:
                 if used is not state and part is None:
                     continue
                 if side and self._residual(update.call).skip is None:
-                    return None, lambda tensor: tensor
+                    asks = True
+                    continue  # they may answer as well
                 term, layout = self._query_term(update) if side else self._key_term(update)
                 to = None if part is None else part.to
                 return term, partial(_placed, layout, to, part is not None)
+        if asks:
+            return None, lambda tensor: tensor
         raise WiringError(
             f"the vectors of the stream {state.stream!r} before its first attention could not be "
             "observed; set length=False"
