@@ -120,7 +120,9 @@ class VectorChanges:
         if found is None or not found[1]:
             return False
         term, layout = found[0], self.layouts.behind(call, found[0])
-        if layout is None:
+        if layout is None or term.edge is None:
+            return False
+        if not self.layouts.tokenwise(term.edge, branch.term, branch.layout):
             return False
         self._maps[call] = Branch(call, term, layout, self.graph).linear_map(self._generator)
         self._longer.add(call)
