@@ -24,6 +24,11 @@ from captum_attn.observe.streams.states import (
 from captum_attn.observe.vectors.recording_tap import RecordingTap
 from captum_attn.observe.vectors.vector_changes import VectorChange, VectorChanges
 
+_NO_SKIP = (
+    "VTranM: what {!r} pools is added to no skip connection, so there is nothing to measure the "
+    "change of vectors by: its w (Eq. 12, 13) is taken to be 1"
+)
+
 
 def length_ratio(before: Tensor, after: Tensor) -> Tensor:
     """‖Ẽ‖ / ‖E‖ (Eq. 12); 0 for a token of length 0."""
@@ -73,8 +78,9 @@ class VTranM(AttentionAttribution):
       map, U = I + E_h[∇A_h^+ ⊙ A_h ⊙ w_h] with w_h (q, k).
     - A skip connection that is projected (where the width or the grid changes): E are the projected
       vectors.
-    - No skip connection (attention pooling): U without I, E the vectors that the values are
-      projected from. A feed-forward without one: U = I, so between the projection and the addition.
+    - No skip connection: U without I, E the vectors that the values are projected from. Learned
+      queries that pool the tokens, and are added to nothing: w is 1, with a warning. A feed-forward
+      without one: U = I, so between the projection and the addition.
     - Vectors of another width than what they become have no angle to it: NECC is 1/n, with a
       warning.
 
@@ -134,6 +140,9 @@ class VTranM(AttentionAttribution):
         weighted = run.attention_gradient(block).clamp_min_(0).mul_(block.attention())
         if run.options.length or run.options.direction:
             change = _vector_changes(run).attention(run.state_after(block.call), block.rows)
+            if change is None:
+                warnings.warn(_NO_SKIP.format(block.call.module), stacklevel=2)
+                return weighted
             weights = self.change_weights(run, change)  # (B, H, F k) or, of each query, + (F q', )
             weighted = weighted.mul_(_by_window(weights, block.call.windows)[..., : block.n_k])
         return weighted

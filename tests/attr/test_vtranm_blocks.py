@@ -665,6 +665,42 @@ def test_a_left_out_block_need_not_be_followed():
     assert found.abs().sum() > 0
 
 
+class PooledByAQuery(nn.Module):
+    """A learned query looks at the tokens after a block; nothing is added to what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.block = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+        self.query = nn.Parameter(torch.randn(1, 1, 16))
+        self.pool = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.block(x)
+        return self.head(self.pool(self.query.expand(len(x), -1, -1), x, x)[0][:, 0])
+
+
+def test_pooling_without_a_skip_connection():
+    """x_j of the pool alone: E_h[(∇A ⊙ A)^+]_j ‖E⁰_j‖, without I and with w = 1."""
+    model, x = PooledByAQuery().double().eval(), torch.randn(2, 5, 16).double()
+    with pytest.warns(UserWarning, match="'pool' pools is added to no skip connection"):
+        found = VTranM(model, layers="pool").attribute_tokens(x, target=1)["x"]
+    for b in range(2):
+        y = model.block(x[b : b + 1])[0]
+        w, bias = model.pool.in_proj_weight, model.pool.in_proj_bias
+        q, k, v = (
+            (rows @ w[i * 16 : i * 16 + 16].T + bias[i * 16 : i * 16 + 16]).view(-1, 4, 4)
+            for i, rows in enumerate((model.query[0], y, y))
+        )
+        attention = (torch.einsum("qhd,khd->hqk", q, k) / 2).softmax(-1).detach().requires_grad_()
+        pooled = torch.einsum("hqk,khd->qhd", attention, v).reshape(1, 16)
+        probability = model.head(model.pool.out_proj(pooled)).softmax(-1)[0, 1]
+        (gradient,) = torch.autograd.grad(probability, attention)
+        expected = (gradient * attention).clamp_min(0).mean(0)[0] * x[b].norm(dim=-1)
+        torch.testing.assert_close(found[b], expected, rtol=1e-10, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -759,17 +795,16 @@ def test_gradients_are_those_of_other_methods():
 
 
 def test_vectors_of_another_width_have_no_angle():
-    """Attention pooling to fewer channels: NECC = 1/n, with a warning; lengths count."""
+    """Tokens become others of fewer channels: NECC = 1/n, with a warning; lengths count."""
 
     class Pooled(nn.Module):
         def __init__(self):
             super().__init__()
             self.attention, self.small = Attention(), nn.Linear(D, 3)
-            self.head, self.query = nn.Linear(3, 4), nn.Parameter(torch.zeros(1, 1, D))
+            self.head = nn.Linear(3, 4)
 
         def forward(self, x):
             q, k, v = self.attention.qkv(x).unflatten(-1, (3, HEADS, D // HEADS)).unbind(2)
-            q = self.query.expand(len(x), -1, -1).unflatten(-1, (HEADS, -1))
             y = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
             return self.head(torch.tanh(self.small(y.transpose(1, 2).flatten(2))))[:, 0]
 

@@ -215,6 +215,8 @@ class SubLayers:
             if branch.version == bit:
                 self.residuals[call] = Residual(None, branch.skip)
                 return
+        if not self.graph.named(self._asked[call]):
+            return  # learned queries, of which nothing could go by it
         ends = [t.grad_fn for later in self.calls for t in (later.q, later.k, later.v)]
         ends += [] if self.output is None else [self.output.node]
         behind = [node for node in ends if node is not None and self.graph.reach(node) & bit]

@@ -19,6 +19,7 @@ from captum_attn.observe.capture.attention_call import AttentionCall, positions,
 from captum_attn.observe.observation import Observation
 from captum_attn.observe.streams.states import (
     AttentionState,
+    InitialState,
     ParallelState,
     RearrangedState,
     State,
@@ -56,16 +57,21 @@ class VectorChanges:
         self._behind: dict[Any, list[tuple[FeedForward, TokenLayout]]] | None = None
 
     # ------------------------------------------------------------------------ attention
-    def attention(self, update: AttentionState, rows: Tensor | None = None) -> VectorChange:
+    def attention(self, update: AttentionState, rows: Tensor | None = None) -> VectorChange | None:
         """The values of every head through its slice of the output projection; n = F k keys.
 
         Args:
             rows (Tensor or None): which queries, for transformations that differ by query; None:
                 all. There are F q' of them.
 
+        Returns:
+            VectorChange or None: None where there is nothing to measure it by, see `is_pooling`.
+
         Raises:
             WiringError: if the skip connection, the projection or the vectors were not observed.
         """
+        if self.is_pooling(update):
+            return None
         call = update.call
         if call not in self._values:
             self._values[call] = self._of_values(update)
@@ -192,7 +198,15 @@ class VectorChanges:
     def keeps(self, update: AttentionState) -> bool:
         """Whether a call is added to what asked, and does not replace it (attention pooling)."""
         residual = self.layers.residuals.get(update.call)
-        return residual is None or residual.skip is not None
+        if residual is None:
+            return not self.is_pooling(update)
+        return residual.skip is not None
+
+    def is_pooling(self, update: AttentionState) -> bool:
+        """Whether learned queries pool the tokens, and what they get is added to nothing."""
+        asks = update.query_state
+        learned = isinstance(asks, InitialState) and not asks.source.entries
+        return update.call not in self.layers.residuals and learned
 
     def beside(self, update: AttentionState) -> Iterator[VectorChange]:
         """Feed-forward branches that are added in the same step as an attention call."""
@@ -357,7 +371,7 @@ class VectorChanges:
                 part = next((p for p in parts if p.state is state), None)
                 if used is not state and part is None:
                     continue
-                if side and self._residual(update.call).skip is None:
+                if side and not self.keeps(update):
                     asks = True
                     continue  # they may answer as well
                 term, layout = self._query_term(update) if side else self._key_term(update)
