@@ -19,6 +19,14 @@ from captum_attn.observe.tracing.autograd_graph import Node, cut_at, shape_of
 _STATISTICS = frozenset("Sqrt Rsqrt Pow Reciprocal Var Std Norm LinalgVectorNorm".split())
 
 
+_SUMS = frozenset("Mean Sum NativeLayerNorm FusedRmsNorm".split())
+
+
+def is_of_norm(node: Node) -> bool:
+    """Whether norms are made of such steps."""
+    return _name(node) in _STATISTICS | _SUMS
+
+
 @contextmanager
 def held_norms(path: Iterable[Node], size: int) -> Iterator[None]:
     """Within it no gradient passes through the statistics of the norms on a path.
@@ -38,8 +46,11 @@ def held_norms(path: Iterable[Node], size: int) -> Iterator[None]:
 
 
 def _is_statistic(node: Node, size: int) -> bool:
-    name = node.name().rstrip("0123456789").removesuffix("Backward")
-    return name in _STATISTICS and torch.Size(shape_of(node)).numel() < size
+    return _name(node) in _STATISTICS and torch.Size(shape_of(node)).numel() < size
+
+
+def _name(node: Node) -> str:
+    return node.name().rstrip("0123456789").removesuffix("Backward")
 
 
 def _linear_part(node: Node) -> Callable | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,6 +82,13 @@ class Branch:
         """The nodes between the call's output and the branch."""
         return self.graph.between(self.edge.node, self.graph.bit[self.call])
 
+    @cached_property
+    def tolerance(self) -> float:
+        """That of the lowest precision on the way: norms may be computed in another one."""
+        made: list[Any] = [node._input_metadata for node in self.path]
+        used = {self.like.dtype, *(outputs[0].dtype for outputs in made if outputs)}
+        return max(_TOLERANCE.get(dtype, 1e-3) for dtype in used)
+
     def pulled(self, rows: Tensor) -> Tensor:
         """Rows at the branch, (B, n, D), pulled back to the call's output: (B, n_q, H d)."""
         found = self._gradient(rows, self.call.edge)
@@ -144,7 +152,7 @@ class Branch:
         expected = expected if gains is None else expected * gains
         entering = found.abs().amax(-1) > 0  # not so for a token whose output is thrown away
         missed = (found - expected).norm(dim=-1) * entering
-        tolerance = _TOLERANCE.get(self.like.dtype, 1e-3)
+        tolerance = self.tolerance
         return bool((missed <= tolerance * expected.norm(dim=-1).amax()).all())
 
     def _gains(self, matrix: Tensor, probes: list[Probe]) -> Tensor | None:
@@ -162,7 +170,7 @@ class Branch:
         one = flat[:, flat.norm(dim=-1).sum(0).argmax()]  # (P, H d)
         relative = _fitted(found, one[:, None, None])
         entering = found.abs().amax((0, -1)) > 0
-        alike = (relative - 1).abs().amax(-1) <= _TOLERANCE.get(self.like.dtype, 1e-3)
+        alike = (relative - 1).abs().amax(-1) <= self.tolerance
         return None if bool((alike | ~entering).all()) else relative
 
     def _guess(self) -> Tensor | None:

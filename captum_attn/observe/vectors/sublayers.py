@@ -21,6 +21,7 @@ from captum_attn.observe.tracing.autograd_graph import (
     edge_of,
     is_identity,
 )
+from captum_attn.observe.vectors.held_norms import is_of_norm
 from captum_attn.observe.vectors.recording_tap import Addition, Term
 
 # Steps that leave a token what it was: views, constant factors, and constants that are added.
@@ -230,14 +231,15 @@ class SubLayers:
         """What all ways from a call to `end` go through first, once something has transformed it.
 
         Returns:
-            tuple or None: the place, and whether something else transforms it on the rest of them.
+            tuple or None: the place, and whether something else than a norm transforms it on the
+            rest of them.
         """
         places = list(self.graph.on_every_way([end], self.graph.bit[call]))[::-1]  # call first
         for i, (edge, _) in enumerate(places):
             if _transforms([edge.node]):
                 rest = [place.node for place, _ in places[i + 1 :]]
                 rest += [node for _, passed in places[i:] for node in passed]
-                return Term.at(edge), _transforms(rest)
+                return Term.at(edge), _transforms(n for n in rest if not is_of_norm(n))
         return None
 
     def _terms(
