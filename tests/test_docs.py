@@ -214,6 +214,8 @@ def test_options_of_the_commands_exist():
         "tests.benchmarks.vqa_perturbation",
         "tests.benchmarks.detr_tables",
         "tests.benchmarks.perturbation_speed",
+        "tests.benchmarks.recall",
+        "tests.benchmarks.relevance",
         "tests.benchmarks.scaling",
     }
     for module, options in commands:

@@ -181,7 +181,7 @@ def explained_value(observation: Watched, request: Request, with_gradient: bool)
         raise TargetError(f"objective: expected a tensor of shape ({batch},), got {got}")
     if not bool(torch.isfinite(value).all()):
         raise TargetError("objective: expected finite numbers, got NaN or inf")
-    if not value.requires_grad:
+    if not value.requires_grad and torch.is_grad_enabled():
         raise TargetError(
             "objective: expected a tensor that depends on the output with a gradient, got a "
             "constant or detached one"

@@ -108,7 +108,7 @@ class Step:
         """What is handed over: A-bar, (B, F, q, k), split by streams and by sources."""
         read = dense(read)
         for part in read_parts(self.state):
-            columns = _columns(read, part)
+            columns = columns_of(read, part)
             for source, rows in self.maps[part.state].items():
                 yield Flow(self, part.state, source, columns.to(rows.dtype), rows)
 
@@ -314,7 +314,7 @@ def dense(read: Tensor) -> Tensor:
     return apart.view(batch, windows * queries, windows * keys)
 
 
-def _columns(read: Tensor, part: Part) -> Tensor:
+def columns_of(read: Tensor, part: Part) -> Tensor:
     """A-bar's columns on the tokens of a part, (B, q, n_from)."""
     if part.to is None or part.shares is None:
         return read

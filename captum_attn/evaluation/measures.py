@@ -81,6 +81,9 @@ METRICS: dict[str, Metric] = {
         metrics.rationale_iou_f1, {"value": Column(_f1_of_means, HIGHER)}, truth="rationales"
     ),
     "rationale_auprc": Metric(metrics.rationale_auprc, _one(HIGHER), truth="rationales"),
+    "place_hit": Metric(metrics.place_hit, _one(HIGHER), truth="rationales"),
+    "place_rank": Metric(metrics.place_rank, _one(LOWER), truth="rationales"),
+    "place_share": Metric(metrics.place_share, _one(HIGHER), truth="rationales"),
     "parameter_randomization": Randomization(metrics.parameter_randomization, _one(LOWER)),
 }
 

@@ -105,7 +105,11 @@ def explain_text_command(
     _announce(asked)
     print(ranking(loaded, found, inputs, top))
     if out is not None:
-        picture = visualize_text(found, inputs, text=text, titles=[asked.question])
+        marks = _left_out(loaded, inputs, asked, asked_for)
+        left_out = {name: mark["input_ids"][0] for name, mark in marks.items()} or None
+        picture = visualize_text(
+            found, inputs, text=text, titles=[asked.question], left_out=left_out
+        )
         print(f"\nwritten to {picture.save(out)}")
 
 
@@ -115,8 +119,8 @@ def explain_image_command(
         str,
         typer.Option(
             metavar="NAME",
-            help="digit-vit or texture-vit (small, in the package), timm/NAME, or a folder or hub "
-            "id of transformers: an image classifier.",
+            help="digit-vit, texture-vit or clothing-vit (small, in the package), timm/NAME, or a "
+            "folder or hub id of transformers: an image classifier.",
         ),
     ],
     method: Annotated[list[str] | None, _method_option(IMAGE_METHOD)] = None,
@@ -149,7 +153,10 @@ def explain_image_command(
     pixels = loaded.read(image)[None].to(where)  # (1, C, H, W)
     asked = ask(loaded, pixels, target)
     found = _attributions(loaded, pixels, asked, asked_for)
-    picture = visualize_image(found, loaded.shown(pixels[0])[None], titles=[asked.question])
+    picture = visualize_image(
+        found, loaded.shown(pixels[0])[None], titles=[asked.question],
+        left_out=_left_out(loaded, pixels, asked, asked_for) or None,
+    )  # fmt: skip
     _announce(asked)
     print(f"written to {picture.save(out)}")
 
@@ -191,6 +198,21 @@ def _attributions(
                 f"--method: {name} cannot explain this input by this model: {said}"
             ) from problem
     return found
+
+
+def _left_out(
+    loaded: Loaded,
+    inputs: Any,
+    asked: Explained,
+    methods: Mapping[str, tuple[str, dict[str, Any]]],
+) -> dict[str, Any]:
+    """Where methods took relevance away (`leave_out`), by their names on the command line."""
+    marks = {}
+    for name, (kind, given) in methods.items():
+        if given.get("leave_out"):
+            attribution, options = method_of(kind, given, loaded, "method")
+            marks[name] = attribution.left_out(inputs, target=asked.target, **options)
+    return marks
 
 
 def _announce(asked: Explained) -> None:

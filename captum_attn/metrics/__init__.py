@@ -15,7 +15,7 @@ from captum_attn.metrics.detection import (
     query_masks,
     segment_detections,
 )
-from captum_attn.metrics.fills import Blur, Constant, Fill, Mean, NoisyLinear, Remove
+from captum_attn.metrics.fills import Blur, Constant, Fill, Hide, Mean, NoisyLinear, Remove
 from captum_attn.metrics.insertion import deletion, insertion
 from captum_attn.metrics.localization import (
     Segmentation,
@@ -33,6 +33,7 @@ from captum_attn.metrics.perturbation import (
     perturbation_auc,
     perturbation_curve,
 )
+from captum_attn.metrics.places import place_hit, place_rank, place_share
 from captum_attn.metrics.rationales import (
     Spans,
     rationale_auprc,
@@ -58,6 +59,7 @@ __all__ = [
     "Curve",
     "DetectedQueries",
     "Fill",
+    "Hide",
     "Mean",
     "NoisyLinear",
     "ParameterRandomization",
@@ -84,6 +86,9 @@ __all__ = [
     "pointing_game",
     "quantus_explain_func",
     "query_masks",
+    "place_hit",
+    "place_rank",
+    "place_share",
     "rationale_auprc",
     "rationale_f1",
     "rationale_iou_f1",

@@ -38,6 +38,7 @@ class Word(NamedTuple):
         gap (bool): whether a blank stands before it.
         special (bool): whether it is no part of the text: [CLS], </s>.
         positions (tuple of int): of its tokens.
+        left_out (bool): whether its relevance was taken away, that of all its tokens.
     """
 
     text: str
@@ -45,6 +46,7 @@ class Word(NamedTuple):
     gap: bool = True
     special: bool = False
     positions: tuple[int, ...] = ()
+    left_out: bool = False
 
     def joined(self, text: str, relevance: float, position: int) -> Word:
         """With one piece more."""

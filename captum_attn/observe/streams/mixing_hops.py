@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge
 from captum_attn.errors import WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf
+from captum_attn.observe.streams.entering import entering
 from captum_attn.observe.streams.states import (
     MixedState,
     Part,
@@ -111,7 +112,7 @@ class MixingHops:
         found = self.graph.members(named)
         upstreams = [self.wiring.upstream(member) for member in found]
         try:
-            maps = self.tracer.maps(tokens.downstream, upstreams)
+            maps = entering(self.tracer, tokens.downstream, upstreams, self.wiring.batch)
             pairs = list(zip(found, maps, strict=True))
             return self.wiring.met(pairs, tokens.downstream, named, asking=True)
         except WiringError:
@@ -276,7 +277,7 @@ class MixingHops:
         upstreams = [self.wiring.upstream(member) for member in found]
         for layout in token_layouts(shape_of(last.node, last.output_nr), self.wiring.batch):
             tokens = TokenPoint(last, layout)
-            maps = self.tracer.maps(tokens.downstream, upstreams)
+            maps = entering(self.tracer, tokens.downstream, upstreams, self.wiring.batch)
             if not any(token_map.mixed for token_map in maps):
                 pairs = list(zip(found, maps, strict=True))
                 asking = operand.side == "q"

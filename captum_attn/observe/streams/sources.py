@@ -110,7 +110,8 @@ class StreamBuilder:
             name = "+".join(dict.fromkeys(entry.leaf.name for entry in entries))
             learned = [leaf.tensor for leaf in self.graph.leaves(members) if not leaf.name]
             place = None
-            if folded and isinstance(rows, Tensor):
+            of_places = all(entry.mixing is None for entry in entries)
+            if folded and of_places and isinstance(rows, Tensor):
                 place = unfolded(entries, rows, learned, self.tracer)
             if place is None:
                 return self._born(name, n, entries, rows)
@@ -167,7 +168,7 @@ class StreamBuilder:
         if leaf.ids is not None:  # its tokens are its rows
             to, axes = entry.to, leaf.axes(self.batch)
             n, entry = math.prod(axes), InputMap(leaf, None, axes)
-        elif leaf.tensor.ndim == 3 and leaf.layout == BATCH_FIRST:
+        elif leaf.tensor.ndim == 3 and leaf.layout == BATCH_FIRST and entry.mixing is None:
             n = leaf.tensor.shape[1]
             to, entry = _row_places(entry.to, n), _rowwise(leaf)
         else:
@@ -196,6 +197,9 @@ class StreamBuilder:
             for known in state.source.entries:
                 same_leaf = known.leaf is entry.leaf and known.shape == entry.shape
                 alike = known.axes == entry.axes and known.box == entry.box
+                alike = alike and (known.mixing is None) == (entry.mixing is None)
+                if entry.mixing is not None:
+                    alike = alike and state.n == entry.mixing.shape[1]
                 same = same_leaf and alike and _regrouped(known, entry, state.n)
                 if same and (rows is None or self.embedded_together(state, rows)):
                     return state
@@ -341,6 +345,8 @@ def bypassing(
     older: dict[Member, TokenMap] = {}
     if not earlier or not bool(vacant.any()):
         return older
+    if not tracer.any_enters(rows, [Upstream.call(call) for call in earlier], vacant):
+        return older  # padding
     for call, token_map in _latest_first(rows, earlier, tracer, batch):
         if not bool(vacant.any()):
             break

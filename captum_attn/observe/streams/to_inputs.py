@@ -50,6 +50,8 @@ def _on_elements(entry: InputMap, relevance: Tensor, interpolation: str) -> Tens
         return _from_grid(entry, relevance, interpolation)
     batch = relevance.shape[0]
     shape = entry.shape
+    if entry.mixing is not None:
+        return entry.mixing.passed(relevance)[0].view(batch, *shape)
     if entry.leaf.ids is not None:
         laid = take(relevance, entry.to)
         return laid.view(laid.numel() // math.prod(shape), *shape)  # one example's texts in a row
@@ -64,6 +66,29 @@ def _on_elements(entry: InputMap, relevance: Tensor, interpolation: str) -> Tens
         if patches is not None:
             return patches.smooth(divided)
     return take(divided, entry.to).view(batch, *shape)
+
+
+def patch_grid(entry: InputMap) -> tuple[Tensor, tuple[int, int]] | None:
+    """The token of every patch of an image, and what the patches cover; None where it has none.
+
+    Returns:
+        tuple: (B or 1, h, w) tokens, and height and width of the pixels that they cover.
+    """
+    image = entry.leaf.tensor
+    if entry.to is None or image.ndim != 4 or entry.leaf.layout == PACKED:
+        return None
+    if entry.axes is not None:
+        whole = len(entry.shape) == 2 and entry.axes == (1, 2) and entry.box is None
+        covered = image.shape[2], image.shape[3]
+        return (entry.to.view(-1, *entry.shape), covered) if whole else None
+    to = entry.to.view(-1, *entry.shape)
+    if len(entry.shape) != 3:
+        return None
+    channels = _noted(entry, "channels", lambda: _channel_axes(to))
+    patches = _noted(entry, "patches", lambda: _patches(to, channels))
+    if patches is None or patches.shape[-2:] != tuple(image.shape[2:]):
+        return None
+    return patches.grid[:, 0], patches.covered
 
 
 def _noted(entry: InputMap, key: str, find: Callable[[], Any]) -> Any:

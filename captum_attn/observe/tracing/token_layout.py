@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from captum_attn.observe.tracing.in_place import of_layout, rows_of
 from captum_attn.observe.tracing.token_index import take
 from captum_attn.observe.tracing.token_map import Downstream, Upstream
 
@@ -47,6 +51,12 @@ class TokenLayout:
             return True
         return all(len(row[row >= 0].unique()) == self.n for row in self.index)
 
+    @property
+    def _last(self) -> int:
+        """Number of axes of channels, which come last."""
+        sizes = itertools.accumulate(self.shape, operator.mul)
+        return len(self.shape) - 1 - list(sizes).index(self.batch * self.n)
+
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether a tensor of a shape can be read in this way."""
         ordered = len(shape) == len(self.order) and tuple(shape[axis] for axis in self.order)
@@ -74,11 +84,14 @@ class TokenLayout:
 
     def upstream(self, edge: GradientEdge) -> Upstream:
         """The positions of the tensor at an edge of the graph, as the start of a token map."""
-        return Upstream(edge, self.positions)
+        axes = of_layout(self.shape, self.order, self.batch, self._last)
+        return Upstream(edge, self.positions, axes=axes)
 
     def downstream(self, edge: GradientEdge, like: Tensor) -> Downstream:
         """The positions of the tensor at an edge of the graph, as the end of a token map."""
-        return Downstream(edge, (self.batch, self.n, self.width), self.scatter_positions, like)
+        read = partial(rows_of, order=self.order, last=self._last)
+        shape = (self.batch, self.n, self.width)
+        return Downstream(edge, shape, self.scatter_positions, like, read)
 
 
 class TokenPoint(NamedTuple):

@@ -398,6 +398,36 @@ class VectorChanges:
         term, layout = self._key_term(update)
         return term, layout.tokens
 
+    def projected(self, update: AttentionState) -> tuple[Term, Callable[[Tensor], Tensor]]:
+        """The tensor that a call's values are projected from, and its layout, as `keys`.
+
+        Raises:
+            WiringError: if it was not observed.
+        """
+        term, layout = self._key_term(update)
+        return term, layout.tokens
+
+    def after(self, update: AttentionState) -> Tensor:
+        """The vectors of the tokens that asked, after the last sum behind a call, (B, F q, D).
+
+        Raises:
+            WiringError: if no sum was observed there.
+        """
+        behind = self._by_state().get((update.call,), [])
+        if behind:
+            branch, layout = behind[-1]
+            addition = branch.addition
+        else:
+            found = self._residual(update.call)
+            if found.addition is None:
+                raise WiringError(
+                    f"{update.call.module!r}: no sum of its output with the tokens was observed, "
+                    "so that their vectors behind it are unknown; leave the call out with `layers=`"
+                )
+            addition, layout = found.addition, self._layout(update.call)
+        one, other = addition.terms
+        return layout.tokens(one.vectors() + other.vectors())
+
     def _query_term(self, update: AttentionState) -> tuple[Term, TokenLayout]:
         skip = self._residual(update.call).skip
         assert skip is not None
