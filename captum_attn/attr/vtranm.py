@@ -13,7 +13,6 @@ from torch import Tensor
 from captum_attn import objectives
 from captum_attn.attr._base import AttentionAttribution, Block, Run
 from captum_attn.attr._propagate import RowScale
-from captum_attn.errors import WiringError
 from captum_attn.objectives import Objective
 from captum_attn.observe.streams.states import (
     AttentionState,
@@ -72,10 +71,22 @@ class VTranM(AttentionAttribution):
 
     All of this is observed as the model runs: pre-norm and post-norm blocks, fused or separate
     projections, grouped queries, LayerScale, parallel branches, gated and mixture-of-experts
-    feed-forwards. A block in which the skip connection or the linear map was not found is a
-    `WiringError` that names it. Learned queries that pool the tokens, and are added to nothing,
-    have no skip connection: their w is 1 and their U has no I, and a warning says so. Calls that
-    are left out by `layers` and `start_layer` have U = I, their feed-forward sub-layers too.
+    feed-forwards. What the paper leaves open is taken as follows:
+
+    - A gate on the attention's output, and the scale of a norm between the projection and the
+      addition, are held at what they were for the query i: Ẽ_h,j, and with it w_h, is that of its
+      map, U = I + E_h[∇A_h^+ ⊙ A_h ⊙ w_h] with w_h (q, k).
+    - A skip connection that is projected (where the width or the grid changes): E are the projected
+      vectors.
+    - No skip connection: U without I, E the vectors that the values are projected from. Learned
+      queries that pool the tokens, and are added to nothing: w is 1, with a warning. A feed-forward
+      without one: U = I, so between the projection and the addition.
+    - Vectors of another width than what they become have no angle to it: NECC is 1/n, with a
+      warning.
+
+    A block in which the skip connection or the linear map was not found is a `WiringError` that
+    names it. Calls that are left out by `layers` and `start_layer` have U = I,
+    their feed-forward sub-layers too.
 
     An extension to models of several streams, which the paper does not treat: a call across uses
     the same U inside the heterogenous rule, R[s,x] = R_q[s,x] + (U − I) R_v[·,x], its E_j the
@@ -118,26 +129,22 @@ class VTranM(AttentionAttribution):
         if run.options.length:
             weights = length_ratio(change.before, change.after)
         if run.options.direction:
-            if change.dot is None:
-                raise WiringError(
-                    f"{change.module!r}: its values come from vectors of another width than those "
-                    "they are added to, so the angle between the two is not defined; set "
-                    "direction=False, or leave the block out with `layers=`"
-                )
             lengths = change.before * change.after
-            weights = weights * necc(length_ratio(lengths, change.dot), change.real)
+            if change.dot is None:
+                _warn_of_widths(run, change.module)
+            dot = torch.zeros_like(lengths) if change.dot is None else change.dot
+            weights = weights * necc(length_ratio(lengths, dot), change.real)
         return weights
 
     def weigh_heads(self, run: Run[Options], block: Block) -> Tensor:
         weighted = run.attention_gradient(block).clamp_min_(0).mul_(block.attention())
         if run.options.length or run.options.direction:
-            change = _vector_changes(run).attention(run.state_after(block.call))
+            change = _vector_changes(run).attention(run.state_after(block.call), block.rows)
             if change is None:
                 warnings.warn(_NO_SKIP.format(block.call.module), stacklevel=2)
                 return weighted
-            weights = self.change_weights(run, change)  # (B, H, F k)
-            weights = weights.unflatten(-1, (block.call.windows, -1)).transpose(1, 2)
-            weighted = weighted.mul_(weights[..., None, : block.n_k])
+            weights = self.change_weights(run, change)  # (B, H, F k) or, of each query, + (F q', )
+            weighted = weighted.mul_(_by_window(weights, block.call.windows)[..., : block.n_k])
         return weighted
 
     def keep(self, run: Run[Options], block: Block) -> Tensor | float:
@@ -185,6 +192,27 @@ def _enters_first_block(run: Run[Any], state: State) -> bool:
     if isinstance(state, MixedState):
         return all(isinstance(part, InitialState) for part in state.parts)
     return isinstance(state, InitialState) and not any(state in one.parts for one in mixed)
+
+
+def _warn_of_widths(run: Run[Any], module: str) -> None:
+    warned = run.observation.notes.setdefault("other widths", set())
+    if module not in warned:
+        warned.add(module)
+        warnings.warn(
+            f"{module!r}: its values come from vectors of another width than those they become, so "
+            "the angle between the two is not defined: each token's direction counts alike (NECC = "
+            "1/n); set direction=False, or leave the block out with `layers=`",
+            stacklevel=2,
+        )
+
+
+def _by_window(weights: Tensor, windows: int) -> Tensor:
+    """Weights of all keys, (B, H, F k) or (B, H, F q', F k) -> (B, F, H, 1 or q', k)."""
+    weights = weights.unflatten(-1, (windows, -1))
+    if weights.ndim == 4:
+        return weights.transpose(1, 2)[..., None, :]
+    weights = weights.unflatten(2, (windows, -1))  # (B, H, F, q', F, k)
+    return weights.diagonal(dim1=2, dim2=4).movedim(-1, 1)
 
 
 def _vector_changes(run: Run[Any]) -> VectorChanges:

@@ -7,7 +7,7 @@ E-tilde is what the values of a head, or a feed-forward branch, would add to the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,33 +28,13 @@ from captum_attn.observe.tracing.autograd_graph import gradients
 from captum_attn.observe.tracing.token_index import inverse, take
 from captum_attn.observe.tracing.token_layout import TokenLayout, token_layouts
 from captum_attn.observe.vectors.layout_finder import LayoutFinder
-from captum_attn.observe.vectors.output_projection import Branch
+from captum_attn.observe.vectors.output_projection import Branch, LinearMap
 from captum_attn.observe.vectors.padding import Padding
 from captum_attn.observe.vectors.recording_tap import RecordingTap, Term
 from captum_attn.observe.vectors.sublayers import FeedForward, Residual, SubLayers
+from captum_attn.observe.vectors.value_change import ValueChange, VectorChange
 
 _WAY_OUT = "leave the block out with `layers=`, or set length=False and direction=False"
-
-
-@dataclass
-class VectorChange:
-    """Vectors of n tokens before and after a transformation by each of H heads.
-
-    Args:
-        before (Tensor): their lengths before, (B, 1, n).
-        after (Tensor): their lengths after, (B, H, n).
-        dot (Tensor or None): inner products of the two, (B, H, n); None where they have not the
-            same number of channels.
-        real (Tensor or None): (B, 1, n) which of them are tokens of the example, no padding and no
-            learned keys; None: all.
-        module (str): where it happens.
-    """
-
-    before: Tensor
-    after: Tensor
-    dot: Tensor | None
-    real: Tensor | None
-    module: str
 
 
 class VectorChanges:
@@ -69,14 +49,20 @@ class VectorChanges:
         self.tap, self.wiring, self.graph = seen.tap, seen.wiring, seen.graph
         self.layouts = LayoutFinder(seen.wiring, seen.graph, seen.batch)
         self.padding = Padding(seen.wiring)
-        self.layers = SubLayers(seen.graph, seen.tap.calls, seen.tap.additions)
+        self.layers = SubLayers(seen.graph, seen.tap.calls, seen.tap.additions, seen.root.edge)
         self._generator = torch.Generator().manual_seed(0)
-        self._changes: dict[AttentionCall, VectorChange] = {}
+        self._maps: dict[AttentionCall, LinearMap] = {}
+        self._longer: set[AttentionCall] = set()  # whose projection is not all of their branch
+        self._values: dict[AttentionCall, ValueChange] = {}
         self._behind: dict[Any, list[tuple[FeedForward, TokenLayout]]] | None = None
 
     # ------------------------------------------------------------------------ attention
-    def attention(self, update: AttentionState) -> VectorChange | None:
+    def attention(self, update: AttentionState, rows: Tensor | None = None) -> VectorChange | None:
         """The values of every head through its slice of the output projection; n = F k keys.
+
+        Args:
+            rows (Tensor or None): which queries, for transformations that differ by query; None:
+                all. There are F q' of them.
 
         Returns:
             VectorChange or None: None where there is nothing to measure it by, see `is_pooling`.
@@ -86,25 +72,19 @@ class VectorChanges:
         """
         if self.is_pooling(update):
             return None
-        if update.call not in self._changes:
-            self._changes[update.call] = self._of_values(update)
-        return self._changes[update.call]
-
-    def _of_values(self, update: AttentionState) -> VectorChange:
         call = update.call
-        matrix = self._linear_map(call)  # (H, d, D)
-        values = call.fold(call.v.detach()).to(matrix)  # (B, F, H, k, d)
+        if call not in self._values:
+            self._values[call] = self._of_values(update)
+        if self._linear_map(call).gains is None:
+            return self._values[call].change
+        return self._values[call].of_queries(rows)
+
+    def _of_values(self, update: AttentionState) -> ValueChange:
+        call, found = update.call, self._linear_map(update.call)
+        values = call.fold(call.v.detach()).to(found.matrix)  # (B, F, H, k, d)
         before, real = self._keys(update)
-        before = before.to(matrix)  # (B, F k, D)
-        # |V W| by the d x d products of W: no (H, n, D) tensor is formed.
-        after = ((values @ (matrix @ matrix.mT)) * values).sum(-1).clamp_min(0).sqrt()
-        dot = None
-        if before.shape[-1] == matrix.shape[-1]:
-            pulled = before @ matrix.flatten(0, 1).mT  # (B, F k, H d)
-            pulled = pulled.unflatten(-1, matrix.shape[:2]).unflatten(1, (call.windows, -1))
-            dot = _in_a_row((pulled.transpose(2, 3) * values).sum(-1))
-        lengths = before.norm(dim=-1)[:, None]
-        return VectorChange(lengths, _in_a_row(after), dot, real, call.module)
+        values = values.transpose(1, 2).flatten(2, 3)  # (B, H, F k, d)
+        return ValueChange(values, before.to(values), found, real, call)
 
     def of_all_heads(self, update: AttentionState) -> tuple[Tensor, Tensor]:
         """Lengths of the keys' vectors, and of all heads' values together through the projection.
@@ -113,17 +93,46 @@ class VectorChanges:
             tuple of Tensor: (B, F k) each.
 
         Raises:
-            WiringError: as `attention`.
+            WiringError: as `attention`, and where the projection is not the same for all queries.
         """
-        call, matrix = update.call, self._linear_map(update.call)  # (H, d, D)
-        values = positions(call.fold(call.v.detach()).to(matrix))  # (B, F k, H d)
+        call, found = update.call, self._linear_map(update.call)
+        if found.gains is not None:
+            raise WiringError(
+                f"{call.module!r}: its output is multiplied with numbers of each query (a gate, a "
+                "norm before the skip connection), so the length of a value is not the same for "
+                'all queries; leave the block out with `layers=`, or use perception="head"'
+            )
+        values = positions(call.fold(call.v.detach()).to(found.matrix))  # (B, F k, H d)
         before, _ = self._keys(update)
-        return before.to(matrix).norm(dim=-1), (values @ matrix.flatten(0, 1)).norm(dim=-1)
+        return before.to(values).norm(dim=-1), found.apply(values).norm(dim=-1)
 
-    def _linear_map(self, call: AttentionCall) -> Tensor:
-        residual, layout = self._residual(call), self._layout(call)
-        branch = Branch(call, residual.branch, layout)
-        return branch.linear_map(self.graph, self._generator)
+    def _linear_map(self, call: AttentionCall) -> LinearMap:
+        if call not in self._maps:
+            residual, layout = self._residual(call), self._layout(call)
+            branch = Branch(call, residual.branch, layout, self.graph)
+            try:
+                self._maps[call] = branch.linear_map(self._generator)
+            except WiringError:
+                if not self._goes_on(call, branch):
+                    raise
+        return self._maps[call]
+
+    def _goes_on(self, call: AttentionCall, branch: Branch) -> bool:
+        """Whether a feed-forward stands between a call's output projection and the addition.
+
+        It has no skip connection of its own, and so counts as U = I; the projection is the map.
+        """
+        found = self.layers.first_projection(call, branch.edge)
+        if found is None or not found[1]:
+            return False
+        term, layout = found[0], self.layouts.behind(call, found[0])
+        if layout is None or term.edge is None:
+            return False
+        if not self.layouts.tokenwise(term.edge, branch.term, branch.layout):
+            return False
+        self._maps[call] = Branch(call, term, layout, self.graph).linear_map(self._generator)
+        self._longer.add(call)
+        return True
 
     def _residual(self, call: AttentionCall) -> Residual:
         residual = self.layers.residuals.get(call)
@@ -214,26 +223,36 @@ class VectorChanges:
         if residual.joined and self._are_linear(together):
             layout = self._layout(update.call)
             if self.layouts.tokenwise(residual.start, residual.branch, layout):
-                yield self._joined(residual, together, update)
+                joined = self._joined(residual, together, update)
+                if joined is not None:
+                    yield joined
 
     def _are_linear(self, calls: list[AttentionCall]) -> bool:
-        """Not so behind a gate, which stems from the tokens too, but adds nothing of its own."""
+        """Whether what a branch adds beside the calls' output can be told from it."""
         try:
-            return all(self._linear_map(call) is not None for call in calls)
+            return all(
+                self._linear_map(call) is not None and call not in self._longer for call in calls
+            )
         except WiringError:
             return False
 
     def _joined(
         self, residual: Residual, together: list[AttentionCall], update: AttentionState
-    ) -> VectorChange:
-        """What a branch adds beside the calls' output, where one projection is for both."""
+    ) -> VectorChange | None:
+        """What a branch adds beside the calls' output, where one projection is for both.
+
+        A gate stems from the tokens too, but adds nothing of its own: None.
+        """
         assert residual.skip is not None
         layout = self._layout(update.call)
-        rows = layout.tokens(residual.branch.vectors())
-        rows = rows.to(working_dtype(rows.dtype))
+        whole = layout.tokens(residual.branch.vectors())
+        rows = whole.to(working_dtype(whole.dtype))
         for call in together:
             output = positions(call.output_rows(self.tap.outputs[call].vectors()))
-            rows = rows - output.to(rows) @ self._linear_map(call).flatten(0, 1)
+            rows = rows - self._linear_map(call).apply(output.to(rows))
+        gated = any(self._linear_map(call).gains is not None for call in together)
+        if gated and _are_alike(rows, layout, float(whole.norm(dim=-1).max())):
+            return None  # the projection's bias
         skip = layout.tokens(residual.skip.vectors())
         return _change(skip, rows, self.padding.tokens(update), update.call.module)
 
@@ -345,6 +364,7 @@ class VectorChanges:
         """
         for branch, layout in self._by_state().get(state, []):
             return branch.skip, layout.tokens
+        asks = False
         for update in self.wiring.updates:
             for side, used in ((True, update.query_state), (False, update.key_state)):
                 parts = used.parts if isinstance(used, RearrangedState) else ()
@@ -352,10 +372,13 @@ class VectorChanges:
                 if used is not state and part is None:
                     continue
                 if side and not self.keeps(update):
-                    return None, lambda tensor: tensor
+                    asks = True
+                    continue  # they may answer as well
                 term, layout = self._query_term(update) if side else self._key_term(update)
                 to = None if part is None else part.to
                 return term, partial(_placed, layout, to, part is not None)
+        if asks:
+            return None, lambda tensor: tensor
         raise WiringError(
             f"the vectors of the stream {state.stream!r} before its first attention could not be "
             "observed; set length=False"
@@ -416,6 +439,14 @@ def _placed(layout: TokenLayout, to: Tensor | None, moved: bool, tensor: Tensor)
     return take(rows, to) if moved else rows
 
 
+def _are_alike(rows: Tensor, layout: TokenLayout, size: float) -> bool:
+    """Whether the vectors of all tokens that a tensor holds are one, by the size of those in it."""
+    held = rows.flatten(0, 1)
+    if layout.index is not None:
+        held = held[(layout.index >= 0).expand(rows.shape[:2]).flatten().to(rows.device)]
+    return bool((held - held[:1]).norm(dim=-1).max() <= 1e-3 * size)
+
+
 def _change(skip: Tensor, rows: Tensor, real: Tensor | None, module: str) -> VectorChange:
     dtype = working_dtype(rows.dtype)
     before, after = skip.to(dtype), rows.to(dtype)
@@ -425,11 +456,6 @@ def _change(skip: Tensor, rows: Tensor, real: Tensor | None, module: str) -> Vec
 
 def _lengths(rows: Tensor) -> Tensor:
     return rows.to(working_dtype(rows.dtype)).norm(dim=-1)
-
-
-def _in_a_row(heads: Tensor) -> Tensor:
-    """(B, F, H, k) -> (B, H, F k)."""
-    return heads.transpose(1, 2).flatten(2)
 
 
 def _key(state: State) -> Any:
