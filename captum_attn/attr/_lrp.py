@@ -241,7 +241,7 @@ class InputRelevance(AttentionAttribution):
         return super()._run(inputs, request, options)
 
     def _check_request(self, readout: Any, start_layer: Any) -> None:
-        if not isinstance(readout, str) or start_layer:
+        if not isinstance(readout, str) or not isinstance(start_layer, int) or start_layer:
             given = "start_layer" if isinstance(readout, str) else "readout"
             raise OptionError(
                 f"{given}: {self.get_name()} starts from the explained output itself and follows "

@@ -16,6 +16,8 @@ from tests.attr import hard
 from tests.test_bad_input import Normalised
 from tests.zoo import ZOO
 
+# Methods for a kind of model or input, which refuse the others by name.
+MEANT = ("Odam", "TransformerInputSampling", "VitCX")
 CALLS, WRONG = hard.calls(), hard.wrong_values()
 
 
@@ -31,7 +33,8 @@ def test_the_right_calls_are_right(case):
         if name.endswith(f" of {case}"):
             kind, text = hard.outcome(name, lambda f=function, a=arguments: f(**a))
             has_none = "_maps of" in name and "matrices of tokens by tokens" in text
-            assert kind == "fine" or has_none, (name, text)
+            meant = name.startswith(MEANT) and kind == "refused"
+            assert kind == "fine" or has_none or meant, (name, text)
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)

@@ -111,7 +111,7 @@ def test_the_next_token_of_a_language_model(llama, capsys):
 
 def test_what_is_left_out_of_the_next_token_is_framed_in_the_picture(llama, tmp_path, capsys):
     out = tmp_path / "why.html"
-    method = "GenericAttention(leave_out=('self',)), GenericAttention"
+    method = "GenericAttention(leave_out=('self',)), GenericAttention(discard_self=False)"
     said = printed(capsys, "explain-text", "The tower is in the city of", "--model", llama,
                    "--method", method, "--out", out)  # fmt: skip
     assert rows(said)["of"][0] == 0 != rows(said)["of"][1]
