@@ -50,6 +50,7 @@ def logit(output: Tensor, target: Any = None) -> Tensor:
     output = _scores(output)
     if isinstance(target, bool) or (isinstance(target, Tensor) and target.dtype == torch.bool):
         raise TargetError(f"target: expected a Captum target such as the int 3, got {target}")
+    _has_values("target", target)
     try:
         selected = _select_targets(output, _from_the_start(output, target))
     except FAILURES as error:
@@ -87,6 +88,15 @@ def _from_the_start(output: Tensor, target: Any) -> Any:
     return target
 
 
+def _has_values(name: str, target: Any) -> None:
+    """Refuses classes that cannot be read: indexing with them reads whatever the memory holds."""
+    for part in target if isinstance(target, (list, tuple)) else [target]:
+        if isinstance(part, Tensor) and part.is_meta:
+            raise TargetError(
+                f"{name}: expected whole numbers, got a tensor on 'meta', which holds no values"
+            )
+
+
 def _scores(output: Any) -> Tensor:
     """The output, a dense tensor of real numbers."""
     if not isinstance(output, Tensor):
@@ -108,6 +118,7 @@ def _finite(found: Tensor, what: str) -> Tensor:
 
 def _target(name: str, target: Any) -> Any:
     """A Captum target of an objective that is made before there is an output."""
+    _has_values(name, target)
     whole = not isinstance(target, bool) and isinstance(target, (int, tuple, list, Tensor))
     if isinstance(target, Tensor):
         whole = not target.is_floating_point() and not target.is_complex() and bool(target.numel())

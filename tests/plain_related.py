@@ -6,9 +6,12 @@ One example at a time, nothing shared with the library. A map ``A`` and its grad
 
 from __future__ import annotations
 
-import torch
+import math
 
-from tests.plain import fuse_heads
+import torch
+import torch.nn.functional as F
+
+from tests.plain import eye, fuse_heads, row_normalised
 
 
 def everywhere(A):
@@ -115,3 +118,139 @@ def grad_eclip(G, q, k, row, similarity=True, seen=None):
     least, most = min(cosines[j] for j in seen), max(cosines[j] for j in seen)
     share = [(c - least) / (most - least) if j in seen else 0.0 for j, c in enumerate(cosines)]
     return h * torch.tensor(share, dtype=torch.float64)
+
+
+# ------------------------------------------------------------ TIS
+
+
+def kept_tokens(centroid, keep):
+    """The floor(keep n) largest tokens of a centroid, as a set."""
+    order = sorted(range(len(centroid)), key=lambda i: -float(centroid[i]))
+    return set(order[: math.floor(keep * len(centroid))])
+
+
+def tis(masks, scores):
+    """masks: the sets of tokens that were kept; the mean score of those that kept a token."""
+    n = 1 + max(max(mask) for mask in masks if mask)
+    relevance = torch.zeros(n, dtype=torch.float64)
+    for i in range(n):
+        own = [s for mask, s in zip(masks, scores, strict=True) if i in mask]
+        relevance[i] = sum(own) / len(own) if own else 0.0
+    return relevance
+
+
+def k_means(vectors, start):
+    """Lloyd's algorithm from the vectors whose numbers are given; empty clusters are dropped."""
+    centroids, before = [vectors[i] for i in start], None
+    while True:
+        nearest = [
+            min(range(len(centroids)), key=lambda c: float((v - centroids[c]).norm()))
+            for v in vectors
+        ]
+        groups = [[v for v, c in zip(vectors, nearest, strict=True) if c == i]
+                  for i in range(len(centroids))]  # fmt: skip
+        if nearest == before:
+            return torch.stack(centroids)
+        full = all(groups)
+        centroids = [sum(group) / len(group) for group in groups if group]
+        before = nearest if full else None
+
+
+# ------------------------------------------------------------ ViT-CX
+
+
+def unit(x):
+    low, high = float(x.min()), float(x.max())
+    return (x - low) / (high - low) if high > low else torch.zeros_like(x)
+
+
+def vit_cx_masks(maps, size, threshold):
+    """maps: (D, h, w) features over the patches; complete linkage of the enlarged ones."""
+    large = [unit(F.interpolate(m[None, None], size, mode="bilinear")[0, 0]) for m in maps]
+    large = [m for m in large if m.any()]
+
+    def distance(a, b):
+        return 1 - float((a * b).sum() / a.norm() / b.norm())
+
+    clusters = [[i] for i in range(len(large))]
+    table = [[distance(a, b) for b in large] for a in large]
+    while len(clusters) > 1:
+        pairs = [(max(table[i][j] for i in a for j in b), x, y)
+                 for x, a in enumerate(clusters) for y, b in enumerate(clusters[:x])]  # fmt: skip
+        least, x, y = min(pairs)
+        if least > threshold:
+            break
+        clusters[y] += clusters.pop(x)
+    return [unit(sum(large[i] for i in cluster)) for cluster in clusters]
+
+
+def vit_cx(x, masks, noise, p):
+    """(1/N) sum of s_i M_i over the sum of the M_j; x (C, H, W), p: an image -> a number."""
+    total, covered = torch.zeros_like(masks[0]), torch.zeros_like(masks[0])
+    for M, e in zip(masks, noise, strict=True):
+        s = p(x * M + e * (1 - M)) - p(x + e * (1 - M)) + p(x)
+        total, covered = total + s * M, covered + M
+    share = torch.where(covered == 0, 0.0, total / torch.where(covered == 0, 1.0, covered))
+    return share / len(masks)
+
+
+# ------------------------------------------------------------ DIX
+
+
+def dix(steps, row):
+    """steps: for each fraction, the maps and their gradients, all layers, (H, n, n) each."""
+    R = eye(steps[0][0][0].shape[-1])
+    for layer in range(len(steps[0][0])):
+        M = sum(fuse_heads((maps[layer] * grads[layer]).clamp(min=0)) for maps, grads in steps)
+        R = row_normalised(M / len(steps) + eye(len(R))) @ R
+    return R[row]
+
+
+# ------------------------------------------------------------ attention flow
+
+
+def max_flow(capacity, source, sink):
+    """Edmonds and Karp; capacity: dict node -> dict node -> number."""
+    left = {a: dict(edges) for a, edges in capacity.items()}
+    for a, edges in capacity.items():
+        for b in edges:
+            left.setdefault(b, {}).setdefault(a, 0.0)
+    total = 0.0
+    while True:
+        came, queue = {source: None}, [source]
+        for a in queue:
+            for b, room in left.get(a, {}).items():
+                if room > 1e-15 and b not in came:
+                    came[b] = a
+                    queue.append(b)
+        if sink not in came:
+            return total
+        path, b = [], sink
+        while came[b] is not None:
+            path.append((came[b], b))
+            b = came[b]
+        room = min(left[a][b] for a, b in path)
+        for a, b in path:
+            left[a][b] -= room
+            left[b][a] += room
+        total += room
+
+
+def attention_flow(maps, row):
+    """The flow from a row behind the last layer to each token of the input."""
+    n, capacity = maps[0].shape[-1], {}
+    for layer, A in enumerate(maps, 1):
+        shares = row_normalised(fuse_heads(A) + eye(n))
+        for q in range(n):
+            capacity[layer, q] = {(layer - 1, k): float(shares[q, k]) for k in range(n)}
+    return torch.tensor(
+        [max_flow(capacity, (len(maps), row), (0, k)) for k in range(n)], dtype=torch.float64
+    )
+
+
+# ------------------------------------------------------------ ODAM
+
+
+def odam(features, gradient):
+    """(C, ...): the gradient is not pooled."""
+    return sum(f * g for f, g in zip(features, gradient, strict=True)).clamp(min=0)

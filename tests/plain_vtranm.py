@@ -30,6 +30,8 @@ class AttentionStep:
     E: torch.Tensor  # (k, D), on the skip connection
     beside: list[FeedForwardStep] = field(default_factory=list)
     out: torch.Tensor | None = None  # (q, H d), A V of all heads
+    gains: torch.Tensor | None = None  # (q, H d), what each query's output is multiplied with
+    keeps: bool = True  # not so without a skip connection
 
 
 @dataclass
@@ -80,9 +82,11 @@ def weighted_map(step, gradient, real, with_length=True, with_direction=True):
     d = step.V.shape[-1]
     total = torch.zeros(queries, keys, dtype=torch.float64)
     for h in range(heads):
-        after = step.V[h] @ step.W[h * d : (h + 1) * d]
-        w = transformation_weights(step.E, after, real, with_length, with_direction)
+        own = slice(h * d, (h + 1) * d)
         for i in range(queries):
+            values = step.V[h] if step.gains is None else step.V[h] * step.gains[i, own]
+            after = values @ step.W[own]
+            w = transformation_weights(step.E, after, real, with_length, with_direction)
             for j in range(keys):
                 total[i, j] += max(float(gradient[h, i, j]), 0.0) * float(step.A[h, i, j]) * w[j]
     return total / heads
@@ -107,6 +111,8 @@ def update_map(step, gradients, real, **options):
     if isinstance(step, MixingStep):
         return step.T
     U = torch.eye(len(step.E), dtype=torch.float64)
+    if isinstance(step, AttentionStep) and not step.keeps:
+        U = U * 0
     if isinstance(step, FeedForwardStep):
         return U + torch.diag(feed_forward_weights(step, real, **options))
     for branch in step.beside:

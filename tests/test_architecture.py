@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "detection": {"_detector", "attr", "observe", "_checks", "errors"},
     "_prompt": {"observe", "_checks", "errors"},
     "generation": {"_prompt", "attr", "observe", "_checks", "errors", "objectives"},
-    "metrics": {"_checks", "errors"},
+    "intervene": {"observe", "_checks", "errors"},
+    "metrics": {"intervene", "_checks", "errors"},
     "visualization": {"_checks", "_pictures", "errors"},
     "_pictures": {"_checks", "errors"},
     "_on_demand": set(),
@@ -46,7 +47,7 @@ HELPERS = ("_detector", "detection", "_prompt", "generation")
 # What `captum-attn evaluate` adds to `evaluate`: models by name, the package's own among them;
 # `captum-attn dashboard` opens the dashboard on them.
 COMMAND = {"evaluation/command.py", "evaluation/embedded.py", "evaluation/models.py",
-           "insights/embedded.py"}  # fmt: skip
+           "insights/toys.py"}  # fmt: skip
 EXTRAS = {"typer", "tqdm", "matplotlib", "PIL", "sklearn", "safetensors", "torchvision"}
 
 

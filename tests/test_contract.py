@@ -69,6 +69,55 @@ def explained(name: str, method: str) -> tuple[Any, Tensor]:
     return attributions, tokens[case.stream]
 
 
+# Of every kind one; the others are slow.
+SEASONED = ("vit_cls", "hf_vit_eager", "bert", "gpt2_left", "llama_right", "ast_overlapping")
+
+
+def other_lengths(case: Case) -> Sample:
+    """One example, shorter than the batch that is explained where the model takes such."""
+    return case.collate(case.raw(3, seed=1)[1:2])
+
+
+def seasoned(names: list[str]) -> list[Any]:
+    return [n if n in SEASONED else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@every_method
+@pytest.mark.parametrize("name", seasoned(NAMES))
+def test_an_object_that_has_seen_another_length_explains_alike(name: str, method: str) -> None:
+    case = ZOO[name]
+    sample, explain = case.sample(), explainer(case, method)
+    attributions, tokens = explained(name, method)
+    explain.attribute_tokens(*arguments(case, other_lengths(case)))
+    for _ in range(2):
+        torch.manual_seed(0)
+        found = explain.attribute(*arguments(case, sample), interpolation="nearest")
+        for one, other in zip(_values(found), _values(attributions), strict=True):
+            close(one, other, 1e-6)
+        if not case.random:  # it draws its tokens' order
+            close(explain.attribute_tokens(*arguments(case, sample))[case.stream], tokens, 1e-6)
+
+
+def _values(attributions: Any) -> list[Tensor]:
+    if isinstance(attributions, Tensor):
+        return [attributions]
+    return list(attributions.values() if isinstance(attributions, Mapping) else attributions)
+
+
+@pytest.mark.parametrize("name", seasoned(NAMES))
+def test_the_same_in_double(name: str) -> None:
+    case = ZOO[name]
+    model = case.fresh().double()
+    sample, other = (s.to(torch.float64) for s in (case.sample(), other_lengths(case)))
+    skip_unless_double_runs(lambda: sample.run(case.function(model)))
+    fresh, explain = (explainer(case, "GenericAttention", model) for _ in range(2))
+    explain.attribute_tokens(*arguments(case, other))
+    torch.manual_seed(0)
+    expected = fresh.attribute_tokens(*arguments(case, sample))[case.stream]
+    torch.manual_seed(0)
+    close(explain.attribute_tokens(*arguments(case, sample))[case.stream], expected, 1e-10)
+
+
 # ------------------------------------------------------------------ the table itself
 class Counter(TorchFunctionMode):
     """Counts attention without the library. Each softmax of the zoo is one of attention."""

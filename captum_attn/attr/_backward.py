@@ -57,7 +57,7 @@ class Backward:
 
 
 @dataclass(frozen=True)
-class Value:
+class ExplainedValue:
     """The explained scalars.
 
     Args:
@@ -78,7 +78,7 @@ class Value:
 def run_backward(
     observation: Observation,
     request: Request,
-    value: Value,
+    value: ExplainedValue,
     calls: Sequence[AttentionCall],
     reads: Sequence[Read],
     like: Tensor,
@@ -89,7 +89,7 @@ def run_backward(
     Args:
         observation (Observation): what the run showed.
         request (Request): what the user asks for.
-        value (Value): what is explained.
+        value (ExplainedValue): what is explained.
         calls (sequence of AttentionCall): where gradients are wanted.
         reads (sequence of Read): the states that the output reads.
         like (Tensor): of the working precision and the device.
@@ -132,7 +132,7 @@ def run_backward(
     return result
 
 
-def explained_value(observation: Watched, request: Request, with_gradient: bool) -> Value:
+def explained_value(observation: Watched, request: Request, with_gradient: bool) -> ExplainedValue:
     """The explained scalars of a model's output.
 
     Args:
@@ -166,7 +166,7 @@ def explained_value(observation: Watched, request: Request, with_gradient: bool)
             "weights (`torch.isfinite(p).all()` for each parameter) and the inputs' range"
         )
     if objective is None:
-        return Value(stand_in, stand_in)
+        return ExplainedValue(stand_in, stand_in)
     try:
         value = objective(output, target)
     except AttnError:
@@ -181,18 +181,18 @@ def explained_value(observation: Watched, request: Request, with_gradient: bool)
         raise TargetError(f"objective: expected a tensor of shape ({batch},), got {got}")
     if not bool(torch.isfinite(value).all()):
         raise TargetError("objective: expected finite numbers, got NaN or inf")
-    if not value.requires_grad:
+    if not value.requires_grad and torch.is_grad_enabled():
         raise TargetError(
             "objective: expected a tensor that depends on the output with a gradient, got a "
             "constant or detached one"
         )
-    return Value(value, stand_in)
+    return ExplainedValue(value, stand_in)
 
 
 def _observed_norms(
     read: Read,
     at_edges: list[Tensor | None],
-    value: Value,
+    value: ExplainedValue,
     result: Backward,
     observation: Observation,
 ) -> Tensor | None:

@@ -21,6 +21,7 @@ from captum_attn.attr._describe import Description, describe
 from captum_attn.attr._engine import Engine, Objectives, Targets
 from captum_attn.attr._inputs import Inputs
 from captum_attn.attr._layers import Layers, check_layers
+from captum_attn.attr._leave_out import without
 from captum_attn.attr._options import SharedOptions, showing
 from captum_attn.attr._propagate import (
     BlockRow,
@@ -324,7 +325,9 @@ class AttentionAttribution(GradientAttribution):
                 of queries whose attention maps are formed at a time (default: as many as suit the
                 cache and the free memory), and `mixing_draws` (int, optional), the number of random
                 vectors by which mixing of tokens by something else than attention is estimated
-                (default: as many as keep the error of a map under 5 %).
+                (default: as many as keep the error of a map under 5 %); and `leave_out` (tuple of
+                "sink" and "self"), tokens whose relevance is set to 0, see `left_out` (default:
+                none).
 
         Returns:
             *Tensor*, *tuple of Tensor* or *dict* of **attributions**: in the container of the
@@ -343,11 +346,11 @@ class AttentionAttribution(GradientAttribution):
         check_interpolation(interpolation)
         request = Request(target, additional_forward_args, objective, readout, start_layer)
 
-        def attributions(inputs: Inputs, request: Request) -> Any:
+        def attributions(inputs: Inputs, request: Request, options: Mapping[str, Any]) -> Any:
             with self._run(inputs, request, options) as run:
-                return self.explain(run).attributions(inputs, interpolation)
+                return without(self.explain(run)).attributions(inputs, interpolation)
 
-        return in_batches(attributions, inputs, request, internal_batch_size)
+        return self._in_batches(attributions, inputs, request, internal_batch_size, options)
 
     def attribute_tokens(
         self,
@@ -371,11 +374,13 @@ class AttentionAttribution(GradientAttribution):
         """
         request = Request(target, additional_forward_args, objective, readout, start_layer)
 
-        def tokens(inputs: Inputs, request: Request) -> dict[str, Tensor]:
+        def tokens(
+            inputs: Inputs, request: Request, options: Mapping[str, Any]
+        ) -> dict[str, Tensor]:
             with self._run(inputs, request, options) as run:
-                return self.explain(run).tokens(inputs)
+                return without(self.explain(run)).tokens(inputs)
 
-        return in_batches(tokens, inputs, request, internal_batch_size)
+        return self._in_batches(tokens, inputs, request, internal_batch_size, options)
 
     @log_usage()
     def attribute_each(
@@ -500,7 +505,7 @@ class AttentionAttribution(GradientAttribution):
         flag("show_progress", show_progress)
         count, results = self._engine.explained_each(
             self.forward_func, inputs, targets, request, self.settled(options), objective,
-            lambda run: make(self.explain(run)),
+            lambda run: make(without(self.explain(run))),
         )  # fmt: skip
         if not show_progress:
             return results
@@ -590,21 +595,68 @@ class AttentionAttribution(GradientAttribution):
             roots = modules_of(self.forward_func)
             return describe(run, self._rules(run.options), roots)
 
+    def left_out(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        objective: Objective | None = None,
+        readout: Readout = "auto",
+        start_layer: int = 0,
+        **options: Any,
+    ) -> Any:
+        """Where the option `leave_out` takes the relevance away, for the pictures to mark.
+
+        "sink" is a token that, in more than half of the heads, more than half of the questions look
+        at more than at any other; a question is a query that sees two tokens or more beside its
+        own. "self" is the token with more than half of the readout's weight.
+
+        Args:
+            inputs, target, ...: as for `attribute`.
+
+        Returns:
+            *Tensor*, *tuple of Tensor* or *dict*: as `attribute` returns them, bool.
+
+        Examples::
+
+            >>> asked = dict(target=1, leave_out=("sink", "self"))
+            >>> gae.attribute(inputs, **asked), gae.left_out(inputs, **asked)
+        """
+        request = Request(target, additional_forward_args, objective, readout, start_layer)
+        with self._run(inputs, request, options) as run:
+            return without(self.explain(run)).marks(inputs)
+
     @classmethod
     def settled(cls, options: Mapping[str, Any]) -> SharedOptions:
         """The method's options with their defaults; raises `OptionError` for others."""
         return cls.Options.settle(options, cls.get_name())
 
+    def _in_batches(
+        self,
+        explain: Callable[[Inputs, Request, Mapping[str, Any]], Made],
+        inputs: Inputs,
+        request: Request,
+        size: int | None,
+        options: Mapping[str, Any],
+    ) -> Made:
+        return in_batches(explain, inputs, request, size, options, self.Options.of_examples)
+
     def _run(
         self, inputs: Inputs, request: Request, options: Mapping[str, Any]
     ) -> AbstractContextManager[Run]:
         """The observed run of one target."""
-        request = replace(request, layers=self.layers)
-        return self._engine.explained(self.forward_func, inputs, request, self.settled(options))
+        request, settled = replace(request, layers=self.layers), self.settled(options)
+        if request.matrices and settled.leave_out:
+            raise OptionError(
+                f"leave_out={settled.leave_out!r}: expected () for matrices, of which no row is "
+                "read; use `attribute` or `attribute_tokens`"
+            )
+        return self._engine.explained(self.forward_func, inputs, request, settled)
 
 
 # What `__init_subclass__` gives the signature of a method.
 _PUBLIC_CALLS = (
     "attribute", "attribute_tokens", "attribute_each", "attribute_tokens_each", "explain_each",
-    "relevance_maps", "layer_maps", "describe",
+    "relevance_maps", "layer_maps", "describe", "left_out",
 )  # fmt: skip

@@ -19,19 +19,24 @@ Result = TypeVar("Result")
 
 
 def in_batches(
-    explain: Callable[[Inputs, Request], Result],
+    explain: Callable[[Inputs, Request, Mapping[str, Any]], Result],
     inputs: Inputs,
     explained: Request,
     size: int | None,
+    options: Mapping[str, Any],
+    of_examples: Callable[[Mapping[str, Any], slice, Inputs, int], Mapping[str, Any]],
 ) -> Result:
     """`explain` for at most `size` examples at a time, the results put together again.
 
     Args:
-        explain (callable): (inputs, what is explained) -> a Tensor, or a tuple or dict of them.
+        explain (callable): (inputs, what is explained, options) -> a Tensor, or a tuple or dict of
+            them.
         size (int, optional): None: all at once.
+        options (Mapping): the method's, for all examples.
+        of_examples (callable): (options, examples, inputs, batch) -> options for these examples.
     """
     if size is None:
-        return explain(inputs, explained)
+        return explain(inputs, explained, options)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise OptionError(f"internal_batch_size: expected an int >= 1 or None, got {size!r}")
     values = checked(inputs, explained.additional_forward_args)
@@ -47,7 +52,14 @@ def in_batches(
     _check_target(explained.target, batch)
     parts = [slice(start, start + size) for start in range(0, batch, size)]
     return _joined(
-        [explain(_rows(inputs, part, batch), _of_rows(explained, part, batch)) for part in parts]
+        [
+            explain(
+                _rows(inputs, part, batch),
+                _of_rows(explained, part, batch),
+                of_examples(options, part, inputs, batch),
+            )
+            for part in parts
+        ]
     )
 
 
@@ -83,6 +95,33 @@ def _rows(value: Any, part: slice, batch: int, one_for_all: bool = False) -> Any
     if isinstance(value, tuple) and not one_for_all:  # a target's tuple selects one output
         return tuple(_rows(entry, part, batch) for entry in value)
     return value
+
+
+def copied(value: Any, times: int, batch: int) -> Any:
+    """A value for copies of the batch, one after the other; what all share is as it is."""
+    if times == 1:
+        return value
+    if isinstance(value, Tensor):
+        whole = value.ndim == 0 or len(value) != batch
+        return value if whole else value.repeat(times, *[1] * (value.ndim - 1))
+    if isinstance(value, Mapping):
+        return {name: copied(entry, times, batch) for name, entry in value.items()}
+    if isinstance(value, list) and len(value) == batch:
+        return value * times
+    return tuple(copied(v, times, batch) for v in value) if isinstance(value, tuple) else value
+
+
+def copied_request(explained: Request, times: int, batch: int) -> Request:
+    """What is explained of copies of the batch, one after the other."""
+    target = explained.target
+    is_one = isinstance(target, tuple) or (isinstance(target, Tensor) and target.numel() == 1)
+    return replace(
+        explained,
+        target=target if is_one else copied(target, times, batch),
+        additional_forward_args=copied(
+            _format_additional_forward_args(explained.additional_forward_args), times, batch
+        ),
+    )
 
 
 def _joined(results: list[Any]) -> Any:

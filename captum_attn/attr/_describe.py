@@ -9,6 +9,7 @@ from functools import partial
 
 from torch import nn
 
+from captum_attn.attr._leave_out import named
 from captum_attn.attr._run import Run
 from captum_attn.observe.observation import Watched
 from captum_attn.observe.operators.audit import custom_functions
@@ -131,6 +132,10 @@ class Description:
         mixing (tuple of MixingRow): where something else than attention mixes the tokens.
         layers (tuple of (str, int, int)): where there is such mixing, for each stack of layers in
             which there is attention its name, the layers with attention, and all layers.
+        left_out (tuple of (str, str, tuple of int)): what the option `leave_out` takes away of the
+            first example: the reason, the stream and the positions; no positions where nothing is.
+        known (bool): whether an earlier run of the same operations was observed, so that nothing
+            that its structure says was asked for again.
     """
 
     calls: tuple[CallRow, ...]
@@ -139,10 +144,13 @@ class Description:
     operations: Operations | None = None
     mixing: tuple[MixingRow, ...] = ()
     layers: tuple[tuple[str, int, int], ...] = ()
+    left_out: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
+    known: bool = False
 
     def __str__(self) -> str:
         parts = [self._wiring()] if self.calls else []
         parts += [str(self.operations)] if self.operations is not None else []
+        parts += ["\n".join(map(_left_out, self.left_out))] if self.left_out else []
         return "\n\n".join(parts)
 
     def _wiring(self) -> str:
@@ -175,6 +183,7 @@ class Description:
         for name, with_attention, every in self.layers:
             lines.append(f"attention in {with_attention} of {every} layers of {name!r}")
         lines.append("tokens: " + ", ".join(f"{name} {n}" for name, n in self.streams))
+        lines.append("structure: " + ("known from an earlier run" if self.known else "observed"))
         return "\n".join(line.rstrip() for line in lines)
 
 
@@ -213,7 +222,16 @@ def describe(run: Run, rules: Rules | None = None, roots: Sequence[nn.Module] = 
     operations = None if rules is None else describe_operations(run.observation, rules)
     mixing = tuple(map(_mixing, run.observation.wiring.mixed_states))
     layers = tuple(_stacks(roots[0], calls)) if mixing and len(roots) == 1 else ()
-    return Description(tuple(calls), tuple(readout), sources, operations, mixing, layers)
+    left_out, known = tuple(named(run)), run.observation.wiring.structure.known
+    return Description(
+        tuple(calls), tuple(readout), sources, operations, mixing, layers, left_out, known
+    )
+
+
+def _left_out(row: tuple[str, str, tuple[int, ...]]) -> str:
+    reason, stream, places = row
+    at = ", ".join(map(str, places[:_SHOWN])) + ", ..." * (len(places) > _SHOWN)
+    return f"left out as {reason}: {f'{at} of {stream}' if places else 'nothing'}"
 
 
 def _mixing(state: MixedState) -> MixingRow:

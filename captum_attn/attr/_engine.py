@@ -10,19 +10,22 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from captum_attn._checks import FAILURES, shown, shown_error
 from captum_attn.attr._backward import Backward, explained_value, run_backward
+from captum_attn.attr._batches import copied_request
 from captum_attn.attr._inputs import Inputs, checked
 from captum_attn.attr._layers import active_calls
 from captum_attn.attr._options import SharedOptions
 from captum_attn.attr._request import Request, check_objective
 from captum_attn.attr._ruled import check_ruled, ruled_pass
 from captum_attn.attr._run import Run
-from captum_attn.errors import AttnError, TargetError
+from captum_attn.errors import AttnError, OptionError, TargetError
 from captum_attn.objectives import Objective, logit
 from captum_attn.observe import AttentionCall, observe
 from captum_attn.observe.capture.attention_call import detached
+from captum_attn.observe.capture.module_stack import outputs_of
 from captum_attn.observe.capture.restore import drawing_again, left_as_found, modules_of
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.observation import watched
@@ -131,11 +134,14 @@ class Engine:
             forward_func, values, additional, roots, self.structure, self.tap,
             () if rules is None else (rules,),
         )  # fmt: skip
-        for mixed in observation.wiring.mixed_states:
-            mixed.mixing.draws = options.mixing_draws or mixed.mixing.draws
+        for mixing in observation.wiring.mixings:
+            mixing.draws = options.mixing_draws or mixing.draws
         states = observation.wiring.updates
         active = active_calls(states, request.layers, roots, request.start_layer)
-        run = Run(observation, options, active, inputs=inputs, draw_again=draw_again)
+        axes = observation.output.ndim
+        run = Run(
+            observation, options, active, inputs=inputs, draw_again=draw_again, output_axes=axes
+        )
         if rules is not None:
             self._check_rules(run, rules)
         return run
@@ -155,7 +161,7 @@ class Engine:
             observation.output = value.objective.detach()  # a language model's is large
         reads = [] if request.matrices else run.cached("reads", observation.reads)
         calls = [s.call for s in run.attention_states if run.counts(s.call) and self.needs_gradient]
-        mixes = bool(observation.wiring.mixed_states)  # a mixing hop asks autograd again
+        mixes = bool(observation.wiring.mixings)  # they ask autograd again
         rules = self.rules(run.options)
         keep = self.keeps_graph or several or mixes or rules is not None
         run.backward = run_backward(observation, request, value, calls, reads, run.like, keep)
@@ -176,6 +182,8 @@ class Engine:
             )  # else attention adds nothing (a dead layer scale), which its maps say
         run.again = partial(self._again, forward_func, request, run.options)
         run.along = partial(self._calls_on, forward_func, request, run.draw_again)
+        run.valued = partial(self._value_on, forward_func, request, run.batch, run.draw_again)
+        run.of_layer = partial(self._layer_on, forward_func, request, run.draw_again)
         return run
 
     def _again(
@@ -219,6 +227,58 @@ class Engine:
             arrived = gradients([(value, ones)], [other.edge for other in found], keep=False)
         made = [detached(other, call) for call, other in zip(calls, found, strict=True)]
         return list(zip(made, arrived, strict=True))
+
+    def _value_on(
+        self,
+        forward_func: Callable,
+        request: Request,
+        batch: int,
+        draw_again: Callable[[], None],
+        inputs: Inputs,
+        copies: int,
+        during: AbstractContextManager,
+    ) -> Tensor:
+        """What is explained, on other inputs, while a run is in progress."""
+        request = copied_request(request, copies, batch)
+        roots, additional = modules_of(forward_func), request.additional_forward_args
+        values = checked(inputs, additional)
+        with left_as_found(roots), torch.no_grad():
+            draw_again()
+            with during:
+                seen = watched(forward_func, values, additional, roots)
+            if seen.batch != copies * batch:
+                raise OptionError(
+                    "perturbations_per_eval: expected 1 for this model, whose rows are not one for "
+                    f"each example: of {copies} copies of {batch} it makes {seen.batch}"
+                )
+            return explained_value(seen, request, False).objective
+
+    def _layer_on(
+        self,
+        forward_func: Callable,
+        request: Request,
+        draw_again: Callable[[], None],
+        inputs: Inputs,
+        module: nn.Module,
+    ) -> tuple[Tensor, Tensor]:
+        """A module's output, and its gradient, while a run is in progress."""
+        roots, additional = modules_of(forward_func), request.additional_forward_args
+        values = checked(inputs, additional)
+        outputs: list[Tensor] = []
+        with left_as_found(roots), torch.enable_grad():
+            draw_again()
+            with outputs_of(module, outputs):
+                seen = watched(forward_func, values, additional, roots, self.tap)
+            if len(outputs) != 1 or not outputs[0].requires_grad:
+                raise OptionError(
+                    "layer: expected a module that runs once and returns a tensor which the output "
+                    f"depends on, got {type(module).__name__}, which gave {len(outputs)} tensors"
+                )
+            value = explained_value(seen, request, True).objective
+            ones, edge = torch.ones_like(value), get_gradient_edge(outputs[0])
+            (gradient,) = gradients([(value, ones)], [edge], keep=False)
+        found = outputs[0].detach()
+        return found, torch.zeros_like(found) if gradient is None else gradient
 
     def _depended_on(
         self, forward_func: Callable, request: Request, options: SharedOptions, inputs: Inputs

@@ -24,7 +24,13 @@ from captum_attn.attr._base import (
 )
 from captum_attn.attr._blocks import UNCHANGED
 from captum_attn.attr._layers import calls_of_layer
-from captum_attn.attr._path import At, check_steps, mean_gradient, path_gradients
+from captum_attn.attr._path import (
+    At,
+    baselines_of,
+    check_steps,
+    mean_gradient,
+    path_gradients,
+)
 from captum_attn.attr._propagate import (
     BlockRow,
     Step,
@@ -53,6 +59,14 @@ class FeedbackMethod(AttentionAttribution):
         def __post_init__(self) -> None:
             super().__post_init__()
             check_steps(self.n_steps)
+
+        @classmethod
+        def of_examples(
+            cls, given: Mapping[str, Any], part: slice, inputs: Any, batch: int
+        ) -> Mapping[str, Any]:
+            if "baselines" not in given:
+                return given
+            return {**given, "baselines": baselines_of(given["baselines"], part, inputs, batch)}
 
     def perception(self, run: Run[Any], last: AttentionState, block: Block) -> LinearRule:
         """The rule of R for a call that counts, where `last` is the call with the feedback."""

@@ -162,6 +162,8 @@ def attn_lrp(eps: float = 0.0) -> dict[str, Rule]:
         "gate": HALVES,
         "multiply": HALVES,
         "divide": Shares((1.0, 0.0)),
+        "solve": Shares((1.0, 0.0)),
+        "places": NOTHING,
         "composite": exact,
         "activation": exact,
         "norm": constant_normaliser,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_attn.observe.operators import kinds
-from captum_attn.observe.operators.bridge import Operation
+from captum_attn.observe.operators.bridge import Formula, Operation
 
 
 @dataclass
@@ -88,3 +89,35 @@ def _transposed_convolution(op: Operation) -> Callable[[Tensor, Tensor], Tensor]
         )[0]  # fmt: skip
 
     return adjoint
+
+
+def where_reached(rule: Formula) -> Formula:
+    """`rule` on the rows and columns of a linear layer that relevance arrives at; else R_x = 0.
+
+    At the head of a language model that is one token of hundreds and one word of thousands.
+    """
+
+    @wraps(rule)
+    def narrow(op: Operation, relevance: Tensor) -> Sequence[Tensor | None]:
+        if op.name != "linear" or op.slots != ((0,),) or op.operands[0].ndim < 2:
+            return rule(op, relevance)
+        relevance = relevance.flatten(0, -2)
+        rows, columns = relevance.any(1), relevance.any(0)
+        if int(rows.sum()) * int(columns.sum()) > relevance.numel() // 2:
+            return rule(op, relevance.view_as(op.output))
+        (x,), y, given = op.operands, op.output, (op.settings["weight"], op.settings["added"])
+        slots = [slot for slot in given if slot is not None]
+        call = op.call.having(slots, [op.call.at(slot)[columns] for slot in slots])
+        fewer = replace(
+            op,
+            call=call,
+            operands=(x.flatten(0, -2)[rows],),
+            output=y.flatten(0, -2)[rows][:, columns],
+        )
+        (share,) = rule(fewer, relevance[rows][:, columns])
+        shared = x.new_zeros(x.shape)
+        assert share is not None
+        shared.view(-1, x.shape[-1])[rows] = share
+        return (shared,)
+
+    return narrow

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from captum_attn.attr._backward import explained_value
+from captum_attn.attr._apart import check_apart
+from captum_attn.attr._backward import explained_value, run_backward
 from captum_attn.attr._base import AttentionAttribution, Relevance, Result, Run
 from captum_attn.attr._describe import Description, describe_operations
 from captum_attn.attr._engine import Engine, Targets
 from captum_attn.attr._inputs import Inputs, checked
 from captum_attn.attr._layers import Layers
+from captum_attn.attr._leave_out import named
 from captum_attn.attr._options import SharedOptions
 from captum_attn.attr._request import Readout, Request
 from captum_attn.attr._rule_sets import Form, overlaid
@@ -82,6 +84,9 @@ class InputEngine(Engine):
         options: SharedOptions,
         roots: list[nn.Module],
     ) -> Run:
+        if options.leave_out:  # what heads look at, and which row is read, the wiring says
+            wired = super()._observed(forward_func, inputs, request, options, roots)
+            return InputRun(wired.observation, options, wired.active)
         additional, rules = request.additional_forward_args, self.rules(options)
         assert rules is not None
         values = checked(inputs, additional)
@@ -102,7 +107,12 @@ class InputEngine(Engine):
         assert isinstance(run, InputRun)
         if request.objective is None:
             request = replace(request, objective=self.default_objective)
-        value = explained_value(run.observation, request, True).objective
+        explained = explained_value(run.observation, request, True)
+        if run.options.leave_out:
+            seen = run.observation
+            run.backward = run_backward(seen, request, explained, [], seen.reads(), run.like, True)
+        value = explained.objective
+        check_apart(run.observation, value)
         self._read(run, value)
         if run.shared is None:
             run.observation.output = value.detach()  # a language model's is large
@@ -231,7 +241,7 @@ class InputRelevance(AttentionAttribution):
         return super()._run(inputs, request, options)
 
     def _check_request(self, readout: Any, start_layer: Any) -> None:
-        if not isinstance(readout, str) or start_layer:
+        if not isinstance(readout, str) or not isinstance(start_layer, int) or start_layer:
             given = "start_layer" if isinstance(readout, str) else "readout"
             raise OptionError(
                 f"{given}: {self.get_name()} starts from the explained output itself and follows "
@@ -295,6 +305,7 @@ class InputRelevance(AttentionAttribution):
         Args:
             inputs, targets, make, ...: see `AttentionAttribution`.
         """
+        self._check_request(shared.get("readout", "auto"), shared.get("start_layer", 0))
         reader = self._of_tokens() if make is Result.tokens else self
         return AttentionAttribution.explain_each(
             reader, inputs, targets, make, additional_forward_args, **shared
@@ -340,6 +351,10 @@ class InputRelevance(AttentionAttribution):
             >>> print(AttnLRP(model).describe(images))
         """
         settled = self.settled(options)
+        if settled.leave_out:
+            with self._run(inputs, Request(target, additional_forward_args), options) as run:
+                ruled = describe_operations(run.observation, self.rules(settled))
+                return Description((), (), (), ruled, left_out=tuple(named(run)))
         roots = modules_of(self.forward_func)
         request = Request(target, additional_forward_args)
         with left_as_found(roots):

@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from captum_attn._checks import shown
+from captum_attn.attr._reasons import check_leave_out
 from captum_attn.errors import OptionError
 
 Settled = TypeVar("Settled", bound="SharedOptions")
@@ -30,10 +31,14 @@ class SharedOptions:
         mixing_draws (int, optional): the number of random vectors by which it is estimated how
             something else than attention (a convolution, a recurrence, linear attention) mixes
             tokens. Default: as many as keep the error of a map under 5 %, fewer for wide models.
+        leave_out (tuple of str): tokens that get no relevance: "sink", what most heads look at
+            whatever is asked, as observed; "self", the one that the output is read from. `describe`
+            and `left_out` say which they are. Default: (), none.
     """
 
     block_size: int | None = None
     mixing_draws: int | None = None
+    leave_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("block_size", "mixing_draws"):
@@ -41,6 +46,7 @@ class SharedOptions:
             whole = isinstance(count, int) and not isinstance(count, bool)
             if count is not None and (not whole or not 1 <= count < 2**31):
                 raise OptionError(f"{name}: expected an int >= 1 or None, got {shown(count)}")
+        check_leave_out(self.leave_out)
         for name, kind in _types(type(self)).items():
             value = getattr(self, name)
             if not _fits(value, kind):
@@ -59,6 +65,20 @@ class SharedOptions:
             if name not in known:
                 raise OptionError(f"unknown option {name!r}; {method} has: {', '.join(known)}")
         return cls(**given)
+
+    @classmethod
+    def of_examples(
+        cls, given: Mapping[str, Any], part: slice, inputs: Any, batch: int
+    ) -> Mapping[str, Any]:
+        """The options for some examples; a method with values per example overrides it.
+
+        Args:
+            given (Mapping): name -> value, as the user gave them for all examples.
+            part (slice): the examples.
+            inputs: of all examples, as the user gave them.
+            batch (int): the number of all examples.
+        """
+        return given
 
     @classmethod
     def listed(cls) -> list[Field]:
@@ -119,9 +139,11 @@ def showing(call: Callable, options: type[SharedOptions]) -> Callable:
 
     types, only = _types(options), inspect.Parameter.KEYWORD_ONLY
     given = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    taken = {parameter.name for parameter in given}  # `show_progress` over targets, not over masks
     own = [
         inspect.Parameter(f.name, only, default=f.default, annotation=types[f.name])
         for f in options.listed()
+        if f.name not in taken
     ]
     shown.__signature__ = signature.replace(parameters=[*given, *own])  # type: ignore[attr-defined]
     shown.with_any_options = plain  # type: ignore[attr-defined]

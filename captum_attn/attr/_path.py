@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attn._checks import FAILURES, shown, whole
+from captum_attn._checks import FAILURES, shown, shown_error, whole
 from captum_attn.attr._inputs import Inputs
 from captum_attn.attr._run import Run
-from captum_attn.errors import OptionError
+from captum_attn.errors import AttnError, OptionError
 from captum_attn.observe import AttentionCall, Block
 from captum_attn.observe.capture.module_stack import hooked
 from captum_attn.observe.capture.tensor_kinds import check_kind
@@ -47,7 +47,19 @@ def path_gradients(
     }
     for alpha in torch.linspace(0, 1, n_steps, dtype=torch.float64).tolist()[:-1]:
         inputs, scaled = _at(run, alpha, baselines, roots)
-        for call, step in zip(calls, run.calls_on(inputs, calls, scaled), strict=True):
+        try:
+            steps = run.calls_on(inputs, calls, scaled)
+        except AttnError:
+            raise
+        except FAILURES as error:  # the inputs themselves could be read
+            raise OptionError(
+                f"baselines: the model cannot read its inputs at {alpha:.2f} of the way from the "
+                "baseline to them (it may leave out images that are all 0): expected a baseline "
+                "that is an input of the model's, got "
+                f"{'0' if baselines is None else shown(baselines)}; give another one as baselines=,"
+                f" or set n_steps=1; the model says: {shown_error(error)}"
+            ) from error
+        for call, step in zip(calls, steps, strict=True):
             found[call].append(step)
     return found
 
@@ -85,6 +97,29 @@ def _at(
     values = given if isinstance(given, tuple) else (given,)
     made = tuple(moved(n, i, x) for i, (n, x) in enumerate(zip(names, values, strict=True)))
     return (made if isinstance(given, tuple) else made[0]), nullcontext()
+
+
+def baselines_of(baselines: Any, part: slice, inputs: Any, batch: int) -> Any:
+    """The baselines of some examples: rows of those that have one for each, as the input has."""
+
+    def rows(baseline: Any, value: Any) -> Any:
+        each = isinstance(baseline, Tensor) and isinstance(value, Tensor) and batch > 1
+        each = each and baseline.ndim == value.ndim and len(baseline) == batch
+        return baseline[part] if each else baseline
+
+    if isinstance(baselines, Mapping) and isinstance(inputs, Mapping):
+        return {name: rows(value, inputs.get(name)) for name, value in baselines.items()}
+    values = inputs if isinstance(inputs, tuple) else (inputs,)
+    if isinstance(baselines, tuple):
+        return tuple(map(rows, baselines, values)) if len(baselines) == len(values) else baselines
+    if isinstance(inputs, Mapping):  # one tensor for all floats; of ids, of the tokens (B, n, D)
+        given = [v for v in inputs.values() if isinstance(v, Tensor)]
+        of_tokens = isinstance(baselines, Tensor) and baselines.ndim == 3
+        floats = [v for v in given if v.is_floating_point()]
+        return rows(baselines, baselines if of_tokens and not floats else (floats or given)[0])
+    value = values[0]
+    ids = isinstance(value, Tensor) and not value.is_floating_point()
+    return rows(baselines, baselines if ids and getattr(baselines, "ndim", 0) == 3 else value)
 
 
 def _baseline_of(baselines: Baselines, name: str, place: int) -> Any:

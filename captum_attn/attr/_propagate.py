@@ -24,6 +24,7 @@ from captum_attn.observe.streams.states import (
     State,
     ancestry,
 )
+from captum_attn.observe.tracing.token_index import scatter_sum, take
 
 # Relevance of every source's tokens, source -> (B, n_source).
 Relevance = dict[Source, Tensor]
@@ -107,7 +108,7 @@ class Step:
         """What is handed over: A-bar, (B, F, q, k), split by streams and by sources."""
         read = dense(read)
         for part in read_parts(self.state):
-            columns = _columns(read, part)
+            columns = columns_of(read, part)
             for source, rows in self.maps[part.state].items():
                 yield Flow(self, part.state, source, columns.to(rows.dtype), rows)
 
@@ -313,7 +314,7 @@ def dense(read: Tensor) -> Tensor:
     return apart.view(batch, windows * queries, windows * keys)
 
 
-def _columns(read: Tensor, part: Part) -> Tensor:
+def columns_of(read: Tensor, part: Part) -> Tensor:
     """A-bar's columns on the tokens of a part, (B, q, n_from)."""
     if part.to is None or part.shares is None:
         return read
@@ -325,16 +326,11 @@ def _taken(rows: Tensor, part: Part) -> Tensor:
     """(B, n) -> (B, n_from): to each row of a part its share of what arrives at its position."""
     if part.to is None or part.shares is None:
         return rows
-    to = part.to.to(rows.device).expand(len(rows), -1)
-    return rows.gather(1, to.clamp_min(0)) * part.shares.to(rows)
+    return take(rows, part.to) * part.shares.to(rows)
 
 
 def moved(block: Tensor, part: Part, n: int) -> Tensor:
     """The rows of a part, each at its new position; rows that meet are averaged."""
     if part.to is None or part.shares is None:
         return block
-    to = part.to.to(block.device).expand(len(block), -1)
-    block = block * part.shares.to(block)[..., None]
-    placed = block.new_zeros(len(block), n + 1, block.shape[2])
-    index = torch.where(to < 0, n, to)[..., None].expand_as(block)
-    return placed.scatter_add_(1, index, block)[:, :n]
+    return scatter_sum(block * part.shares.to(block)[..., None], part.to.to(block.device), n)

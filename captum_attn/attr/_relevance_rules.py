@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_attn.attr._linear_form import linear_form
+from captum_attn.attr._linear_form import linear_form, where_reached
 from captum_attn.observe.capture.attention_call import attention_map, repeat_heads
-from captum_attn.observe.operators.bridge import Operation, Rule, without_output
+from captum_attn.observe.operators.bridge import Operation, Rule, Shares, without_output
 from captum_attn.observe.operators.examples import sums_per_example
 
 Shared = tuple["Tensor | None", ...]
@@ -39,6 +39,7 @@ def nothing(op: Operation, relevance: Tensor) -> Shared:
     return (None,) * len(op.operands)
 
 
+@where_reached
 def z_plus(op: Operation, relevance: Tensor) -> Shared:
     """Z = x+ w+ + x- w- without the bias, S = sd(R, Z), R_x = x+ (w+^T S) + x- (w-^T S).
 
@@ -142,6 +143,12 @@ def to_numerator(op: Operation, relevance: Tensor) -> Shared:
     return relevance, None
 
 
+def to_right_side(op: Operation, relevance: Tensor) -> Shared:
+    """A^-1 B, as a quotient: everything to B, R_B = B (A^-T sd(R, y))."""
+    pulled = op.vjp(quotient(relevance, op.output))
+    return (op.operands[0] * pulled[0], None)[: len(op.operands)]
+
+
 def attention(op: Operation, relevance: Tensor) -> Shared:
     """The fused kernel as its two products, the softmax between them passing R on.
 
@@ -196,6 +203,7 @@ def transformer_lrp(renorm: bool = True, joint: bool = True) -> dict[str, Rule]:
         "gate": halves,
         "multiply": halves,
         "divide": to_numerator,
+        "solve": to_right_side,
         "composite": pass_on,
         "activation": pass_on,
         "norm": pass_on,
@@ -207,9 +215,11 @@ def transformer_lrp(renorm: bool = True, joint: bool = True) -> dict[str, Rule]:
         "reduce": proportion,
         "accumulate": proportion,
         "statistic": nothing,
+        "places": Shares((0.0,)),
     }
 
 
+@where_reached
 def z_apart(op: Operation, relevance: Tensor) -> Shared:
     """The authors' older baseline: R_x = x+ (w+^T sd(R, Z+)) + x- (w-^T sd(R, Z-)), Z± apart."""
     (x,) = op.operands

@@ -11,9 +11,10 @@ from captum._utils.common import _format_output, _format_tensor_into_tuples
 from torch import Tensor
 
 from captum_attn.attr._inputs import Inputs
+from captum_attn.attr._leave_out import together
 from captum_attn.attr._propagate import BlockRow, Relevance
 from captum_attn.attr._run import Run
-from captum_attn.attr._silence import check_heard
+from captum_attn.attr._silence import check_heard, name_others
 from captum_attn.attr._spread import check_spread
 from captum_attn.errors import AttnError, InputError
 from captum_attn.observe.streams.states import Source, State
@@ -31,12 +32,15 @@ class Result:
         of_elements (dict): name of an input -> relevance of its elements, of the input's shape; the
             inputs without an entry get that of their tokens.
         shows_calls (bool): whether single attention calls are shown, which may read no input.
+        left_out (Mapping): reason ("sink", "self") -> source -> (B, n) bool, the tokens whose
+            relevance was set to 0 (`leave_out`).
     """
 
     run: Run
     of_tokens: Relevance | None
     of_elements: Mapping[str, Tensor] = field(default_factory=dict)
     shows_calls: bool = False
+    left_out: Mapping[str, Relevance] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuses relevance that overflowed on the way instead of handing out NaN."""
@@ -77,6 +81,19 @@ class Result:
             check_spread(self.run, self.of_tokens)
         return {s.name: in_order(self.rows_of(s), input_order(s, batch)) for s in self.sources}
 
+    def marks(self, inputs: Inputs) -> Any:
+        """Where tokens were left out, bool, in the container and the shapes of the inputs."""
+        masks = {s: mask.to(self.run.like) for s, mask in together(self.left_out).items()}
+        of = Result(self.run, masks)
+        found = {name: of._attribution(name, "nearest") for name in self.run.observation.names}
+        if isinstance(inputs, Mapping):
+            return {name: laid > 0 for name, laid in found.items() if laid is not None}
+        laid = tuple(
+            torch.zeros(x.shape, dtype=torch.bool, device=x.device) if r is None else r > 0
+            for x, r in zip(_format_tensor_into_tuples(inputs), found.values(), strict=True)
+        )
+        return _format_output(isinstance(inputs, tuple), laid)
+
     def _of_its_tokens(self, name: str) -> Tensor | None:
         """The relevance of an input's tokens, (B, n of all its sources)."""
         sources = [s for s in self.sources if any(e.leaf.name == name for e in s.entries)]
@@ -89,9 +106,12 @@ class Result:
         if all(laid is None for laid in found.values()):
             raise InputError(
                 f"none of the inputs {list(found)} enters a token stream: expected at least one "
-                "whose embedding or patches the attention reads"
+                "whose embedding or patches the attention reads; where the model cuts them off (a "
+                "`detach`, `no_grad` or rounding in front of the first attention call), explain "
+                "what it makes of them, as an input of the part behind it"
             )
         check_heard(self.run, found, inputs, self.shows_calls)
+        name_others(inputs)
         check_spread(self.run, self.of_tokens)
         if isinstance(inputs, Mapping):
             return {name: laid for name, laid in found.items() if laid is not None}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from captum_attn.attr._backward import Backward
@@ -57,6 +57,9 @@ class Run(Generic[Own]):
         inputs: as the user gave them.
         draw_again (callable): sets the random generators back to where they were before the run.
         along (callable): see `calls_on`.
+        valued (callable): see `value_on`.
+        of_layer (callable): see `layer_on`.
+        output_axes (int): the number of axes of the output that the target selects from.
         notes (dict): what was worked out for this target, see `once`.
     """
 
@@ -70,6 +73,9 @@ class Run(Generic[Own]):
     inputs: Any = None
     draw_again: Callable[[], None] = lambda: None
     along: Callable[..., list[tuple[AttentionCall, Tensor | None]]] | None = None
+    valued: Callable[[Inputs, int, AbstractContextManager], Tensor] | None = None
+    of_layer: Callable[[Inputs, nn.Module], tuple[Tensor, Tensor]] | None = None
+    output_axes: int = 0
     notes: dict[Any, Any] = field(default_factory=dict, init=False)
 
     # ------------------------------------------------------------------------ what is explained
@@ -123,6 +129,36 @@ class Run(Generic[Own]):
         """
         assert self.along is not None, "nothing has been explained yet"
         return self.along(inputs, calls, during)
+
+    def value_on(
+        self,
+        inputs: Inputs,
+        copies: int = 1,
+        during: AbstractContextManager | None = None,
+    ) -> Tensor:
+        """What is explained, on other inputs: a forward pass more, and nothing else.
+
+        Args:
+            inputs: as the user gave them, but for their values, or several copies of such batches
+                one after the other.
+            copies (int): their number; targets and further arguments are repeated.
+            during (context manager, optional): what is done to the model meanwhile.
+
+        Returns:
+            Tensor: (copies B,).
+        """
+        assert self.valued is not None, "nothing has been explained yet"
+        return self.valued(inputs, copies, nullcontext() if during is None else during)
+
+    def layer_on(self, inputs: Inputs, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """A module's output on other inputs, and its gradient; a forward and a backward pass more.
+
+        Args:
+            inputs: as the user gave them, but for their values.
+            module (Module): of the model.
+        """
+        assert self.of_layer is not None, "nothing has been explained yet"
+        return self.of_layer(inputs, module)
 
     def depended_on(self, inputs: Inputs) -> set[str]:
         """The inputs that what is explained has a gradient for; a forward and a backward pass more.

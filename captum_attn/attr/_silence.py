@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from numbers import Number
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from captum_attn.attr._inputs import Inputs
 from captum_attn.attr._run import Run
-from captum_attn.errors import WiringError
+from captum_attn.errors import OptionError, TargetError, WiringError
 from captum_attn.observe import Observation
-from captum_attn.observe.streams.states import InitialState, ancestry
+from captum_attn.observe.streams.states import InitialState, ancestry, streams_of
 
 
 def check_heard(
@@ -32,6 +35,8 @@ def check_heard(
         shows_calls (bool): whether the method shows single attention calls, see `Result`.
 
     Raises:
+        OptionError: if no input got anything, because a call that leads to it does not count.
+        TargetError: if no input got anything, because nothing speaks for the target.
         WiringError: if no input got anything, because none's tokens are read.
     """
     silent = [name for name, laid in found.items() if laid is None or not bool(laid.any())]
@@ -52,9 +57,50 @@ def check_heard(
         f"on it: {'; '.join(dict.fromkeys(reasons))}"
     )
     all_count = all(run.counts(state.call) for state in run.attention_states)
-    if none_heard and not entered and not shows_calls and all_count:
-        raise WiringError(f"{message}; explain it with a method that needs no tokens")
+    if none_heard and not shows_calls:  # a map of zeros would look like a finding
+        if not all_count and entered:
+            raise OptionError(_left_out(run, silent))
+        if entered:
+            raise TargetError(message)
+        if all_count:
+            raise WiringError(f"{message}; explain it with a method that needs no tokens")
     warnings.warn(message, stacklevel=3)
+
+
+def _left_out(run: Run, silent: list[str]) -> str:
+    """Says which call that does not count would have brought anything of an input."""
+    out = [state for state in run.attention_states if not run.counts(state.call)]
+    across = [s for s in out if s.stream not in streams_of(s.key_state)] or out
+    return (
+        f"{', '.join(map(repr, silent))} got no relevance: `layers` or `start_layer` leave out "
+        f"{', '.join(dict.fromkeys(repr(s.call.module) for s in across))}, by which alone the "
+        "tokens that the output reads have anything of it; let these calls count, too"
+    )
+
+
+def name_others(inputs: Inputs) -> None:
+    """Names the entries of a Mapping that hold numbers in no tensor: they get no relevance."""
+    if not isinstance(inputs, Mapping):
+        return
+    others = [n for n, value in inputs.items() if not isinstance(value, (Tensor, Number))]
+    others = [name for name in others if _holds_numbers(inputs[name])]
+    if others:
+        warnings.warn(
+            f"{', '.join(map(repr, others))}: what holds numbers in another form than a tensor (a "
+            "list, an array, a dict of its own) has no entry in the result; pass tensors, "
+            "`torch.as_tensor(...)`, as entries of the Mapping itself",
+            stacklevel=3,
+        )
+
+
+def _holds_numbers(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return bool(value.size) and np.issubdtype(value.dtype, np.number)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_numbers, value))
+    return isinstance(value, (Tensor, Number)) and not isinstance(value, bool)
 
 
 def _is_connected(run: Run, name: str) -> bool:

@@ -36,6 +36,7 @@ from captum_attn.errors import OptionError, WiringError
 from captum_attn.observe import AttentionCall
 from captum_attn.observe.capture.restore import modules_of
 from captum_attn.observe.streams.states import AttentionState, Source, State
+from captum_attn.observe.tracing.token_index import occupied
 
 
 def min_max(values: Tensor, counted: Tensor) -> Tensor:
@@ -171,13 +172,12 @@ def _entered(run: Run, call: AttentionCall) -> Tensor | None:
     source = next((s for s in run.observation.wiring.sources if s.name == keys.stream), None)
     if source is None or not source.entries or any(e.to is None for e in source.entries):
         return None
-    tokens = torch.zeros(run.batch, source.n + 1, dtype=torch.bool, device=run.like.device)
+    tokens = torch.zeros(run.batch, source.n, dtype=torch.bool, device=run.like.device)
     for entry in source.entries:
         assert entry.to is not None
-        to = torch.where(entry.to < 0, source.n, entry.to).to(tokens.device)
-        tokens.scatter_(1, to.expand(run.batch, -1), True)
+        tokens |= occupied(entry.to.to(tokens.device), source.n)
     block = initial_block(keys, run.like)
     if block is None:
         return None
-    held = (block @ tokens[:, : source.n, None].to(block))[..., 0] != 0
+    held = (block @ tokens[..., None].to(block))[..., 0] != 0
     return held.view(run.batch, call.windows, call.n_k).to(call.q.device)

@@ -3,6 +3,7 @@ ICLR 2024; published as TokenTM, CVPR 2024."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import Tensor
 from captum_attn import objectives
 from captum_attn.attr._base import AttentionAttribution, Block, Run
 from captum_attn.attr._propagate import RowScale
-from captum_attn.errors import WiringError
 from captum_attn.objectives import Objective
 from captum_attn.observe.streams.states import (
     AttentionState,
@@ -23,6 +23,11 @@ from captum_attn.observe.streams.states import (
 )
 from captum_attn.observe.vectors.recording_tap import RecordingTap
 from captum_attn.observe.vectors.vector_changes import VectorChange, VectorChanges
+
+_NO_SKIP = (
+    "VTranM: what {!r} pools is added to no skip connection, so there is nothing to measure the "
+    "change of vectors by: its w (Eq. 12, 13) is taken to be 1"
+)
 
 
 def length_ratio(before: Tensor, after: Tensor) -> Tensor:
@@ -66,8 +71,21 @@ class VTranM(AttentionAttribution):
 
     All of this is observed as the model runs: pre-norm and post-norm blocks, fused or separate
     projections, grouped queries, LayerScale, parallel branches, gated and mixture-of-experts
-    feed-forwards. A block in which the skip connection or the linear map was not found is a
-    `WiringError` that names it. Calls that are left out by `layers` and `start_layer` have U = I,
+    feed-forwards. What the paper leaves open is taken as follows:
+
+    - A gate on the attention's output, and the scale of a norm between the projection and the
+      addition, are held at what they were for the query i: Ẽ_h,j, and with it w_h, is that of its
+      map, U = I + E_h[∇A_h^+ ⊙ A_h ⊙ w_h] with w_h (q, k).
+    - A skip connection that is projected (where the width or the grid changes): E are the projected
+      vectors.
+    - No skip connection: U without I, E the vectors that the values are projected from. Learned
+      queries that pool the tokens, and are added to nothing: w is 1, with a warning. A feed-forward
+      without one: U = I, so between the projection and the addition.
+    - Vectors of another width than what they become have no angle to it: NECC is 1/n, with a
+      warning.
+
+    A block in which the skip connection or the linear map was not found is a `WiringError` that
+    names it. Calls that are left out by `layers` and `start_layer` have U = I,
     their feed-forward sub-layers too.
 
     An extension to models of several streams, which the paper does not treat: a call across uses
@@ -111,23 +129,22 @@ class VTranM(AttentionAttribution):
         if run.options.length:
             weights = length_ratio(change.before, change.after)
         if run.options.direction:
-            if change.dot is None:
-                raise WiringError(
-                    f"{change.module!r}: its values come from vectors of another width than those "
-                    "they are added to, so the angle between the two is not defined; set "
-                    "direction=False, or leave the block out with `layers=`"
-                )
             lengths = change.before * change.after
-            weights = weights * necc(length_ratio(lengths, change.dot), change.real)
+            if change.dot is None:
+                _warn_of_widths(run, change.module)
+            dot = torch.zeros_like(lengths) if change.dot is None else change.dot
+            weights = weights * necc(length_ratio(lengths, dot), change.real)
         return weights
 
     def weigh_heads(self, run: Run[Options], block: Block) -> Tensor:
         weighted = run.attention_gradient(block).clamp_min_(0).mul_(block.attention())
         if run.options.length or run.options.direction:
-            change = _vector_changes(run).attention(run.state_after(block.call))
-            weights = self.change_weights(run, change)  # (B, H, F k)
-            weights = weights.unflatten(-1, (block.call.windows, -1)).transpose(1, 2)
-            weighted = weighted.mul_(weights[..., None, : block.n_k])
+            change = _vector_changes(run).attention(run.state_after(block.call), block.rows)
+            if change is None:
+                warnings.warn(_NO_SKIP.format(block.call.module), stacklevel=2)
+                return weighted
+            weights = self.change_weights(run, change)  # (B, H, F k) or, of each query, + (F q', )
+            weighted = weighted.mul_(_by_window(weights, block.call.windows)[..., : block.n_k])
         return weighted
 
     def keep(self, run: Run[Options], block: Block) -> Tensor | float:
@@ -175,6 +192,27 @@ def _enters_first_block(run: Run[Any], state: State) -> bool:
     if isinstance(state, MixedState):
         return all(isinstance(part, InitialState) for part in state.parts)
     return isinstance(state, InitialState) and not any(state in one.parts for one in mixed)
+
+
+def _warn_of_widths(run: Run[Any], module: str) -> None:
+    warned = run.observation.notes.setdefault("other widths", set())
+    if module not in warned:
+        warned.add(module)
+        warnings.warn(
+            f"{module!r}: its values come from vectors of another width than those they become, so "
+            "the angle between the two is not defined: each token's direction counts alike (NECC = "
+            "1/n); set direction=False, or leave the block out with `layers=`",
+            stacklevel=2,
+        )
+
+
+def _by_window(weights: Tensor, windows: int) -> Tensor:
+    """Weights of all keys, (B, H, F k) or (B, H, F q', F k) -> (B, F, H, 1 or q', k)."""
+    weights = weights.unflatten(-1, (windows, -1))
+    if weights.ndim == 4:
+        return weights.transpose(1, 2)[..., None, :]
+    weights = weights.unflatten(2, (windows, -1))  # (B, H, F, q', F, k)
+    return weights.diagonal(dim1=2, dim2=4).movedim(-1, 1)
 
 
 def _vector_changes(run: Run[Any]) -> VectorChanges:

@@ -14,7 +14,7 @@ import typer
 from captum_attn.errors import InputError, OptionError
 
 if TYPE_CHECKING:
-    from captum_attn.demo.report import Part, Shown
+    from captum_attn.demo.report import Chapter, Shown
 
 SCENES, DETECTED, KINDS = 3, 2, 4
 
@@ -87,7 +87,7 @@ def _explained(
     images: list[Path] | None,
     with_text: bool,
     with_images: bool,
-) -> list[tuple[Part, list[Shown]]]:
+) -> list[tuple[Chapter, list[Shown]]]:
     """Explains what was asked for, with a progress bar; refuses what cannot be before that."""
     from tqdm import tqdm
 
@@ -101,7 +101,7 @@ def _explained(
     from captum_attn.toy.digit_vqa import load_digit_vqa
     from captum_attn.toy.topics import LABELS, TEXTS, load_topic_classifier
 
-    parts: list[tuple[Part, Iterable[Shown], int]] = []
+    parts: list[tuple[Chapter, Iterable[Shown], int]] = []
     if with_text:
         cases = explain_texts(load_topic_classifier(labels or LABELS), texts or TEXTS)
         parts.append((TEXT, cases, len(texts or TEXTS)))

@@ -9,10 +9,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from captum_attn.demo.deletion import Score, deletion_score, random_deletion_score
-from captum_attn.toy.topics import Word
+from captum_attn.toy.topics import TextWord
 
 
-class Explanation(NamedTuple):
+class MethodAnswer(NamedTuple):
     """One method's answer to one question.
 
     Attributes:
@@ -21,14 +21,14 @@ class Explanation(NamedTuple):
         seconds (float): time of one `attribute` call; the first call, in which the model is
             observed, is not counted.
         deletion (float): deletion score, lower is better.
-        words (tuple of Word): a text's words with their relevance; empty for an image.
+        words (tuple of TextWord): a text's words with their relevance; empty for an image.
     """
 
     method: str
     relevance: Tensor
     seconds: float
     deletion: float
-    words: tuple[Word, ...] = ()
+    words: tuple[TextWord, ...] = ()
 
 
 class Question(NamedTuple):
@@ -37,7 +37,7 @@ class Question(NamedTuple):
     Attributes:
         asked (str): the question as a title, ``"why 3?"``.
         probability (float): what the model gives the target.
-        explanations (list of Explanation): one per method.
+        explanations (list of MethodAnswer): one per method.
         random_deletion (float): mean deletion score of random orders.
         box (tuple of float): x_min, y_min, x_max, y_max of what was detected, in pixels; empty
             where nothing was.
@@ -45,7 +45,7 @@ class Question(NamedTuple):
 
     asked: str
     probability: float
-    explanations: list[Explanation]
+    explanations: list[MethodAnswer]
     random_deletion: float
     box: tuple[float, ...] = ()
 
@@ -72,7 +72,7 @@ def explain(
     methods: Mapping[str, Callable[[], Tensor]],
     score: Score,
     units: Callable[[Tensor], Tensor],
-) -> tuple[list[Explanation], float]:
+) -> tuple[list[MethodAnswer], float]:
     """Runs every method on one question, times it and scores it by deletion.
 
     Args:
@@ -100,6 +100,6 @@ def explain(
         relevance = attribute()
         seconds = time.perf_counter() - start
         deletion = deletion_score(score, units(relevance))
-        explanations.append(Explanation(name, relevance, seconds, deletion))
+        explanations.append(MethodAnswer(name, relevance, seconds, deletion))
     n = len(units(explanations[0].relevance))
     return explanations, random_deletion_score(score, n)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from captum_attn.demo.explanation import Case, Explanation
+from captum_attn.demo.explanation import Case, MethodAnswer
 from captum_attn.demo.vqa import DIFFERENCE, VQACase
-from captum_attn.toy.topics import Word
+from captum_attn.toy.topics import TextWord
 from captum_attn.visualization import (
     Picture,
+    Word,
     visualize_image,
     visualize_image_text,
     visualize_text,
 )
-from captum_attn.visualization import Word as DrawnWord
 
 
 def draw_image_case(case: Case) -> Picture:
@@ -109,7 +109,7 @@ def draw_inspections(cases: Sequence[VQACase], inspection: str = DIFFERENCE) -> 
 
 
 def _draw_pairs(
-    rows: Sequence[tuple[VQACase, str, Explanation]], legend: tuple[str, str]
+    rows: Sequence[tuple[VQACase, str, MethodAnswer]], legend: tuple[str, str]
 ) -> Picture:
     images = [case.case.image for case, *_ in rows]
     words = [_drawn(explanation.words) for *_, explanation in rows]
@@ -139,10 +139,10 @@ def _deletions(case: Case) -> dict[str, list[str]]:
     }
 
 
-def _drawn(words: Sequence[Word]) -> list[DrawnWord]:
+def _drawn(words: Sequence[TextWord]) -> list[Word]:
     """Words as they are drawn: with a blank where the text has one."""
     ends = [0, *(word.end for word in words)]
     return [
-        DrawnWord(word.text, word.relevance, word.start > end)
+        Word(word.text, word.relevance, word.start > end)
         for word, end in zip(words, ends, strict=False)
     ]

@@ -51,7 +51,7 @@ tr + tr td { border-top: 1px solid #ddd; }
 Row = tuple[str, float | None, float]  # method, seconds, deletion score
 
 
-class Part(NamedTuple):
+class Chapter(NamedTuple):
     """Cases of one kind.
 
     Attributes:
@@ -114,7 +114,7 @@ def text_table(title: str, cases: Sequence[Shown]) -> str:
     return "\n".join(lines)
 
 
-def write_report(out: Path, parts: Sequence[tuple[Part, Sequence[Shown]]]) -> list[Path]:
+def write_report(out: Path, parts: Sequence[tuple[Chapter, Sequence[Shown]]]) -> list[Path]:
     """Writes a PNG file per case and ``index.html`` with everything in it.
 
     Args:
@@ -171,7 +171,7 @@ def _html_table(title: str, cases: Sequence[Shown]) -> str:
     return "<table>" + "\n".join(rows) + "</table>"
 
 
-TEXT = Part("Text", "all-MiniLM-L6-v2 as a zero-shot topic classifier", draw_text_case)
-IMAGES = Part("Images", "a small vision transformer on two digits", draw_image_case)
-DETECTION = Part("Detection", "a small Conditional DETR, a map per digit", draw_image_case)
-QUESTIONS = Part("Questions", "a small LXMERT, words and regions", draw_vqa_case)
+TEXT = Chapter("Text", "all-MiniLM-L6-v2 as a zero-shot topic classifier", draw_text_case)
+IMAGES = Chapter("Images", "a small vision transformer on two digits", draw_image_case)
+DETECTION = Chapter("Detection", "a small Conditional DETR, a map per digit", draw_image_case)
+QUESTIONS = Chapter("Questions", "a small LXMERT, words and regions", draw_vqa_case)

@@ -16,12 +16,12 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_attn import GenericAttention, HeterogenousAttention, objectives
-from captum_attn.demo.explanation import Case, Explanation, Question, explain
+from captum_attn.demo.explanation import Case, MethodAnswer, Question, explain
 from captum_attn.errors import InputError, OptionError
 from captum_attn.toy.digit_vqa import ANSWERS, NO, YES, questions, region_features, regions
 from captum_attn.toy.scenes import SceneBatch, scenes
-from captum_attn.toy.topics import Word
-from captum_attn.toy.words import WORD, split_words, tokenize
+from captum_attn.toy.topics import TextWord
+from captum_attn.toy.vocabulary import WORD, split_words, tokenize
 
 DIFFERENCE = "yes − no"
 INSPECTIONS: dict[str, objectives.Objective] = {
@@ -241,9 +241,9 @@ def _probability(
     return model(**copies).question_answering_score[:, answer].sigmoid()
 
 
-def _split(explanation: Explanation, text: str, count: int) -> Explanation:
+def _split(explanation: MethodAnswer, text: str, count: int) -> MethodAnswer:
     """Relevance of regions and words apart, each word where it stands in the text."""
     found, words = explanation.relevance[:count], explanation.relevance[count:].tolist()
     spans = zip(WORD.finditer(text), words, strict=True)
-    at = tuple(Word(m.group(), m.start(), m.end(), value) for m, value in spans)
+    at = tuple(TextWord(m.group(), m.start(), m.end(), value) for m, value in spans)
     return explanation._replace(relevance=found, words=at)

@@ -22,7 +22,7 @@ from captum_attn._checks import FAILURES, callable_of, shown, shown_error, whole
 from captum_attn.errors import AttnError, InputError, OptionError
 from captum_attn.evaluation.fingerprint import digest
 
-__all__ = ["Batch", "Source", "batch_of"]
+__all__ = ["Batch", "BatchSource", "batch_of"]
 
 MOST = 2**63 - 1
 LABELS = ("labels", "label")
@@ -141,7 +141,7 @@ def _named(value: Any) -> str:
     return f"{type(value).__name__}{size}"
 
 
-class Source:
+class BatchSource:
     """Numbered batches of a data set: batch b holds the examples from b * batch_size on.
 
     Args:

@@ -24,6 +24,7 @@ from captum_attn.errors import InputError, OptionError
 from captum_attn.evaluation.names import EMBEDDED, check_name
 
 if TYPE_CHECKING:
+    from captum_attn.evaluation.known_answers import KnownAnswers
     from captum_attn.evaluation.loaded import Loaded
 
 __all__ = ["evaluate_command"]
@@ -37,6 +38,15 @@ INDEPENDENT_METRICS = "positive_auc(measure='sigmoid_accuracy'), " \
     "negative_auc(measure='sigmoid_accuracy'), aopc(measure='sigmoid'), " \
     "log_odds(measure='log_sigmoid')"  # fmt: skip
 MASK_METRICS = ", segmentation, pointing_game, energy_inside"
+# Every method of the package and of Captum's that runs on ids, and chance.
+ANSWER_METHODS = "RawAttention, AttentionRollout, AttentionGradCam, GradSam, AttCAT, " \
+    "TransitionAttention(n_steps=5), BeyondIntuition(n_steps=5), GenericAttention, " \
+    "HeterogenousAttention, HeterogenousAttention(correction='full'), VTranM, " \
+    "TransformerAttribution, AttnLRP, CPLRP, ConservativeLRP, InputXGradient, " \
+    "IntegratedGradients(n_steps=20), FeatureAblation, KernelShap(n_samples=50), " \
+    "RandomAttribution"  # fmt: skip
+ANSWER_METRICS = "place_hit, place_rank, place_share, comprehensiveness(steps=(0.05, 0.1, 0.2))"
+KNOWN_ANSWERS = "known-answers"
 TEXT_METRICS = "token_removal_auc, comprehensiveness, sufficiency, aopc, log_odds"
 RATIONALE_METRICS = ", rationale_f1, rationale_auprc"
 
@@ -46,8 +56,8 @@ def evaluate_command(
         str,
         typer.Option(
             metavar="NAME",
-            help="digit-vit, texture-vit, topics, timm/NAME, or a folder or hub id of "
-            "transformers.",
+            help="digit-vit, texture-vit, clothing-vit, topics, smollm2, timm/NAME, or a folder or "
+            "hub id of transformers.",
         ),
     ],
     out: Annotated[
@@ -59,7 +69,8 @@ def evaluate_command(
             metavar="PATH",
             help="A folder of images, a sub-folder per class; or a file of lines, each with a "
             "label, a tab and a text, and after another tab the words that are marked as its "
-            "reason. Default: the model's own scenes, textures or texts.",
+            "reason; or known-answers, prompts of a language model whose answer stands at a known "
+            "place. Default: the model's own scenes, textures, clothing or texts.",
         ),
     ] = None,
     masks: Annotated[
@@ -67,13 +78,13 @@ def evaluate_command(
         typer.Option(metavar="DIR", help="Masks of the objects, under the images' paths."),
     ] = None,
     methods: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="LIST",
             help='Methods of captum_attn and Captum, such as "GenericAttention, '
-            'VTranM(length=False)".',
+            'VTranM(length=False)". Default: those that the data is for.',
         ),
-    ] = METHODS,
+    ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -113,11 +124,15 @@ def evaluate_command(
     whole("--seed", seed, 0, 2**63 - 1), whole("--batch-size", batch_size, 1, MOST)
     if limit is not None:
         whole("--limit", limit, 1, MOST)
+    answers = str(data) == KNOWN_ANSWERS and not is_file(data) and not is_folder(data)
+    if methods is None:
+        methods = ANSWER_METHODS if answers else METHODS
     asked = methods_of("methods", methods)
     check_name(model)
     chosen = None if metrics is None else listed("metrics", metrics)
     shared = options_of("perturbation", perturbation)
-    _check_data(model, data, masks)
+    if not answers:
+        _check_data(model, data, masks)
     # Imported here, so that --help and a mistyped option do not wait for them.
     from captum_attn.evaluation.data import read_lines
     from captum_attn.evaluation.models import load
@@ -127,19 +142,23 @@ def evaluate_command(
     loaded = load(model, labels)
     text = loaded.tokenizer is not None
     loaded.model.to(device_of(device))
-    dataset = _dataset(model, loaded, data, masks, limit, seed)
+    if answers:
+        loaded, dataset = _known_answers(model, loaded, limit, seed)
+    else:
+        dataset = _dataset(model, loaded, data, masks, limit, seed)
     labelled = not hasattr(dataset, "labels") or dataset.labels is not None
     if chosen is None:
         marked = masks is not None or data is None
         marked = getattr(dataset, "spans", None) is not None if text else marked
-        chosen = listed("metrics", _default_metrics(loaded, marked))
+        default = ANSWER_METRICS if answers else _default_metrics(loaded, marked)
+        chosen = listed("metrics", default)
     results = evaluate(
         loaded.model,
         dataset,
         {name: method_of(kind, given, loaded) for name, (kind, given) in asked.items()},
         chosen,
         target=_target(target, labelled),
-        perturbation={"fill": "remove" if text else "zero", "perturbations_per_eval": 11} | shared,
+        perturbation={"fill": _fill(loaded, answers), "perturbations_per_eval": 11} | shared,
         batch_size=batch_size,
         limit=limit,
         seed=seed,
@@ -149,6 +168,36 @@ def evaluate_command(
     if os.environ.get("RANK", "0") == "0":
         print(results.table(shutil.get_terminal_size((100, 24)).columns))
         print(f"\nresults.json, results.csv, differences.csv and table.md in {out.resolve()}")
+
+
+def _fill(loaded: Loaded, answers: bool) -> Any:
+    """What stands for what is taken away."""
+    from captum_attn.evaluation.known_answers import blank_of
+
+    if answers:
+        return blank_of(loaded.tokenizer)
+    return "zero" if loaded.tokenizer is None else "remove"
+
+
+def _known_answers(
+    name: str, loaded: Loaded, limit: int | None, seed: int
+) -> tuple[Loaded, KnownAnswers]:
+    """The language model as a classifier of the next token, and the prompts that it has right."""
+    from dataclasses import replace
+
+    from captum_attn.evaluation.known_answers import EACH, TASKS, NextToken, known_answers
+
+    if not loaded.next_token:
+        raise OptionError(
+            f"--data {KNOWN_ANSWERS} is for causal language models, such as smollm2; '{name}' is "
+            "none"
+        )
+    model = NextToken(loaded.model).eval()
+    each = EACH if limit is None else -(-limit // len(TASKS))
+    found = known_answers(model, loaded.tokenizer, each, seed)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{found}\n")
+    return replace(loaded, model=model), found
 
 
 def _default_metrics(loaded: Loaded, marked: bool) -> str:
@@ -262,9 +311,13 @@ def _dataset(
 ) -> Any:
     from captum_attn.evaluation.data import ImageFolder, TextFile
 
-    if loaded.next_token or loaded.tags:
-        what = "language model" if loaded.next_token else "token classifier"
-        raise OptionError(f"'{name}' is a {what}: see captum-attn explain-text")
+    if loaded.tags:
+        raise OptionError(f"'{name}' is a token classifier: see captum-attn explain-text")
+    if loaded.next_token:
+        raise OptionError(
+            f"'{name}' is a language model: give --data {KNOWN_ANSWERS}, or see captum-attn "
+            "explain-text"
+        )
     if data is None:
         assert loaded.examples is not None
         return loaded.examples(limit, seed)
@@ -283,29 +336,38 @@ def method_of(
     """A method with its options: those of `__init__` go there, the others to `attribute`."""
     import inspect
 
+    from captum_attn.evaluation.known_answers import AtEmbeddings, NextToken, blank_of
     from captum_attn.evaluation.methods import check_options, made
     from captum_attn.evaluation.models import EmbeddingGradients
 
+    of_next = isinstance(loaded.model, NextToken)
+    if of_next and kind in AtEmbeddings.KINDS:
+        return AtEmbeddings(kind, loaded.model, loaded.tokenizer), options
     if loaded.tokenizer is not None and kind == "IntegratedGradients":
         return EmbeddingGradients(loaded.model, loaded.tokenizer), options
     found = method_class(f"--{option}", kind)
     made_with = {k: v for k, v in options.items() if k in inspect.signature(found).parameters}
     rest = {k: v for k, v in options.items() if k not in made_with}
+    if of_next and kind in ("FeatureAblation", "KernelShap"):
+        rest.setdefault("baselines", blank_of(loaded.tokenizer))
     if given := sorted({"target", "inputs", "additional_forward_args", "objective"} & set(rest)):
         raise OptionError(f"--{option}: {given[0]} is no option of a method here; see --target")
-    with _saying(option):
+    with _saying(option, kind):
         method = made(found, loaded.model, made_with)
         check_options(method, rest, kind)
     return method, rest
 
 
 @contextmanager
-def _saying(option: str) -> Iterator[None]:
-    """Errors about methods name the option of the command line."""
+def _saying(option: str, kind: str) -> Iterator[None]:
+    """Errors about a method name the option of the command line, and the method."""
     try:
         yield
     except OptionError as error:
-        raise OptionError(str(error).replace("methods:", f"--{option}:", 1)) from error
+        said = str(error)
+        bare = said.removeprefix("methods: ")
+        about = bare if bare != said else f"{kind}: {said}"
+        raise OptionError(f"--{option}: {about}") from error
 
 
 def _target(given: str, labelled: bool) -> Any:

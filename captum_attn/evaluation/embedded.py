@@ -86,6 +86,37 @@ def _textured_objects(limit: int | None, seed: int) -> list[Any]:
     return list(zip(batch.images, batch.labels.tolist(), batch.masks, strict=True))
 
 
+def _clothing_vit(labels: Sequence[str] | None) -> Loaded:
+    import numpy as np
+    from PIL.Image import Resampling
+
+    from captum_attn.toy.clothing import CLOTHES, SIDE
+    from captum_attn.toy.clothing_vit import load_clothing_vit
+
+    def read(path: Path) -> Tensor:
+        picture = read_picture(path).convert("L").resize((SIDE, SIDE), Resampling.BILINEAR)
+        return torch.from_numpy(np.asarray(picture).copy())[None] / 255
+
+    def read_mask(path: Path) -> Tensor:
+        resized = mask_picture(path).resize((SIDE, SIDE), Resampling.NEAREST)
+        return torch.from_numpy(np.asarray(resized)[..., 0] > 0)
+
+    names = dict(enumerate(CLOTHES))
+    return Loaded(load_clothing_vit(), read, read_mask, labels=names, examples=_clothing)
+
+
+def _clothing(limit: int | None, seed: int) -> list[Any]:
+    """Pairs cut together, asked about both pieces: (image, piece, its part and the pair)."""
+    from captum_attn.toy.clothing import clothing_pairs
+
+    pairs = clothing_pairs(SCENES if limit is None else -(-limit // 2), seed)
+    return [
+        (pairs.images[i], int(pairs.labels[i, k]), {"masks": pairs.masks[i, k], "groups": i})
+        for i in range(len(pairs.images))
+        for k in (0, 1)
+    ][:limit]
+
+
 def _topics(labels: Sequence[str] | None) -> Loaded:
     from captum_attn.evaluation.data import TextFile, read_lines
     from captum_attn.toy.topics import (
@@ -126,6 +157,7 @@ def _smollm2(labels: Sequence[str] | None) -> Loaded:
 LOADERS: dict[str, Callable[[Sequence[str] | None], Loaded]] = {  # for each of names.EMBEDDED
     "digit-vit": _digit_vit,
     "texture-vit": _texture_vit,
+    "clothing-vit": _clothing_vit,
     "topics": _topics,
     "smollm2": _smollm2,
 }

@@ -22,7 +22,7 @@ from captum_attn.evaluation.metric import (
     Metric,
     Randomization,
     Situation,
-    Spans,
+    SpansMetric,
 )
 from captum_attn.metrics.shared import OPTIONS, known_options
 
@@ -77,10 +77,13 @@ METRICS: dict[str, Metric] = {
     "relevance_rank": Metric(metrics.relevance_rank, _one(HIGHER), truth="masks"),
     "sparseness": Alone(metrics.sparseness, _one(HIGHER)),
     "rationale_f1": Metric(metrics.rationale_f1, _one(HIGHER), truth="rationales"),
-    "rationale_iou_f1": Spans(
+    "rationale_iou_f1": SpansMetric(
         metrics.rationale_iou_f1, {"value": Column(_f1_of_means, HIGHER)}, truth="rationales"
     ),
     "rationale_auprc": Metric(metrics.rationale_auprc, _one(HIGHER), truth="rationales"),
+    "place_hit": Metric(metrics.place_hit, _one(HIGHER), truth="rationales"),
+    "place_rank": Metric(metrics.place_rank, _one(LOWER), truth="rationales"),
+    "place_share": Metric(metrics.place_share, _one(HIGHER), truth="rationales"),
     "parameter_randomization": Randomization(metrics.parameter_randomization, _one(LOWER)),
 }
 

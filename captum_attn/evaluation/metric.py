@@ -19,7 +19,7 @@ from captum_attn.errors import InputError, OptionError
 from captum_attn.evaluation.batches import Batch
 from captum_attn.evaluation.methods import Method
 
-__all__ = ["Alone", "Column", "Metric", "Randomization", "Situation", "Spans"]
+__all__ = ["Alone", "Column", "Metric", "Randomization", "Situation", "SpansMetric"]
 
 Means = Mapping[str, np.ndarray]  # name -> (R, ...), the means over a data set, R data sets
 HIGHER, LOWER = "higher", "lower"
@@ -178,7 +178,7 @@ class Alone(Metric):
         return self.function(attributions, *([counted] if fits else []), **self.options)
 
 
-class Spans(Metric):
+class SpansMetric(Metric):
     """Precision and recall of spans, as ERASER's number of a data set is made of their means."""
 
     def found(self, situation: Situation) -> Any:

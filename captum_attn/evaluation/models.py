@@ -26,8 +26,9 @@ def load(name: str, labels: Sequence[str] | None = None) -> Loaded:
     """The model of a name.
 
     Args:
-        name (str): one of the package's own ("digit-vit", "texture-vit", "topics"), "timm/" and a
-            name of timm's, or a folder or hub id of transformers; a folder may be timm's, too.
+        name (str): one of the package's own ("digit-vit", "texture-vit", "clothing-vit", "topics",
+            "smollm2"), "timm/" and a name of timm's, or a folder or hub id of transformers; a
+            folder may be timm's, too.
         labels (sequence of str, optional): those of the data, which make the classes of "topics";
             [] for data without any. Default: for the model's own data.
 

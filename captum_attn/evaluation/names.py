@@ -7,7 +7,7 @@ from captum_attn.errors import InputError
 
 __all__ = ["EMBEDDED", "check_name"]
 
-EMBEDDED = ("digit-vit", "texture-vit", "topics", "smollm2")
+EMBEDDED = ("digit-vit", "texture-vit", "clothing-vit", "topics", "smollm2")
 MODELS = f"one of the package's models ({', '.join(EMBEDDED)}), timm/NAME, or a folder or hub id " \
     "of transformers"  # fmt: skip
 

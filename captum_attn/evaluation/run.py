@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from captum_attn._checks import FAILURES, callable_of, flag, number, shown, shown_error, whole
 from captum_attn.errors import AttnError, InputError, OptionError, TargetError
-from captum_attn.evaluation.batches import Batch, Source
+from captum_attn.evaluation.batches import Batch, BatchSource
 from captum_attn.evaluation.fingerprint import Describer
 from captum_attn.evaluation.log import Log, finished_batches, only_writer
 from captum_attn.evaluation.measures import Metric, Situation, metrics_of
@@ -112,7 +112,7 @@ def evaluate(
     seed, resamples = whole("seed", seed, 0, 2**63 - 1), whole("resamples", resamples)
     number("confidence", confidence, 0, 1, open_ends="()")
     folder = None if out is None else _folder(out)
-    source = Source(dataset, batch_size, collate_fn, limit)
+    source = BatchSource(dataset, batch_size, collate_fn, limit)
     explained = methods_of(methods, model)
     measured = metrics_of(metrics, perturbation)
     work = _Work(model, explained, measured, target, perturbation or {}, seed)
@@ -216,7 +216,7 @@ def _check_classes(labels: Tensor, classes: int, first: int) -> None:
         )
 
 
-def _settings(work: _Work, source: Source, warn: bool) -> dict[str, Any]:
+def _settings(work: _Work, source: BatchSource, warn: bool) -> dict[str, Any]:
     """What has to be the same for a run to be gone on with; warns of what cannot be compared."""
     describe, first = Describer(), source.first()
     settings = {
@@ -253,7 +253,7 @@ def _folder(out: Any) -> Path:
 
 def _records(
     work: _Work,
-    source: Source,
+    source: BatchSource,
     settings: Mapping[str, Any],
     own: Processes,
     folder: Path | None,

@@ -23,7 +23,7 @@ from captum_attn.evaluation.names import check_name
 
 if TYPE_CHECKING:
     from captum_attn.evaluation.loaded import Loaded
-    from captum_attn.explain.asked import Asked
+    from captum_attn.explain.explained import Explained
     from captum_attn.explain.written import Answer
 
 __all__ = ["explain_image_command", "explain_text_command"]
@@ -114,7 +114,7 @@ def explain_text_command(
         raise OptionError("--generate goes on from one text with one model: leave out --text2, "
                           "--token, --target and a second --model")  # fmt: skip
     # Imported here, so that --help and a mistyped option do not wait for them.
-    from captum_attn.explain.words import encoded, ranking
+    from captum_attn.explain.ranking import encoded, ranking
     from captum_attn.visualization import visualize_text
 
     topics = [] if labels is None else labels.split(",")
@@ -142,8 +142,9 @@ def explain_image_command(
         list[str],
         typer.Option(
             metavar="NAME",
-            help="digit-vit or texture-vit (small, in the package), timm/NAME, or a folder or hub "
-            "id of transformers: an image classifier. Repeated: models one below the other.",
+            help="digit-vit, texture-vit or clothing-vit (small, in the package), timm/NAME, or a "
+            "folder or hub id of transformers: an image classifier. Repeated: models one below "
+            "the other.",
         ),
     ],
     method: Method = None,
@@ -169,11 +170,11 @@ def explain_image_command(
     if not is_file(image):
         raise InputError(f"no picture at '{image}'; give the path of an image file")
     # Imported here, so that --help and a mistyped option do not wait for them.
-    from captum_attn.explain.asked import ask
+    from captum_attn.explain.explained import ask
     from captum_attn.explain.written import Answer
     from captum_attn.visualization import visualize_image
 
-    answers, seen, found = [], [], []
+    answers, seen, found, marks = [], [], [], []
     for name in model:
         loaded, where = _loaded(name, device)
         if loaded.read is None:
@@ -181,14 +182,16 @@ def explain_image_command(
         pixels = loaded.read(image)[None].to(where)  # (1, C, H, W)
         asked = ask(loaded, pixels, target)
         found.append(_attributions(loaded, pixels, asked, asked_for))
+        marks.append(_left_out(loaded, pixels, asked, asked_for))
         maps = {kind: values[0].sum(0) for kind, values in found[-1].items()}
         answers.append(Answer(name, asked, maps=maps))
         seen.append(loaded.shown(pixels[0]))
         _announce(asked, name if len(model) > 1 else "")
     maps = {kind: [one[kind][0] for one in found] for kind in asked_for}
+    gone = {kind: [one[kind][0] for one in marks] for kind in marks[0]}
     titles = _titles(answers)
     _write(outs, answers, {"image": str(image)},
-           lambda: visualize_image(maps, seen, titles=titles))  # fmt: skip
+           lambda: visualize_image(maps, seen, titles=titles, left_out=gone or None))  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- before anything runs
@@ -237,8 +240,8 @@ def _text_answer(
     methods: Methods,
     texts: Sequence[str],
 ) -> Answer:
-    from captum_attn.explain.asked import ask
-    from captum_attn.explain.words import words_in
+    from captum_attn.explain.explained import ask
+    from captum_attn.explain.ranking import words_in
     from captum_attn.explain.written import Answer
 
     target, token = question
@@ -250,6 +253,11 @@ def _text_answer(
         kind: words_in(loaded, inputs, relevance["input_ids"][0], texts)
         for kind, relevance in found.items()
     }
+    for kind, marks in _left_out(loaded, inputs, asked, methods).items():
+        gone = marks["input_ids"][0]
+        words[kind] = [
+            w._replace(left_out=bool(gone[list(w.positions)].all())) for w in words[kind]
+        ]
     return Answer(name, asked, words)
 
 
@@ -286,7 +294,9 @@ def _on_the_model(loaded: Loaded, kind: str, given: dict[str, Any]) -> tuple[Any
     return attribution, options
 
 
-def _attributions(loaded: Loaded, inputs: Any, asked: Asked, methods: Methods) -> dict[str, Any]:
+def _attributions(
+    loaded: Loaded, inputs: Any, asked: Explained, methods: Methods
+) -> dict[str, Any]:
     """What every method returns, by its name on the command line."""
     found: dict[str, Any] = {}
     for name, (kind, given) in methods.items():
@@ -301,13 +311,23 @@ def _attributions(loaded: Loaded, inputs: Any, asked: Asked, methods: Methods) -
     return found
 
 
+def _left_out(loaded: Loaded, inputs: Any, asked: Explained, methods: Methods) -> dict[str, Any]:
+    """Where methods took relevance away (`leave_out`), by their names on the command line."""
+    marks = {}
+    for name, (kind, given) in methods.items():
+        if given.get("leave_out"):
+            attribution, options = _on_the_model(loaded, kind, given)
+            marks[name] = attribution.left_out(inputs, target=asked.target, **options)
+    return marks
+
+
 # ---------------------------------------------------------------------------- what is said
 def _titles(answers: Sequence[Answer]) -> list[str]:
     several = len(answers) > 1
     return [f"{a.model}: {a.asked.question}" if several else a.asked.question for a in answers]
 
 
-def _announce(asked: Asked, model: str) -> None:
+def _announce(asked: Explained, model: str) -> None:
     if model:
         print(model)
     print(f"predicted: {asked.prediction}")

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from captum_attn.errors import OptionError
 from captum_attn.evaluation.loaded import Loaded
-from captum_attn.explain.asked import Asked
-from captum_attn.explain.words import words_in
+from captum_attn.explain.explained import Explained
+from captum_attn.explain.ranking import words_in
 from captum_attn.explain.written import Answer
 from captum_attn.visualization import Picture, visualize_generation
 
@@ -63,7 +63,7 @@ def answers_of(
     ], written
 
 
-def _asked(loaded: Loaded, written: Any) -> list[Asked]:
+def _asked(loaded: Loaded, written: Any) -> list[Explained]:
     """Each token's question: where it was written, and how likely it was."""
     with torch.no_grad():
         logits = loaded.model(input_ids=written.columns).logits[0].double()
@@ -74,7 +74,7 @@ def _asked(loaded: Loaded, written: Any) -> list[Asked]:
         best = likely.topk(min(3, len(likely))).indices.tolist()
         pairs = tuple((repr(loaded.tokenizer.decode([i])), float(likely[i])) for i in best)
         name = repr(loaded.tokenizer.decode([number]))
-        found.append(Asked((begin + t, number), name, float(likely[number]), pairs))
+        found.append(Explained((begin + t, number), name, float(likely[number]), pairs))
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_attn.errors import InputError
-from captum_attn.explain.asked import Asked
+from captum_attn.explain.explained import Explained
 from captum_attn.visualization import Word
 
 __all__ = ["Answer", "write"]
@@ -28,13 +28,13 @@ class Answer:
 
     Args:
         model (str): its name on the command line.
-        asked (Asked): the question.
+        asked (Explained): the question.
         words (dict): method -> list of Word, of a text.
         maps (dict): method -> (H, W), of a picture as the model takes it.
     """
 
     model: str
-    asked: Asked
+    asked: Explained
     words: dict[str, list[Word]] = field(default_factory=dict)
     maps: dict[str, Tensor] = field(default_factory=dict)
 

@@ -37,7 +37,7 @@ def dashboard_command(
     if unknown := [name for name in chosen if name not in known]:
         raise OptionError(f"--models: expected some of {MODELS}, got {', '.join(unknown)!r}")
     # Imported here, so that --help and a mistyped option do not wait for them.
-    from captum_attn.insights.embedded import DASHBOARDS
+    from captum_attn.insights.toys import DASHBOARDS
     from captum_attn.insights.visualizer import checked_port, serve
 
     port = checked_port(port, bind_all)

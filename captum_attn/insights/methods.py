@@ -13,11 +13,13 @@ from captum_attn.attr import (
     CPLRP,
     AttCAT,
     AttentionAttribution,
+    AttentionFlow,
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
     BeyondIntuition,
     ConservativeLRP,
+    DeepIntegratedExplanations,
     GenericAttention,
     GradEclip,
     GradSam,
@@ -25,14 +27,25 @@ from captum_attn.attr import (
     PartialLRP,
     RawAttention,
     TransformerAttribution,
+    TransformerInputSampling,
     TransformerLRP,
     TransitionAttention,
+    VitCX,
     VTranM,
 )
 from captum_attn.errors import OptionError
 from captum_attn.observe.streams.to_inputs import INTERPOLATIONS
 
-__all__ = ["CAPTUM_METHODS", "MAX_STEPS", "METHODS", "Option", "help_of", "options_of", "values_of"]
+__all__ = [
+    "CAPTUM_METHODS",
+    "MAX_STEPS",
+    "METHODS",
+    "OF_WORDS",
+    "Option",
+    "help_of",
+    "options_of",
+    "values_of",
+]
 
 Method = type[Attribution]
 MAX_STEPS = 200  # of Integrated Gradients: passes of the model for one question
@@ -56,7 +69,13 @@ METHODS: tuple[type[AttentionAttribution], ...] = (
     TransitionAttention,
     BeyondIntuition,
     GradEclip,
+    DeepIntegratedExplanations,
+    TransformerInputSampling,
+    AttentionFlow,
+    VitCX,
 )
+# Without those that explain pixels; `Odam` explains detections, and a dashboard asks for classes.
+OF_WORDS = tuple(method for method in METHODS if method is not VitCX)
 # Beside ours, where every input is of floats; on token ids they fail.
 CAPTUM_METHODS: tuple[Method, ...] = (IntegratedGradients, Saliency)
 
@@ -111,8 +130,17 @@ _EVERYWHERE = (
     Option("interpolation", "bilinear", tuple(INTERPOLATIONS)),
 )
 # What a visitor could make a server work on for hours.
-_BOUNDS: dict[str, dict[str, int]] = {"n_steps": {"lowest": 1, "highest": MAX_STEPS}}
 _CAPTUM_HELP = {"n_steps": "Inputs on the way from the baseline at which the gradient is taken."}
+_BOUNDS: dict[str, dict[str, int]] = {
+    "n_steps": {"lowest": 1, "highest": MAX_STEPS},
+    "n_masks": {"lowest": 1, "highest": 1024},
+    "perturbations_per_eval": {"lowest": 1, "highest": 64},
+    "keep": {"lowest": 0, "highest": 1},
+    "threshold": {"lowest": 0, "highest": 2},
+    "noise": {"lowest": 0, "highest": 100},
+    "seed": {"lowest": 0, "highest": LARGEST},
+}
+_NOT_IN_FORMS = ("show_progress",)
 _OF_CAPTUM = {IntegratedGradients: (Option("n_steps", 25, lowest=2, highest=MAX_STEPS),)}
 
 
@@ -140,7 +168,7 @@ def options_of(method: Method) -> tuple[Option, ...]:
             **_BOUNDS.get(field.name, {}),
         )
         for field in method.Options.listed()
-        if isinstance(field.default, (bool, int, float, str))
+        if isinstance(field.default, (bool, int, float, str)) and field.name not in _NOT_IN_FORMS
     ]
     shared = [o for o in _EVERYWHERE if method.confinable or o.name != "start_layer"]
     return (*own, *shared)

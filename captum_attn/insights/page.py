@@ -219,7 +219,7 @@ def _explained(
         yield [said, *panels, _or_message(_curves, found, curves)[1]]
 
 
-class Asked(NamedTuple):
+class PageQuestion(NamedTuple):
     """What is explained: a model's target for an example."""
 
     session: Session
@@ -230,7 +230,7 @@ class Asked(NamedTuple):
 
 def _predicted(
     session: Session, index: int, picture: str | None, text: str | None, model: str, target: int
-) -> tuple[Asked, str]:
+) -> tuple[PageQuestion, str]:
     index = whole("example", index, 0, len(session.examples) - 1)
     if target is not None and session.classes:
         target = whole("target", target, -1, len(session.classes) - 1)
@@ -241,17 +241,17 @@ def _predicted(
     chosen = predicted[0].target if target is None or target < 0 else target
     wanted = chosen if session.use_label_for_attr else None
     html = drawing.predictions(session, example, predicted, wanted)
-    return Asked(session, model, example, wanted), html
+    return PageQuestion(session, model, example, wanted), html
 
 
-def _panel(asked: Asked, method: str, options: dict[str, Any]) -> tuple[Explanation, str]:
+def _panel(asked: PageQuestion, method: str, options: dict[str, Any]) -> tuple[Explanation, str]:
     session, model, example, target = asked
     why = session.explain(model, example, method, options, target)
     named = "the score" if target is None else drawing.label_of(session, target)
     return why, drawing.panel(why, named)
 
 
-def _curves(asked: Asked, explained: dict[str, Explanation]) -> tuple[dict[str, Curve], str]:
+def _curves(asked: PageQuestion, explained: dict[str, Explanation]) -> tuple[dict[str, Curve], str]:
     session, model, example, target = asked
     found = {
         label: session.deletion(model, example, why.attributions, target)

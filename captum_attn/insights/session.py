@@ -20,7 +20,7 @@ from captum_attn._method_names import method_class, method_name
 from captum_attn.errors import InputError, OptionError
 from captum_attn.insights.examples import Example, examples_of
 from captum_attn.insights.features import BaseFeature, Batch, FeatureOutput
-from captum_attn.insights.methods import CAPTUM_METHODS, METHODS, Method, values_of
+from captum_attn.insights.methods import CAPTUM_METHODS, METHODS, OF_WORDS, Method, values_of
 from captum_attn.insights.uploads import read_picture
 from captum_attn.metrics import Curve, RandomAttribution, perturbation_curve
 from captum_attn.metrics.shared import tensor_of
@@ -268,7 +268,7 @@ class Session:
         with torch.no_grad():
             made = self._transformed(self.examples[0])
         floats = all(value.is_floating_point() for value in made)
-        return (*METHODS, *CAPTUM_METHODS) if floats else METHODS
+        return (*METHODS, *CAPTUM_METHODS) if floats else OF_WORDS
 
     def _units(self, example: Example, made: tuple[Tensor, ...]) -> dict[str, Any]:
         """What the deletion curve removes: patches where they are known, and no special tokens."""

@@ -10,12 +10,12 @@ from captum_attn.metrics.bridge import quantus_explain_func
 from captum_attn.metrics.coco import coco_average_precision, coco_bootstrap, coco_results
 from captum_attn.metrics.concentration import relevance_rank, sparseness, top_k_intersection
 from captum_attn.metrics.detection import (
-    Detections,
+    DetectedQueries,
     detections,
     query_masks,
     segment_detections,
 )
-from captum_attn.metrics.fills import Blur, Constant, Fill, Mean, NoisyLinear, Remove
+from captum_attn.metrics.fills import Blur, Constant, Fill, Hide, Mean, NoisyLinear, Remove
 from captum_attn.metrics.insertion import deletion, insertion
 from captum_attn.metrics.localization import (
     Segmentation,
@@ -33,6 +33,7 @@ from captum_attn.metrics.perturbation import (
     perturbation_auc,
     perturbation_curve,
 )
+from captum_attn.metrics.places import place_hit, place_rank, place_share
 from captum_attn.metrics.rationales import (
     Spans,
     rationale_auprc,
@@ -47,8 +48,8 @@ from captum_attn.metrics.sanity import (
     parameter_randomization,
 )
 from captum_attn.metrics.sensitivity import sensitivity_n
-from captum_attn.metrics.text import comprehensiveness, sufficiency, token_removal_auc
 from captum_attn.metrics.thresholds import binary_map, otsu_threshold
+from captum_attn.metrics.token_removal import comprehensiveness, sufficiency, token_removal_auc
 
 __all__ = [
     "TO_90",
@@ -56,8 +57,9 @@ __all__ = [
     "Blur",
     "Constant",
     "Curve",
-    "Detections",
+    "DetectedQueries",
     "Fill",
+    "Hide",
     "Mean",
     "NoisyLinear",
     "ParameterRandomization",
@@ -84,6 +86,9 @@ __all__ = [
     "pointing_game",
     "quantus_explain_func",
     "query_masks",
+    "place_hit",
+    "place_rank",
+    "place_share",
     "rationale_auprc",
     "rationale_f1",
     "rationale_iou_f1",

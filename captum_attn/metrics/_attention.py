@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
+from captum_attn.intervene import ObservedModel
 from captum_attn.metrics._checks import attended
-from captum_attn.metrics._inputs import Key, Model, rows_of
+from captum_attn.metrics._model import Key, Model, rows_of
 from captum_attn.metrics._units import Units
 from captum_attn.metrics.fills import Remove
 
@@ -63,6 +65,41 @@ class Unattended:
             and key != self.mask
             and "position_ids" not in str(key)
         ]
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A perturbed input whose removed tokens are hidden from the attention, without a mask.
+
+    Args:
+        units (Units): of the input.
+        seen (list): the model as it was observed on the last copies, at most one.
+    """
+
+    units: Units
+    seen: list[tuple[list[int], ObservedModel]] = field(default_factory=list)
+
+    def hiding(
+        self,
+        model: Model,
+        rows: Tensor,
+        gone: Tensor,
+        changed: tuple[Mapping[Key, Any], Mapping[int, Any]],
+    ) -> AbstractContextManager[None]:
+        """While it is entered, the tokens of the units `gone` (S, n) of the copies are hidden."""
+        if not bool(gone.any()):
+            return nullcontext()
+        if not self.seen or self.seen[0][0] != rows.tolist():
+            values, extra = model.inputs(rows, *changed)
+            given = values if model.by_name else tuple(values.values())
+            self.seen[:] = [
+                (rows.tolist(), ObservedModel(model.forward_func, given, tuple(extra) or None))
+            ]
+        seen, key = self.seen[0][1], self.units.key
+        name = key if isinstance(key, str) else seen.names[key]
+        value = rows_of(model.values[key], rows, model.batch)
+        elements = self.units.spread(gone, rows).expand(value.shape)
+        return seen.hide_tokens(seen.tokens_of({name: elements}))
 
 
 def _gathered(value: Tensor, order: Tensor) -> Tensor:

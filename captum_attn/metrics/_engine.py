@@ -8,7 +8,8 @@ intervals alike and runs no copy twice.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from captum._utils.progress import progress
 from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
-from captum_attn.metrics._attention import Unattended, mask_of, real_elements, unattended
+from captum_attn.metrics._attention import Hidden, Unattended, mask_of, real_elements, unattended
 from captum_attn.metrics._checks import (
     a_callable,
     a_tensor,
@@ -26,7 +27,7 @@ from captum_attn.metrics._checks import (
     known_options,
     positive_int,
 )
-from captum_attn.metrics._inputs import (
+from captum_attn.metrics._model import (
     MEASURES,
     Attributions,
     Inputs,
@@ -41,7 +42,7 @@ from captum_attn.metrics._inputs import (
     target_rows,
 )
 from captum_attn.metrics._units import Units, ranks, removable_units, units_of
-from captum_attn.metrics.fills import Filler, Mean, Remove, fill_of
+from captum_attn.metrics.fills import Filler, Hide, Mean, Remove, fill_of
 
 Normalize = Callable[[Tensor], Tensor]
 
@@ -75,7 +76,7 @@ class Perturbation:
     """
 
     model: Model
-    parts: list[Filled | Unattended]
+    parts: list[Filled | Unattended | Hidden]
     scores: Tensor
     removable: Tensor
     measure: Measure
@@ -118,20 +119,29 @@ class Perturbation:
     def _measured(self, rank: Tensor, rows: Tensor, start: Tensor, stop: Tensor) -> Tensor:
         of_rows = rank[rows]
         removed = (of_rows >= start[:, None]) & (of_rows < stop[:, None])
-        with torch.no_grad():
-            output = self.model(rows, *self._changed(rows, removed))
+        with torch.no_grad(), ExitStack() as scope:
+            changed = self._changed(rows, removed)
+            for part, gone in self._parts(removed):
+                if isinstance(part, Hidden):
+                    scope.enter_context(part.hiding(self.model, rows, gone, changed))
+            output = self.model(rows, *changed)
             target = target_rows(self.target, rows, self.model.batch)
             return measured(self.measure, output, target).to(rank.device)
+
+    def _parts(self, removed: Tensor) -> Iterator[tuple[Filled | Unattended | Hidden, Tensor]]:
+        """Every perturbed input with those of its units (S, n) that are removed."""
+        widths = [part.units.count for part in self.parts]
+        return zip(self.parts, removed.split(widths, 1), strict=True)
 
     def _changed(self, rows: Tensor, removed: Tensor) -> tuple[dict[Key, Any], dict[int, Any]]:
         """The entries and the additional arguments of the copies."""
         entries: dict[Key, Any] = {}
         arguments: dict[int, Any] = {}
-        widths = [part.units.count for part in self.parts]
-        for part, gone in zip(self.parts, removed.split(widths, 1), strict=True):
+        for part, gone in self._parts(removed):
             if isinstance(part, Filled):
                 filled = part.fill(rows, part.units.spread(gone, rows))
                 entries[part.units.key] = filled if part.after is None else part.after(filled)
+            if not isinstance(part, Unattended):
                 continue
             changed = part.changed(self.model, entries, rows, gone)
             if isinstance(part.mask, int):
@@ -268,13 +278,15 @@ def _keys(perturb: Any) -> list[Key]:
 
 def _part(
     model: Model, units: Units, spec: Any, norm: Any, after: bool, real: Tensor | None
-) -> Filled | Unattended:
+) -> Filled | Unattended | Hidden:
     value = model.values[units.key]
     fill = fill_of(spec, value)
     if norm is not None:
         a_callable("normalize", norm)
     if isinstance(fill, Remove):
         return unattended(model, units, fill)
+    if isinstance(fill, Hide):
+        return Hidden(units)
     if isinstance(fill, Mean) and fill.over is None:
         fill = Mean(real)
     if not value.is_floating_point():
@@ -284,7 +296,9 @@ def _part(
     return Filled(units, fill.prepare(value.detach()), norm)
 
 
-def _attended(model: Model, part: Filled | Unattended, real: Tensor | None) -> Tensor | None:
+def _attended(
+    model: Model, part: Filled | Unattended | Hidden, real: Tensor | None
+) -> Tensor | None:
     """Which units (B, n) are more than padding; None if all are."""
     if isinstance(part, Unattended):
         return mask_of(model, part.mask, part.units)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
 from captum_attn.metrics._checks import choice, marks, positive_int
-from captum_attn.metrics._inputs import Key, finite_attributions
+from captum_attn.metrics._model import Key, finite_attributions
 
 UNITS = ("auto", "pixel", "patch", "token", "region", "element")
 

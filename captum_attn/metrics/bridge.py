@@ -12,7 +12,7 @@ from torch import nn
 
 from captum_attn.errors import OptionError
 from captum_attn.metrics._checks import explaining, flag
-from captum_attn.metrics._inputs import finite_attributions, one_map
+from captum_attn.metrics._model import finite_attributions, one_map
 
 __all__ = ["quantus_explain_func"]
 

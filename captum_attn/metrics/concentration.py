@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
 from captum_attn.metrics._checks import flag, marks, positive_int
-from captum_attn.metrics._inputs import Attributions, finite_attributions, one_map
+from captum_attn.metrics._model import Attributions, finite_attributions, one_map
 from captum_attn.metrics.thresholds import IGNORED, maps_of, masks_of, objects_of
 
 __all__ = ["relevance_rank", "sparseness", "top_k_intersection"]

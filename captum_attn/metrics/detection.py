@@ -16,13 +16,13 @@ from torch import Tensor
 
 from captum_attn.errors import InputError
 from captum_attn.metrics._checks import a_callable, a_tensor, flag, number, size
-from captum_attn.metrics._inputs import finite_attributions
+from captum_attn.metrics._model import finite_attributions
 from captum_attn.metrics.thresholds import binary_map
 
-__all__ = ["Detections", "detections", "query_masks", "segment_detections"]
+__all__ = ["DetectedQueries", "detections", "query_masks", "segment_detections"]
 
 
-class Detections(NamedTuple):
+class DetectedQueries(NamedTuple):
     """The queries of one image that a detector is sure of.
 
     Attributes:
@@ -36,7 +36,9 @@ class Detections(NamedTuple):
     scores: Tensor
 
 
-def detections(logits: Tensor, *, threshold: float = 0.5, no_object: bool = True) -> Detections:
+def detections(
+    logits: Tensor, *, threshold: float = 0.5, no_object: bool = True
+) -> DetectedQueries:
     r"""The queries whose likeliest class is likelier than a threshold.
 
     Args:
@@ -47,7 +49,7 @@ def detections(logits: Tensor, *, threshold: float = 0.5, no_object: bool = True
             Deformable DETR): a sigmoid of all logits takes the place of the softmax. Default: True.
 
     Returns:
-        Detections: in the order of the queries.
+        DetectedQueries: in the order of the queries.
 
     Examples::
 
@@ -70,7 +72,7 @@ def detections(logits: Tensor, *, threshold: float = 0.5, no_object: bool = True
     probabilities = logits.softmax(-1)[:, :-1] if no_object else logits.sigmoid()
     scores, labels = probabilities.max(-1)
     queries = (scores > threshold).nonzero().flatten()
-    return Detections(queries, labels[queries], scores[queries])
+    return DetectedQueries(queries, labels[queries], scores[queries])
 
 
 def query_masks(
@@ -132,7 +134,7 @@ def segment_detections(
     min_score: float = 0.5,
     no_object: bool = True,
     threshold: str | float = "otsu",
-) -> tuple[Detections, Tensor]:
+) -> tuple[DetectedQueries, Tensor]:
     r"""The whole of Algorithm 1 for one image: detections, and a mask for each.
 
     Args:
@@ -146,7 +148,7 @@ def segment_detections(
         min_score, no_object: see `detections`.
 
     Returns:
-        tuple: `Detections` and masks (K, *original_size).
+        tuple: `DetectedQueries` and masks (K, *original_size).
 
     Examples::
 

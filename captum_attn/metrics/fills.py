@@ -1,8 +1,8 @@
 """What stands where something was removed: constants, the mean, blur, imputation, or nothing.
 
 A fill is passed as `fill=` to every metric that perturbs: one of the objects here, or short for
-it: "zero", "mean", "blur", "noisy_linear", "remove", "delete", a number (a colour, the id of a mask
-or pad token) or a tensor that broadcasts to the input.
+it: "zero", "mean", "blur", "noisy_linear", "remove", "delete", "hide", a number (a colour, the id
+of a mask or pad token) or a tensor that broadcasts to the input.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from captum_attn.errors import InputError, OptionError
 from captum_attn.metrics._checks import a_tensor, choice, number, positive_int
 
-__all__ = ["Blur", "Constant", "Fill", "Mean", "NoisyLinear", "Remove"]
+__all__ = ["Blur", "Constant", "Fill", "Hide", "Mean", "NoisyLinear", "Remove"]
 
 # (rows (S,), removed (S, ...)) -> the copies of these examples without what was removed
 Filler = Callable[[Tensor, Tensor], Tensor]
@@ -216,6 +216,17 @@ class Remove:
     close: str | None = None
 
 
+@dataclass(frozen=True)
+class Hide:
+    """The tokens are hidden from the attention: no query sees their keys.
+
+    For any model that `captum_attn` explains, with or without an attention mask, images too: a
+    token is hidden where more than half of its elements are removed (`captum_attn.hide_tokens`).
+    The inputs stay as they are. To find the tokens the model runs once more, with gradients, for
+    every forward. What mixes tokens beside attention, a mean over all of them say, still sees them.
+    """
+
+
 def _floating(inputs: Tensor, name: str) -> None:
     if not inputs.is_floating_point():
         raise OptionError(
@@ -224,17 +235,20 @@ def _floating(inputs: Tensor, name: str) -> None:
         )
 
 
-_NAMED: dict[str, Fill | Remove] = {
+_NAMED: dict[str, Fill | Remove | Hide] = {
     "zero": Constant(0.0),
     "mean": Mean(),
     "blur": Blur(),
     "noisy_linear": NoisyLinear(),
     "remove": Remove(),
     "delete": Remove(close="start"),
+    "hide": Hide(),
 }
 
 
-def fill_of(fill: str | float | Tensor | Fill | Remove, inputs: Tensor) -> Fill | Remove:
+def fill_of(
+    fill: str | float | Tensor | Fill | Remove | Hide, inputs: Tensor
+) -> Fill | Remove | Hide:
     """The fill that is meant, for these inputs."""
     if isinstance(fill, Remove):
         if fill.close is not None:
@@ -244,7 +258,7 @@ def fill_of(fill: str | float | Tensor | Fill | Remove, inputs: Tensor) -> Fill 
         return fill
     if isinstance(fill, Constant):
         return Constant(_value(fill.value))
-    if isinstance(fill, Fill):
+    if isinstance(fill, (Fill, Hide)):
         return fill
     if isinstance(fill, str):
         if fill not in _NAMED:

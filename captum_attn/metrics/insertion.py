@@ -9,7 +9,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_attn.errors import OptionError
-from captum_attn.metrics._inputs import Attributions, Inputs
+from captum_attn.metrics._model import Attributions, Inputs
 from captum_attn.metrics.perturbation import Steps, perturbation_curve
 
 __all__ = ["deletion", "insertion"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_attn.errors import InputError
 from captum_attn.metrics._checks import number
-from captum_attn.metrics._inputs import Attributions
+from captum_attn.metrics._model import Attributions
 from captum_attn.metrics.thresholds import (
     IGNORED,
     binary_map,

@@ -17,7 +17,7 @@ from torch import Tensor
 from captum_attn.errors import OptionError
 from captum_attn.metrics._checks import flag, fractions_of
 from captum_attn.metrics._engine import Perturbation, prepare
-from captum_attn.metrics._inputs import Attributions, Inputs
+from captum_attn.metrics._model import Attributions, Inputs
 
 __all__ = [
     "TO_90",
@@ -126,8 +126,8 @@ def perturbation_curve(
           are counted per input.
         * fill* (str, number, Tensor or Fill): what stands where units were, see
           `captum_attn.metrics.fills`. Token ids need one: the mask or pad token's id, or "remove"
-          to take them out of the attention ("delete": with positions that close up). Default:
-          "zero".
+          to take them out of the attention ("delete": with positions that close up), or "hide",
+          which needs no mask of the model's and takes patches, too. Default: "zero".
         * normalize* (callable): the model's normalisation, where the inputs come without it and
           `forward_func` does not do it; the fill comes before it, or after with
           `fill_after=True`. Without it the fill is put into what `forward_func` gets.

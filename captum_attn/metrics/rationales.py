@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_attn.errors import InputError
 from captum_attn.metrics._checks import marks, number
-from captum_attn.metrics._inputs import Attributions, finite_attributions, one_map
+from captum_attn.metrics._model import Attributions, finite_attributions, one_map
 from captum_attn.metrics._units import ranks
 
 __all__ = ["Spans", "rationale_auprc", "rationale_f1", "rationale_iou_f1", "rationale_spans"]

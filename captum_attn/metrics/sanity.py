@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from captum_attn.errors import InputError, OptionError
 from captum_attn.metrics._checks import a_callable, a_tensor, explaining, flag, positive_int
-from captum_attn.metrics._inputs import (
+from captum_attn.metrics._model import (
     Attributions,
     Inputs,
     Key,

@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_attn.errors import OptionError
 from captum_attn.metrics._checks import fractions_of, positive_int
 from captum_attn.metrics._engine import Perturbation, prepare
-from captum_attn.metrics._inputs import Attributions, Inputs
+from captum_attn.metrics._model import Attributions, Inputs
 from captum_attn.metrics._units import ranks
 
 __all__ = ["sensitivity_n"]

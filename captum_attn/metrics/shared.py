@@ -2,7 +2,7 @@
 
 from captum_attn.metrics._checks import known_options
 from captum_attn.metrics._engine import OPTIONS
-from captum_attn.metrics._inputs import Model, checked_target, predicted, rows_of, tensor_of
+from captum_attn.metrics._model import Model, checked_target, predicted, rows_of, tensor_of
 
 __all__ = [
     "OPTIONS",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
 from captum_attn.metrics._checks import marks
-from captum_attn.metrics._inputs import Attributions, finite_attributions, one_map
+from captum_attn.metrics._model import Attributions, finite_attributions, one_map
 
 __all__ = ["binary_map", "otsu_threshold"]
 

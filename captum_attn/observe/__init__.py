@@ -16,9 +16,10 @@ in this order. The rooms, each of which imports only from those before it:
 
 - `capture/`    what ran: attention calls, inputs, and the model left as it was found;
 - `operators/`  what each operation was, for the rules of relevance propagation;
-- `tracing/`    where each token goes: questions to autograd, answered by token maps;
+- `tracing/`    where each token goes: proven by the graph, or asked of autograd (token maps);
 - `streams/`    which stream asked which: states, the readout, and the way back to the inputs;
 - `observation.py`  one observed run, with all of the above;
+- `interventions.py`  such a run once more, with keys hidden or a map replaced;
 - `vectors/`    what a block does to vectors beside attention, for methods that ask (VTranM).
 
 Words:

@@ -26,6 +26,7 @@ from captum_attn.observe.streams.structure_cache import StructureCache
 from captum_attn.observe.streams.unseen import warn_of_unseen
 from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import Graph, Root
+from captum_attn.observe.tracing.in_place import InPlace
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 
@@ -185,7 +186,8 @@ def _settled(tap: Tap, graph: Graph, root: Root, batch: int, structure: Structur
     """The wiring; inputs whose rows turn out not to be examples are read as packed."""
     while True:
         try:
-            return Wiring(tap, graph, root, batch, TokenTracer(graph.cuts), structure)
+            tracer = TokenTracer(graph.cuts, in_place=InPlace(graph))
+            return Wiring(tap, graph, root, batch, tracer, structure)
         except RowsAreNotExamples as found:
             for leaf in found.leaves:
                 leaf.layout = PACKED

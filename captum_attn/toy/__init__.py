@@ -1,5 +1,5 @@
 """Small trained models with their data, carried by the package.
 
-Digits, textures, questions and topics: what the demo, `evaluate`, the dashboards, the tutorials and
-the tests explain. Nothing is downloaded.
+Digits, textures, clothing, questions and topics: what the demo, `evaluate`, the dashboards, the
+tutorials and the tests explain. Nothing is downloaded.
 """

@@ -22,7 +22,7 @@ from torchvision.ops import roi_align
 from transformers import LxmertConfig, LxmertForQuestionAnswering
 
 from captum_attn.toy.scenes import IMAGE_SIZE, NUM_CLASSES, SceneBatch, _uniform
-from captum_attn.toy.words import DIGITS, FIGURES, MAX_TOKENS, SIDES, VOCABULARY
+from captum_attn.toy.vocabulary import DIGITS, FIGURES, MAX_TOKENS, SIDES, VOCABULARY
 
 WEIGHTS = Path(__file__).parent / "weights" / "digit_vqa.safetensors"
 

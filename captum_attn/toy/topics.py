@@ -135,7 +135,7 @@ def _model_folder() -> Path:
     return Path(package.origin).parent / "model"
 
 
-class Word(NamedTuple):
+class TextWord(NamedTuple):
     """A word of the text and its relevance, the sum over its pieces.
 
     Attributes:
@@ -151,7 +151,7 @@ class Word(NamedTuple):
     relevance: float
 
 
-def merge_word_pieces(text: str, encoding: Any, relevance: Tensor) -> list[Word]:
+def merge_word_pieces(text: str, encoding: Any, relevance: Tensor) -> list[TextWord]:
     """The words of a text with the relevance of their word pieces added up.
 
     Args:
@@ -160,14 +160,14 @@ def merge_word_pieces(text: str, encoding: Any, relevance: Tensor) -> list[Word]
         relevance (Tensor): ``(n,)``, relevance of every token.
 
     Returns:
-        list of Word: in reading order; special tokens and padding are no words.
+        list of TextWord: in reading order; special tokens and padding are no words.
 
     Examples::
 
         >>> model = load_topic_classifier()
         >>> encoding = model.tokenize("goalkeepers")  # goalkeeper ##s
         >>> merge_word_pieces("goalkeepers", encoding, torch.ones(4))
-        [Word(text='goalkeepers', start=0, end=11, relevance=2.0)]
+        [TextWord(text='goalkeepers', start=0, end=11, relevance=2.0)]
     """
     pieces: dict[int, list[int]] = {}
     for position, word in enumerate(encoding.word_ids(0)):
@@ -178,7 +178,7 @@ def merge_word_pieces(text: str, encoding: Any, relevance: Tensor) -> list[Word]
         spans = [encoding.token_to_chars(0, position) for position in positions]
         start, end = spans[0].start, spans[-1].end
         total = float(relevance[positions].sum())
-        words.append(Word(text[start:end], start, end, total))
+        words.append(TextWord(text[start:end], start, end, total))
     return words
 
 

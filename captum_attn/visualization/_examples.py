@@ -9,7 +9,7 @@ import numpy as np
 
 from captum_attn._checks import listed
 from captum_attn.errors import InputError
-from captum_attn.visualization._inputs import array
+from captum_attn.visualization._arrays import array
 from captum_attn.visualization.words import EXPECTED, Word, tokens_of, words_of
 
 

@@ -23,7 +23,7 @@ from captum_attn._checks import (
     whole,
 )
 from captum_attn.errors import InputError, OptionError
-from captum_attn.visualization._inputs import pair_of, side_of
+from captum_attn.visualization._arrays import pair_of, side_of
 from captum_attn.visualization._panels import VIEWS
 from captum_attn.visualization._style import SIGNS
 

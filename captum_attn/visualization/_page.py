@@ -11,14 +11,14 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 
 from captum_attn.visualization._fonts import direction, families, finished, in_sight
-from captum_attn.visualization._style import GREY, signed, tint
+from captum_attn.visualization._style import GREY, LEFT_OUT, signed, tint
 from captum_attn.visualization.picture import Picture
 from captum_attn.visualization.words import Word
 
 SIZE, SMALL, TINY, BOLD = 11.0, 9.0, 7.5, 11.5  # of letters
 STEP = 19.0  # from line to line
 MARGIN, BLANK = 8.0, 4.0
-LEGENDS = {"for": 1.0, "neutral": 0.0, "against": -1.0}
+LEGENDS = {"for": 1.0, "neutral": 0.0, "against": -1.0, LEFT_OUT: 0.0}
 TARGET = ("for the target", "against it")  # what orange and purple say
 
 
@@ -126,6 +126,11 @@ class Page(Picture):
             colour = tint(placed.share)
             box = Rectangle((x, y + 1), placed.width, STEP - 2, color=colour, linewidth=0)
             self.sheet.add_patch(box)
+            if placed.word.left_out:
+                self.sheet.add_patch(
+                    Rectangle((x, y + 1), placed.width, STEP - 2, fill=False, edgecolor=GREY,
+                              linewidth=0.8, linestyle="--")
+                )  # fmt: skip
             ink = GREY if placed.word.special else "black"
             middle: dict[str, Any] = {"ha": "center", "x": x + placed.width / 2}
             self.sheet.text(
@@ -145,6 +150,7 @@ class Page(Picture):
             frame: dict[str, Any] = {"xy": (x, y + 4), "width": 9, "height": 9}
             self.sheet.add_patch(Rectangle(**frame, color=tint(LEGENDS[name]), linewidth=0))
             edge: dict[str, Any] = {"fill": False, "edgecolor": GREY, "linewidth": 0.5}
+            edge |= {"linewidth": 0.8, "linestyle": "--"} if name == LEFT_OUT else {}
             self.sheet.add_patch(Rectangle(**frame, **edge))
             self.say(x + 13, y - 1, said, color=GREY)
             x += 13 + self.measure(said, size=SMALL) + 14
@@ -156,8 +162,9 @@ def legend_names(signs: set[str], names: tuple[str, str] = TARGET) -> dict[str, 
     """The colours that occur where these of Captum's signs are shown, and what they say."""
     shown = {
         "for": (signs & {"all", "positive", "absolute_value"}, names[0]),
-        "neutral": (signs, "neutral"),
+        "neutral": (signs - {LEFT_OUT}, "neutral"),
         "against": (signs & {"all", "negative"}, names[1]),
+        LEFT_OUT: (signs & {LEFT_OUT}, LEFT_OUT),
     }
     return {name: said for name, (occurs, said) in shown.items() if occurs}
 

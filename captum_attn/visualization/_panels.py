@@ -89,6 +89,16 @@ def show_image(ax: Axes, image: np.ndarray | None, size: tuple[int, int], grey: 
     bare(ax)
 
 
+def frame_left_out(ax: Axes, mask: np.ndarray) -> None:
+    """A dashed line round the pixels `(H, W)` of the tokens that were left out."""
+    if mask.any():
+        padded = np.pad(mask.astype(float), 1)  # also where they touch the edge
+        at = [np.arange(-1, side + 1) for side in mask.shape]
+        options: dict[str, Any] = {"colors": GREY, "linewidths": 0.9, "linestyles": "dashed"}
+        lines = ax.contour(at[1], at[0], padded, [0.5], **options)
+        lines.set_clip_on(False)
+
+
 def bare(ax: Axes) -> None:
     """Takes ticks and frame away."""
     ax.set_xticks([])

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from captum_attn.errors import InputError, OptionError
-from captum_attn.visualization._inputs import array, resized
+from captum_attn.visualization._arrays import array, resized
 from captum_attn.visualization._panels import show_image
 from captum_attn.visualization._style import AGAINST, FOR, OVERLAYS, signed, tint
 

@@ -15,6 +15,7 @@ LEGEND = "orange: for the target, purple: against it"
 GREY = "0.35"  # of what is said beside the picture
 SIGNS = ("auto", *visualization.VisualizeSign.__members__)
 EMPTY = "all zero"  # the note on a map without any relevance
+LEFT_OUT = "left out"  # what a frame of dashes says
 
 
 def _ramp(name: str, *stops: tuple[float, np.ndarray, float]) -> Colormap:

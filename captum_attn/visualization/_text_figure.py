@@ -16,7 +16,7 @@ from captum_attn.visualization._page import (
     Page,
     legend_names,
 )
-from captum_attn.visualization._style import GREY, tint
+from captum_attn.visualization._style import GREY, LEFT_OUT, tint
 from captum_attn.visualization.picture import DPI
 from captum_attn.visualization.words import Word
 
@@ -112,16 +112,18 @@ def _html_words(line: Line) -> str:
     for i, (word, share) in enumerate(zip(line.words, line.shares, strict=True)):
         ink = "#595959" if word.special else "#000"
         style = f"background: {_css(share)}; color: {ink}; border-radius: 3px; padding: 0 1px"
+        style += "; outline: 1px dashed #595959" if word.left_out else ""
         parts.append(" " if word.gap and i else "")
-        title = f"{word.relevance:.3g}"
+        title = "left out" if word.left_out else f"{word.relevance:.3g}"
         parts.append(f'<span style="{style}" title="{title}">{escape(word.text)}</span>')
     return "".join(parts)
 
 
 def _html_legend(signs: set[str]) -> str:
-    box = "display: inline-block; width: .7em; height: .7em; border: 1px solid #777"
+    box = "display: inline-block; width: .7em; height: .7em; border: 1px"
     parts = [
-        f'<span style="{box}; background: {_css(LEGENDS[name])}"></span> {said}'
+        f'<span style="{box} {"dashed" if name == LEFT_OUT else "solid"} #777; '
+        f'background: {_css(LEGENDS[name])}"></span> {said}'
         for name, said in legend_names(signs).items()
     ]
     return f'<p style="color: #595959; font-size: 85%">{" &nbsp; ".join(parts)}</p>'

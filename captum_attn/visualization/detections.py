@@ -12,8 +12,8 @@ from matplotlib.colors import Colormap
 
 from captum_attn._checks import shown, texts
 from captum_attn.errors import InputError
+from captum_attn.visualization._arrays import array, check_counts, fitted, image_list
 from captum_attn.visualization._fonts import finished
-from captum_attn.visualization._inputs import array, check_counts, fitted, image_list
 from captum_attn.visualization._options import checked_options, known
 from captum_attn.visualization._panels import (
     VIEWS,

@@ -14,8 +14,8 @@ from matplotlib.colors import Colormap, Normalize
 
 from captum_attn._checks import listed, shown, text, texts
 from captum_attn.errors import InputError, OptionError
+from captum_attn.visualization._arrays import array, check_counts, image_list
 from captum_attn.visualization._fonts import finished
-from captum_attn.visualization._inputs import array, check_counts, image_list
 from captum_attn.visualization._matrix import cells_of, draw_matrix
 from captum_attn.visualization._options import checked_options
 from captum_attn.visualization._panels import bare, colour_bar, title

@@ -10,8 +10,7 @@ import numpy as np
 
 from captum_attn._checks import texts
 from captum_attn.errors import InputError
-from captum_attn.visualization._examples import examples_of, word_lists
-from captum_attn.visualization._inputs import (
+from captum_attn.visualization._arrays import (
     array,
     by_label,
     check_counts,
@@ -20,6 +19,7 @@ from captum_attn.visualization._inputs import (
     is_list,
     map_list,
 )
+from captum_attn.visualization._examples import examples_of, word_lists
 from captum_attn.visualization._options import (
     INTERPOLATIONS,
     WIDEST,

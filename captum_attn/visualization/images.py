@@ -9,20 +9,21 @@ import numpy as np
 from matplotlib.colors import Colormap
 
 from captum_attn.errors import InputError, OptionError
-from captum_attn.visualization._fonts import finished
-from captum_attn.visualization._inputs import (
+from captum_attn.visualization._arrays import (
     by_label,
     check_counts,
     fitted,
     image_list,
     map_list,
 )
+from captum_attn.visualization._fonts import finished
 from captum_attn.visualization._options import INTERPOLATIONS, checked_options, known, optional
 from captum_attn.visualization._panels import (
     Style,
     checked_view,
     draw_box,
     draw_map,
+    frame_left_out,
     no_bar,
     show_image,
     title,
@@ -52,6 +53,7 @@ def visualize_image(
     show_original: bool = True,
     show_colorbar: bool = True,
     panel_size: float = 2.2,
+    left_out: Any = None,
 ) -> Picture:
     r"""Draws the attributions of images, each map with a colour scale and a colour bar of its own.
 
@@ -88,6 +90,9 @@ def visualize_image(
         show_original (bool): whether the image itself is the first column. Default: True.
         show_colorbar (bool): Default: True.
         panel_size (float): width of a panel in inches. Default: 2.2.
+        left_out (Tensor, array, or Mapping of label to such, optional): as a method's `left_out`
+            returns it, in the forms of `attributions`: a dashed line goes round the tokens whose
+            relevance was taken away. Default: none.
 
     Returns:
         Picture: a figure with a row for each example.
@@ -103,21 +108,18 @@ def visualize_image(
         >>> visualize_image(maps["GAE"], x, patch_size=16, interpolation="bilinear")
         >>> visualize_image(maps["GAE"], x, method=["heat_map", "masked_image", "contour"])
     """
-    views = [method] if isinstance(method, str) else list(method)
     pictures, batched = (None, False) if images is None else image_list(images)
     labelled = by_label(attributions)
     columns = {
         label: _maps(values, pictures, batched, patch_size, interpolation, label)
         for label, values in labelled.items()
     }
-    styles = []
-    for label, maps in columns.items():
-        for view in views:
-            shown = resolved_sign(sign, maps)
-            checked = checked_view(view, shown, sign == "auto", pictures is not None)
-            styles.append((label, Style(*checked, outlier_perc, cmap, alpha_overlay)))
-    if not styles:
-        raise OptionError("method: expected at least one view, got none")
+    marks = _marks(left_out, columns, pictures, batched)
+    views = [method] if isinstance(method, str) else list(method)
+    styles = [
+        (label, Style(*checked, outlier_perc, cmap, alpha_overlay))
+        for label, checked in _checked_views(views, columns, sign, pictures is not None)
+    ]
     rows = len(next(iter(columns.values())))
     check_counts(rows, {f"attributions[{label!r}]": maps for label, maps in columns.items()})
     check_counts(rows, {f"captions[{label!r}]": said for label, said in (captions or {}).items()})
@@ -150,6 +152,8 @@ def visualize_image(
         for ax, (label, style) in zip(axes[original:], styles, strict=True):
             name = f"{label or 'the map'} of example {row}"
             draw_map(picture, ax, columns[label][row], image, style, show_colorbar, name)
+            if label in marks:
+                frame_left_out(ax, marks[label][row])
             lines = [label, style.view.replace("_", " ") if len(views) > 1 else ""]
             title(ax, " – ".join(filter(None, lines)), panel_size)
             if captions and label in captions:
@@ -186,6 +190,42 @@ def _maps(
         fitted(one, size, patch_size, interpolation, name)
         for one, size in zip(found, sizes, strict=True)
     ]
+
+
+def _checked_views(
+    views: Sequence[str], columns: Mapping[str, list[np.ndarray]], sign: str, on_image: bool
+) -> list[tuple[str, tuple[str, str]]]:
+    """(label, (view, sign)) of every panel of a row."""
+    if not views:
+        raise OptionError("method: expected at least one view, got none")
+    return [
+        (label, checked_view(view, resolved_sign(sign, maps), sign == "auto", on_image))
+        for label, maps in columns.items()
+        for view in views
+    ]
+
+
+def _marks(
+    left_out: Any,
+    columns: Mapping[str, list[np.ndarray]],
+    pictures: list[np.ndarray] | None,
+    batched: bool,
+) -> dict[str, list[np.ndarray]]:
+    """Where tokens were left out, (H, W) bool, by the columns' labels."""
+    given = {} if left_out is None else by_label(left_out)
+    if unknown := set(given) - {"", *columns}:
+        raise InputError(f"left_out: expected some of {list(columns)}, got {sorted(unknown)}")
+    marks = {}
+    for label, maps in columns.items():
+        if (mask := given.get(label, given.get(""))) is not None:
+            found = map_list(mask, pictures, batched, "left_out")
+            if [one.shape for one in found] != [one.shape for one in maps]:
+                raise InputError(
+                    f"left_out: expected {[one.shape for one in maps]} as the maps have, got "
+                    f"{[one.shape for one in found]}"
+                )
+            marks[label] = [one != 0 for one in found]
+    return marks
 
 
 def _alt(columns: Mapping[str, Any], titles: Sequence[str] | None) -> str:

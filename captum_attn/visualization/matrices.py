@@ -14,8 +14,8 @@ from torch import Tensor
 
 from captum_attn._checks import FAILURES, listed, names_of, shown, texts, whole
 from captum_attn.errors import InputError
+from captum_attn.visualization._arrays import array, check_counts
 from captum_attn.visualization._fonts import finished
-from captum_attn.visualization._inputs import array, check_counts
 from captum_attn.visualization._matrix import cells_of, divide, draw_matrix, labels_of
 from captum_attn.visualization._options import checked_options
 from captum_attn.visualization._panels import colour_bar

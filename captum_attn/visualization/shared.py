@@ -1,6 +1,6 @@
 """What other rooms use of this one, beside the pictures: images, and regions on them."""
 
-from captum_attn.visualization._inputs import image_list
+from captum_attn.visualization._arrays import image_list
 from captum_attn.visualization._regions import checked_boxes, draw_regions
 
 __all__ = ["checked_boxes", "draw_regions", "image_list"]

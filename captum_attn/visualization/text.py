@@ -15,11 +15,12 @@ from torch import Tensor
 
 from captum_attn._checks import flag, number, plain
 from captum_attn.errors import InputError
+from captum_attn.visualization._arrays import array, by_label, check_counts
 from captum_attn.visualization._examples import examples_of, word_lists
-from captum_attn.visualization._inputs import by_label, check_counts
 from captum_attn.visualization._options import checked_options
 from captum_attn.visualization._style import (
     EMPTY,
+    LEFT_OUT,
     of_sign,
     resolved_sign,
     scale_limit,
@@ -130,6 +131,7 @@ def visualize_text(
     legend: bool = True,
     width: float = 9.0,
     max_lines: int = 40,
+    left_out: Any = None,
 ) -> Picture:
     """Draws texts with each word on the colour of its relevance; `.html()` is text, too.
 
@@ -153,6 +155,9 @@ def visualize_text(
         width (float): of the figure, in inches. Default: 9.
         max_lines (int): of a longer text the figure shows the lines with the most relevant words,
             and says where others are left out; the HTML has all of it. Default: 40.
+        left_out (Tensor, array, or Mapping of label to such, optional): (n,) or (B, n) bool, as a
+            method's `left_out` returns it: the tokens whose relevance was taken away have a dashed
+            frame, also where special tokens are hidden. Default: none.
 
     Returns:
         Picture: a figure whose HTML form is text, too.
@@ -172,7 +177,13 @@ def visualize_text(
         for label, values in by_label(attributions).items()
     }
     headings = next(iter(labelled.values()))[1]
-    columns = {label: examples for label, (examples, _) in labelled.items()}
+    marks = {} if left_out is None else by_label(left_out)
+    if unknown := set(marks) - {""} - set(labelled):
+        raise InputError(f"left_out: expected some of {list(labelled)}, got {sorted(unknown)}")
+    columns = {
+        label: _marked(examples, marks.get(label, marks.get("")))
+        for label, (examples, _) in labelled.items()
+    }
     count = len(headings)
     check_counts(count, {f"attributions[{k!r}]": v for k, v in columns.items()})
     check_counts(count, {"titles": titles})
@@ -196,6 +207,8 @@ def visualize_text(
         ]
         blocks.append((headings[i] if titles is None else titles[i], lines))
     named = set(signs.values()) if legend else set()
+    if any(word.left_out for examples in columns.values() for words in examples for word in words):
+        named |= {LEFT_OUT} if legend else set()
     return TextPicture(blocks, width=width, max_lines=max_lines, signs=named)
 
 
@@ -242,6 +255,23 @@ def _heading(record: VisualizationDataRecord) -> str:
     return ", ".join(f"{name} {value}" for name, value in said.items() if str(value))
 
 
+def _marked(examples: list[list[Word]], left_out: Any) -> list[list[Word]]:
+    """The words of each example, those marked of which all tokens were left out."""
+    if left_out is None:
+        return examples
+    rows = np.atleast_2d(array(left_out, "left_out")) != 0
+    last = [max(place for word in words for place in word.positions) for words in examples]
+    if rows.ndim != 2 or len(rows) != len(examples) or rows.shape[1] <= max(last):
+        raise InputError(
+            f"left_out: expected (B, n) for {len(examples)} examples of up to {max(last) + 1} "
+            f"tokens, got {rows.shape}"
+        )
+    return [
+        [word._replace(left_out=bool(row[list(word.positions)].all())) for word in words]
+        for words, row in zip(examples, rows, strict=True)
+    ]
+
+
 def _with_boundary(words: list[Word]) -> list[Word]:
     """With a bar where the second text of a pair begins."""
     found: list[Word] = []
@@ -253,7 +283,7 @@ def _with_boundary(words: list[Word]) -> list[Word]:
 
 
 def _shown(words: list[Word], show_special: bool) -> list[Word]:
-    return [word for word in words if show_special or not word.special]
+    return [word for word in words if show_special or not word.special or word.left_out]
 
 
 def _line(

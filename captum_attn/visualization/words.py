@@ -13,7 +13,7 @@ import numpy as np
 from captum_attn._checks import flag, listed, shown, whole
 from captum_attn._checks import text as checked_text
 from captum_attn.errors import InputError
-from captum_attn.visualization._inputs import array
+from captum_attn.visualization._arrays import array
 
 EXPECTED = "str for each example (or a BatchEncoding), as tokenizer.convert_ids_to_tokens gives it"
 PADDING = re.compile(r"\[PAD\]|<pad>|<\|pad\|>")
@@ -38,6 +38,7 @@ class Word(NamedTuple):
         gap (bool): whether a blank stands before it.
         special (bool): whether it is no part of the text: [CLS], </s>.
         positions (tuple of int): of its tokens.
+        left_out (bool): whether its relevance was taken away, that of all its tokens.
         sentence (int): of a pair of texts, 0 for the first and 1 for the second.
     """
 
@@ -46,6 +47,7 @@ class Word(NamedTuple):
     gap: bool = True
     special: bool = False
     positions: tuple[int, ...] = ()
+    left_out: bool = False
     sentence: int = 0
 
     def joined(self, text: str, relevance: float, position: int) -> Word:

@@ -13,9 +13,9 @@ from matplotlib.colors import Normalize
 from captum_attn._checks import shown
 from captum_attn._checks import text as text_rule
 from captum_attn.errors import InputError
+from captum_attn.visualization._arrays import array, one_image
 from captum_attn.visualization._examples import examples_of, token_lists
 from captum_attn.visualization._fonts import finished
-from captum_attn.visualization._inputs import array, one_image
 from captum_attn.visualization._options import checked_options, optional
 from captum_attn.visualization._panels import colour_bar, title
 from captum_attn.visualization._regions import (

@@ -20,14 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import captum_attn
-from captum_attn import objectives
+from captum_attn import attr, objectives
 from captum_attn.attr import AttentionAttribution
 from tests.metrics import hard as metrics_hard
 
 METHODS = {
     name: value
-    for name, value in vars(captum_attn).items()
+    for name, value in vars(attr).items()
     if isinstance(value, type) and issubclass(value, AttentionAttribution)
     and value is not AttentionAttribution
 }  # fmt: skip

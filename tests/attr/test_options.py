@@ -74,7 +74,7 @@ def case() -> tuple[nn.Module, Tensor]:
 def test_signatures_show_the_options_keyword_only(method: type, call: str) -> None:
     for of in (getattr(method, call), getattr(method(case()[0]), call)):
         parameters = inspect.signature(of).parameters
-        expected = {**OWN[method], "block_size": None, "mixing_draws": None}
+        expected = {**OWN[method], "block_size": None, "mixing_draws": None, "leave_out": ()}
         assert list(parameters)[-len(expected) :] == list(expected)
         for name, default in expected.items():
             assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
@@ -98,7 +98,7 @@ def test_a_method_of_a_method_shows_both_options() -> None:
             power: float = 1.0
 
     names = list(inspect.signature(Child.attribute).parameters)
-    expected = [*OWN[GenericAttention], "power", "block_size", "mixing_draws"]
+    expected = [*OWN[GenericAttention], "power", "block_size", "mixing_draws", "leave_out"]
     assert names[-len(expected) :] == expected
     assert "power" not in inspect.signature(GenericAttention.attribute).parameters
     model, inputs = case()
@@ -134,6 +134,9 @@ REFUSED = [
     (RawAttention, {"layer": True}, "layer: expected an int"),
     (VTranM, {"block_size": True}, "block_size: expected an int >= 1 or None, got True"),
     (VTranM, {"block_size": "8"}, "block_size: expected an int >= 1 or None, got '8'"),
+    (VTranM, {"leave_out": "sink"}, r"leave_out: expected some of \('sink', 'self'\) in a tuple, "),
+    (VTranM, {"leave_out": ("first",)}, r"leave_out: expected some of \('sink', 'self'\)"),
+    (VTranM, {"leave_out": (["sink"],)}, r"leave_out: expected some of \('sink', 'self'\)"),
 ]
 
 

@@ -25,6 +25,7 @@ from tests.test_goldens import build
 from tests.test_goldens_two_streams import detr, detr_image, lxmert, lxmert_inputs  # noqa: F401
 from tests.test_goldens_two_streams import stored as golden
 from tests.zoo import ZOO
+from tests.zoo_streams import STREAMS
 
 VIT = "vit"
 
@@ -182,8 +183,52 @@ def test_baselines_that_do_not_fit_are_refused():
     model = by_hand(x, 1)[0]
     with pytest.raises(OptionError, match="baselines: expected a number, or a tensor that fits"):
         TransitionAttention(model).attribute(x, 1, baselines=torch.zeros(2, 2, 2))
-    with pytest.raises(OptionError, match="n_steps: expected an int >= 1"):
+    with pytest.raises(OptionError, match="n_steps: expected a whole number from 1"):
         TransitionAttention(model).attribute(x, 1, n_steps=0)
+
+
+@pytest.mark.parametrize("method", [TransitionAttention, BeyondIntuition])
+def test_baselines_are_those_of_the_examples_in_a_part_of_the_batch(method):
+    """A row for each example, or one for all, also where that has as many rows as the batch."""
+    x = inputs()
+    model, options = by_hand(x, 1)[0], {"n_steps": 3}
+    each, one = torch.randn_like(x), torch.randn(1, *x.shape[1:], dtype=torch.float64)
+    positions = torch.randn(x.shape[1:], dtype=torch.float64)  # (n, D), of every example
+    three = x[:, : len(x)]  # as many tokens as examples
+    for given, baselines in ((x, each), (x, one), (x, positions), (three, positions[: len(x)])):
+        explain = method(model).attribute
+        whole = explain(given, 1, baselines=baselines, **options)
+        parts = explain(given, 1, baselines=baselines, internal_batch_size=2, **options)
+        close(parts, whole)
+    alone = method(model).attribute(x[1:2], 1, baselines=each[1:2], **options)
+    close(alone, method(model).attribute(x, 1, baselines=each, **options)[1:2])
+
+
+def test_baselines_of_named_inputs_and_of_tokens_are_divided_too():
+    case = ZOO["bert"]
+    model, sample = case.fresh().double(), case.sample()
+    n, name = sample.inputs["input_ids"].shape[1], case.stream
+    tokens = torch.randn(3, n, 16, dtype=torch.float64)
+    explain, options = TransitionAttention(model).attribute, {"n_steps": 2, "baselines": tokens}
+    whole = explain(sample.inputs, 1, **options)[name]
+    close(explain(sample.inputs, 1, internal_batch_size=2, **options)[name], whole)
+    mapping = ZOO["bert_embeddings_mapping"]
+    given = mapping.sample().to(torch.float64).inputs
+    options["baselines"] = {"inputs_embeds": torch.randn_like(given["inputs_embeds"])}
+    whole = explain(given, 1, **options)["inputs_embeds"]
+    close(explain(given, 1, internal_batch_size=1, **options)["inputs_embeds"], whole)
+
+
+@pytest.mark.parametrize("method", [TransitionAttention, BeyondIntuition])
+def test_a_baseline_that_the_model_cannot_read_is_an_error_of_ours(method):
+    """Idefics3 takes images that are all 0 for padding and leaves them out."""
+    case = STREAMS["idefics3"]
+    sample, explain = case.sample(), method(case.model()).attribute
+    asked = {"objective": case.objective, "n_steps": 2}
+    with pytest.raises(OptionError, match="baselines: the model cannot read its inputs at 0.00"):
+        explain(sample.inputs, case.target_of(sample), **asked)
+    found = explain(sample.inputs, case.target_of(sample), baselines=1.0, **asked)
+    assert found["pixel_values"].any()
 
 
 def test_ids_are_scaled_as_the_tokens_that_enter_the_first_block():

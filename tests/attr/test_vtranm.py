@@ -11,7 +11,6 @@ import transformers
 
 from captum_attn import VTranM
 from captum_attn.attr._request import Request
-from captum_attn.errors import WiringError
 from captum_attn.observe.vectors.vector_changes import VectorChanges
 from tests import plain_vtranm as plain
 from tests.plain import close
@@ -314,9 +313,34 @@ def test_what_is_found_in_families(family):
 
 
 @pytest.mark.parametrize("kind", ["Gemma2", "Olmo2"])
-def test_norms_behind_the_projection_are_named(kind):
+def test_norms_behind_the_projection_are_held(kind):
+    """w_h[i, j] = s_i ‖v_j W γ‖ / ‖E_j‖ · NECC, s_i the scale of the norm of query i."""
     if not hasattr(transformers, f"{kind}ForCausalLM"):
         pytest.skip(f"this transformers has no {kind}")
     model = ready(hf(kind, f"{kind}ForCausalLM", **LLAMA_SIZE))
-    with pytest.raises(WiringError, match=r"model\.layers\.1\.self_attn.*one linear map"):
-        VTranM(model).attribute({"input_ids": ids()[None]}, (5, 17))
+    layer, inputs, seen = model.model.layers[1], {"input_ids": ids()[None]}, {}
+    norm, attention = layer.post_attention_layernorm, layer.self_attn
+    kept = [
+        layer.register_forward_pre_hook(lambda _, args: seen.update(E=args[0][0])),
+        norm.register_forward_pre_hook(lambda _, args: seen.update(y=args[0][0])),
+        attention.v_proj.register_forward_hook(lambda *args: seen.update(v=args[2][0])),
+    ]
+    with torch.no_grad():
+        model(**inputs)
+    for handle in kept:
+        handle.remove()
+    method, bare = VTranM(model), {"length": False, "direction": False}
+    measured, weighted = (
+        method.layer_maps(inputs, (5, 17), **options)[1][1][0].double() for options in ({}, bare)
+    )
+    heads, d = len(measured), attention.head_dim
+    values = seen["v"].double().unflatten(-1, (-1, d)).transpose(0, 1)
+    values = values.repeat_interleave(heads // len(values), 0)
+    eps = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
+    scale = (seen["y"].double().square().mean(-1) + eps).rsqrt()  # s_i
+    gamma = norm.weight.double() + (kind == "Gemma2")
+    for h in range(heads):
+        weight = attention.o_proj.weight.double()[:, h * d : (h + 1) * d].T * gamma
+        after, real = values[h] @ weight, [True] * len(ids())
+        w = plain.transformation_weights(seen["E"].double(), after, real)
+        close(measured[h], weighted[h] * w * scale[:, None], 1e-5)  # its norms are in float32

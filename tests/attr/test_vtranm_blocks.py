@@ -369,8 +369,155 @@ def walk_joint_projection(block, x, steps):
     return x + out @ weight.T[:D] + branch
 
 
+# A gate and the scale of a norm are held at what they were for the input.
+def gated(block, x):
+    """A gate that asks in front of the projection (Qwen3-Next): W_i = diag(g_i) W."""
+    h = block.norm1(x)
+    merged = block.attention.merged(h) * block.attention.gate(h).sigmoid()
+    x = x + block.attention.out(merged)
+    return x + block.mlp(block.norm2(x))
+
+
+def walk_gated(block, x, steps, behind=1.0):
+    h = block.norm1(x)
+    x = x + held_step(block, x, h, steps, block.attention.gate(h).sigmoid(), behind)
+    return feed_forward_step(x, block.mlp(block.norm2(x)), steps)
+
+
+def held_step(block, x, h, steps, gains, behind=1.0):
+    """An attention step with numbers of each query (n, H d), and a map behind the projection."""
+    A, v, out = attend(block, h)
+    weight = block.attention.out.weight.T * behind
+    steps.append(plain.AttentionStep(A, v, weight, x, [], out, gains))
+    return (block.attention.out(out * gains)) * behind
+
+
+def gated_and_scaled(block, x):
+    h = block.norm1(x)
+    merged = block.attention.merged(h) * block.attention.gate(h).sigmoid()
+    x = x + block.attention.out(merged) * block.scale
+    return x + block.mlp(block.norm2(x))
+
+
+def walk_gated_and_scaled(block, x, steps):
+    return walk_gated(block, x, steps, block.scale)
+
+
+def gated_convolution(block, x):
+    """No weight tells the map: it is read row by row, by queries with gates of their own."""
+    h, out = block.norm1(x), block.attention.out
+    merged = block.attention.merged(h) * block.attention.gate(h).sigmoid()
+    x = x + F.conv1d(merged.mT, out.weight[..., None], out.bias).mT
+    return x + block.mlp(block.norm2(x))
+
+
+def gated_heads(block, x):
+    """One number for each head, which may be negative or 0."""
+    h = block.norm1(x)
+    gate = block.attention.gate(h)[..., :HEADS].relu() - 0.1
+    heads = block.attention.heads(h) * gate.mT[..., None]
+    x = x + block.attention.out(heads.transpose(1, 2).flatten(2))
+    return x + block.mlp(block.norm2(x))
+
+
+def walk_gated_heads(block, x, steps):
+    h = block.norm1(x)
+    gate = (block.attention.gate(h)[..., :HEADS].relu() - 0.1).repeat_interleave(D // HEADS, -1)
+    x = x + held_step(block, x, h, steps, gate)
+    return feed_forward_step(x, block.mlp(block.norm2(x)), steps)
+
+
+def normed_branch(block, x):
+    """A norm in front of the addition (sandwich norm, Swin V2): its scale belongs to the query."""
+    x = x + block.norm3(block.attention(block.norm1(x)))
+    return x + block.mlp(block.norm2(x))
+
+
+def walk_normed_branch(block, x, steps):
+    E, norm, out = x, block.norm3, block.attention.out
+    A, v, attended = attend(block, block.norm1(x))
+    y = out(attended)
+    scale = (y.var(-1, unbiased=False, keepdim=True) + norm.eps).rsqrt()
+    centred = torch.eye(D, dtype=x.dtype) - 1 / D
+    weight = out.weight.T @ centred * norm.weight
+    steps.append(plain.AttentionStep(A, v, weight, E, [], attended, scale.expand(-1, D)))
+    x = x + norm(y)
+    return feed_forward_step(x, block.mlp(block.norm2(x)), steps)
+
+
+def rms_normed_branch(block, x):
+    """The same of a root mean square that the model writes out (Gemma, OLMo)."""
+    y = block.attention(block.norm1(x))
+    x = x + block.scale * (y * (y.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt())
+    return x + block.mlp(block.norm2(x))
+
+
+def walk_rms_normed_branch(block, x, steps):
+    E, out = x, block.attention.out
+    A, v, attended = attend(block, block.norm1(x))
+    y = out(attended)
+    scale = (y.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()
+    weight = out.weight.T * block.scale
+    steps.append(plain.AttentionStep(A, v, weight, E, [], attended, scale.expand(-1, D)))
+    x = x + block.scale * (y * scale)
+    return feed_forward_step(x, block.mlp(block.norm2(x)), steps)
+
+
+HELD = [
+    (gated, walk_gated), (gated_and_scaled, walk_gated_and_scaled),
+    (gated_convolution, walk_gated), (gated_heads, walk_gated_heads),
+    (normed_branch, walk_normed_branch), (rms_normed_branch, walk_rms_normed_branch),
+]  # fmt: skip
+
+
+# Sub-layers whose skip connection is another one than the paper's, or none.
+def projected_skip(block, x):
+    """The skip connection is projected too (MaxViT's stages): E is what is added to."""
+    x = block.attention.gate(x) + block.attention(block.norm1(x))
+    return x + block.mlp(block.norm2(x))
+
+
+def walk_projected_skip(block, x, steps):
+    E = block.attention.gate(x)
+    x = E + attention_step(block, E, block.norm1(x), steps)
+    return feed_forward_step(x, block.mlp(block.norm2(x)), steps)
+
+
+def thought_over(block, x):
+    """A feed-forward without a skip connection before the addition (Zamba): U = I for it."""
+    return x + block.mlp(block.norm2(block.attention(block.norm1(x))))
+
+
+def walk_thought_over(block, x, steps):
+    return x + block.mlp(block.norm2(attention_step(block, x, block.norm1(x), steps)))
+
+
+def without_skip(block, x):
+    """No I in U, and E is what the values are projected from."""
+    x = block.attention(block.norm1(x))
+    return x + block.mlp(block.norm2(x))
+
+
+def nothing_but_attention(block, x):
+    return block.attention(block.norm1(x))
+
+
+def walk_without_skip(block, x, steps):
+    x = walk_nothing_but_attention(block, x, steps)
+    return feed_forward_step(x, block.mlp(block.norm2(x)), steps)
+
+
+def walk_nothing_but_attention(block, x, steps):
+    h = block.norm1(x)
+    x = attention_step(block, h, h, steps)
+    steps[-1].keeps = False
+    return x
+
+
 BLOCKS = [
-    (standard, walk_standard), (post_norm, walk_post_norm), (scaled_skip, walk_scaled_skip),
+    (projected_skip, walk_projected_skip), (thought_over, walk_thought_over),
+    (without_skip, walk_without_skip), (nothing_but_attention, walk_nothing_but_attention),
+    *HELD, (standard, walk_standard), (post_norm, walk_post_norm), (scaled_skip, walk_scaled_skip),
     (macaron, walk_macaron), (two_feed_forwards, walk_two_feed_forwards),
     (attention_only, walk_attention_only), (adapter, walk_adapter), (convolved, walk_convolved),
     (turned, walk_turned), (scaled, walk_scaled), (parallel, walk_parallel),
@@ -388,8 +535,21 @@ def test_blocks_against_the_equations(style, walk, length):
     close(maps(style, length=length)[0], C)
 
 
+@pytest.mark.parametrize(("style", "walk"), HELD, ids=lambda s: s.__name__)
+def test_numbers_of_each_query_a_block_of_queries_and_an_example_at_a_time(style, walk):
+    x = vectors(3)
+    found = VTranM(made(style)).attribute_tokens(x, 1)["x"]
+    close(VTranM(made(style)).attribute_tokens(x, 1, block_size=2)["x"], found)
+    for i in range(3):
+        close(VTranM(made(style)).attribute_tokens(x[i : i + 1], 1)["x"][0], found[i])
+
+
 @pytest.mark.parametrize("start", [1, 2])
-@pytest.mark.parametrize(("style", "walk"), [BLOCKS[0], BLOCKS[10]], ids=lambda s: s.__name__)
+@pytest.mark.parametrize(
+    ("style", "walk"),
+    [(standard, walk_standard), (parallel, walk_parallel)],
+    ids=lambda s: s.__name__,
+)
 def test_start_layer_leaves_out_whole_blocks(style, walk, start):
     model = made(style, 3)
     x, steps = plain.in_graph(vectors()[0]), []
@@ -437,15 +597,10 @@ def test_attentions_side_by_side():
 
 
 # ---------------------------------------------------------------- what cannot be followed
-def gated(block, x):
+def gated_output(block, x):
+    """A gate behind the projection, a number for each channel of each token."""
     h = block.norm1(x)
-    merged = block.attention.merged(h) * block.attention.gate(h).sigmoid()
-    return x + block.attention.out(merged)
-
-
-def normed_branch(block, x):
-    """Sandwich norm: the branch is no linear map of the attention's output."""
-    return x + block.norm3(block.attention(block.norm1(x)))
+    return x + block.attention(h) * block.attention.gate(h).sigmoid()
 
 
 def dropped(block, x):
@@ -457,8 +612,9 @@ def mixed(block, x):
     return x + block.convolution(block.attention(block.norm1(x)).mT).mT
 
 
-def without_skip(block, x):
-    return block.attention(block.norm1(x))
+def joined_to_its_input(block, x):
+    """What asks goes by the attention in another way than by an addition."""
+    return block.joint(torch.cat([block.attention(block.norm1(x)), x, x], -1))
 
 
 def overwritten(block, x):
@@ -471,10 +627,9 @@ def overwritten(block, x):
 @pytest.mark.parametrize(
     ("style", "module", "words"),
     [
-        (gated, "'blocks.1'", "one linear map"),  # which calls the parts of its attention itself
-        (normed_branch, "'blocks.1.attention'", "one linear map"),
+        (gated_output, "'blocks.1.attention'", "one linear map"),
         (mixed, "'blocks.1.attention'", "one linear map"),
-        (without_skip, "'blocks.1.attention'", "skip connection"),
+        (joined_to_its_input, "'blocks.1.attention'", "skip connection"),
         (overwritten, "", "overwritten in place"),
     ],
     ids=lambda s: getattr(s, "__name__", None),
@@ -499,7 +654,7 @@ def test_dropout_in_train_mode_is_refused():
 
 def test_a_left_out_block_need_not_be_followed():
     def only_the_second(block, x):
-        return standard(block, x) if block.easy else normed_branch(block, x)
+        return standard(block, x) if block.easy else gated_output(block, x)
 
     model = made(only_the_second)
     model.blocks[0].easy, model.blocks[1].easy = False, True
@@ -508,6 +663,42 @@ def test_a_left_out_block_need_not_be_followed():
     found = VTranM(model, layers="blocks.1*").attribute(vectors(), 1, length=False)
     assert torch.equal(found, VTranM(model).attribute(vectors(), 1, length=False, start_layer=1))
     assert found.abs().sum() > 0
+
+
+class PooledByAQuery(nn.Module):
+    """A learned query looks at the tokens after a block; nothing is added to what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.block = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+        self.query = nn.Parameter(torch.randn(1, 1, 16))
+        self.pool = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.block(x)
+        return self.head(self.pool(self.query.expand(len(x), -1, -1), x, x)[0][:, 0])
+
+
+def test_pooling_without_a_skip_connection():
+    """x_j of the pool alone: E_h[(∇A ⊙ A)^+]_j ‖E⁰_j‖, without I and with w = 1."""
+    model, x = PooledByAQuery().double().eval(), torch.randn(2, 5, 16).double()
+    with pytest.warns(UserWarning, match="'pool' pools is added to no skip connection"):
+        found = VTranM(model, layers="pool").attribute_tokens(x, target=1)["x"]
+    for b in range(2):
+        y = model.block(x[b : b + 1])[0]
+        w, bias = model.pool.in_proj_weight, model.pool.in_proj_bias
+        q, k, v = (
+            (rows @ w[i * 16 : i * 16 + 16].T + bias[i * 16 : i * 16 + 16]).view(-1, 4, 4)
+            for i, rows in enumerate((model.query[0], y, y))
+        )
+        attention = (torch.einsum("qhd,khd->hqk", q, k) / 2).softmax(-1).detach().requires_grad_()
+        pooled = torch.einsum("hqk,khd->qhd", attention, v).reshape(1, 16)
+        probability = model.head(model.pool.out_proj(pooled)).softmax(-1)[0, 1]
+        (gradient,) = torch.autograd.grad(probability, attention)
+        expected = (gradient * attention).clamp_min(0).mean(0)[0] * x[b].norm(dim=-1)
+        torch.testing.assert_close(found[b], expected, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -603,6 +794,30 @@ def test_gradients_are_those_of_other_methods():
     close(found["x", "x"], other["x", "x"])
 
 
+def test_vectors_of_another_width_have_no_angle():
+    """Tokens become others of fewer channels: NECC = 1/n, with a warning; lengths count."""
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.small = Attention(), nn.Linear(D, 3)
+            self.head = nn.Linear(3, 4)
+
+        def forward(self, x):
+            q, k, v = self.attention.qkv(x).unflatten(-1, (3, HEADS, D // HEADS)).unbind(2)
+            y = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+            return self.head(torch.tanh(self.small(y.transpose(1, 2).flatten(2))))[:, 0]
+
+    model, x = Pooled(), vectors()
+    set_weights(model)
+    model = model.double().eval().requires_grad_(False)
+    with pytest.warns(UserWarning, match="another width"):
+        found = VTranM(model).attribute_tokens(x, 1)["x"]
+    kept = VTranM(model).attribute_tokens(x, 1, direction=False)["x"]
+    close(found, kept / N)
+    assert kept.abs().sum() > 0
+
+
 def test_layer_maps_and_describe():
     model, x = made(standard), vectors()
     method = VTranM(model)
@@ -625,14 +840,16 @@ def test_layer_maps_and_describe():
     ("style", "reads"),
     [
         (standard, False), (scaled, False), (post_norm, False), (parallel_scaled, False),
-        (length_first, False), (with_alpha, False), (by_convolution, True), (two_factors, True),
-        (heads_last, True),
+        (length_first, False), (with_alpha, False), (gated, False), (rms_normed_branch, False),
+        (by_convolution, True), (two_factors, True), (heads_last, True), (normed_branch, True),
     ],
     ids=lambda s: getattr(s, "__name__", None),
 )  # fmt: skip
 def test_the_map_is_read_row_by_row_only_where_no_weight_tells(style, reads, monkeypatch):
     """A weight that the graph holds costs nothing; reading has as many steps as channels."""
     read, rows = Branch._read, []
-    monkeypatch.setattr(Branch, "_read", lambda self: rows.append(self) or read(self))
+    monkeypatch.setattr(
+        Branch, "_read", lambda self, *gains: rows.append(self) or read(self, *gains)
+    )
     maps(style)
     assert bool(rows) == reads

@@ -2,11 +2,13 @@
 
     python -m tests.benchmarks.benchmark              # ViT-B/16 224, batch 1 and 8
     python -m tests.benchmarks.benchmark --peers      # Captum's, grad-cam's and LXT's, too
+    python -m tests.benchmarks.benchmark --related    # the methods that the papers compare with
     python -m tests.benchmarks.benchmark --tiny       # seconds, to see that it runs
 
 Every method is timed in turns with the least that it could cost, and with its plain matrix form
 (`matrix_form.py`): for a gradient method the floor is F, a fused forward and backward with frozen
 parameters, which is what Captum's Saliency costs; for the others f, a forward without gradients.
+Of a method that takes K runs the floor is K F ("20F"), or K f for forwards alone.
 VTranM is timed against GAE, `GenericAttention` on the same inputs, as well.
 A bar holds if the lower end of the ratio's interval is within it. The first call, in which the
 model is observed, is reported separately. Peak memory is that of a fresh process per case, its
@@ -20,10 +22,10 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
@@ -45,6 +47,7 @@ class Case(NamedTuple):
         matrix (callable, optional): the matrix form.
         make (callable, optional): (model, target) -> the call, for a method of another package.
         model (str): whose ViT it is measured on.
+        options (dict): of `attribute`.
     """
 
     method: str
@@ -52,6 +55,7 @@ class Case(NamedTuple):
     matrix: Callable[[nn.Module, Tensor, int], Tensor] | None = None
     make: Callable[[nn.Module, int], Callable[[Tensor], object]] | None = None
     model: str = "timm"
+    options: Mapping[str, Any] = {}
 
 
 CASES = (
@@ -61,6 +65,20 @@ CASES = (
     Case("HeterogenousAttention", {"F": 1.10}, matrix_form.generic_attention),
     Case("VTranM", {"F": 1.25, "GAE": 1.25}, matrix_form.vtranm),
 )
+# One forward and backward pass; K of them; forwards alone. ViT-CX makes as many masks as it finds.
+RELATED = (
+    Case("AttentionGradCam", {"F": 1.10}),
+    Case("GradSam", {"F": 1.25}),
+    Case("AttCAT", {"F": None}),
+    Case("GradEclip", {"F": 1.10}),
+    Case("TransitionAttention", {"20F": 1.10}),
+    Case("BeyondIntuition", {"20F": 1.10}),
+    Case("DeepIntegratedExplanations", {"21F": None}),
+    Case("TransformerInputSampling", {"33f": None},
+         options={"n_masks": 32, "perturbations_per_eval": 8}),
+    Case("VitCX", {"f": None}, options={"threshold": 0.9, "perturbations_per_eval": 8}),
+    Case("AttentionFlow", {"f": None}),
+)  # fmt: skip
 PEERS = (
     Case("captum Saliency", {"F": None}, make=peers.saliency),
     Case("captum IntegratedGradients, 50 steps", {"F": None}, make=peers.integrated_gradients),
@@ -115,12 +133,19 @@ def calls_of(case: Case, batch: int, tiny: bool, only: str | None = None) -> dic
         elif kind in ("method", "GAE"):
             name = case.method if kind == "method" else "GenericAttention"
             attribution = getattr(captum_attn, name)(model)
-            calls[kind] = partial(attribution.attribute, x, target=TARGET)
+            options = case.options if kind == "method" else {}
+            calls[kind] = partial(attribution.attribute, x, target=TARGET, **options)
         elif kind == "matrix" and case.matrix is not None:
             calls[kind] = partial(case.matrix, model, x, TARGET)
         else:
-            calls[kind] = partial(forward if kind == "f" else forward_backward, model, x)
+            run = partial(forward if kind[-1] == "f" else forward_backward, model, x)
+            calls[kind] = partial(times, int(kind[:-1] or 1), run)
     return calls
+
+
+def times(count: int, run: Callable[[], object]) -> None:
+    for _ in range(count):
+        run()
 
 
 def time_case(case: Case, batch: int, options: argparse.Namespace) -> dict:
@@ -157,7 +182,7 @@ def peaks_of(case: Case, batch: int, options: argparse.Namespace) -> dict[str, f
     peaks = {}
     for kind in ["method", *case.floors] + ["matrix"] * (case.matrix is not None):
         command = [sys.executable, "-m", "tests.benchmarks.benchmark", "--peak-of", kind]
-        command += ["--methods", case.method, "--batches", str(batch), "--peers"]
+        command += ["--methods", case.method, "--batches", str(batch), "--peers", "--related"]
         command += ["--threads", str(torch.get_num_threads())] + ["--tiny"] * options.tiny
         root = Path(__file__).parents[2]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -201,9 +226,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = names_of(CASES + PEERS)
+    names = names_of(CASES + RELATED + PEERS)
     parser.add_argument("--methods", nargs="+", choices=names, help="default: all of ours")
     parser.add_argument("--peers", action="store_true", help="methods of other packages, too")
+    parser.add_argument("--related", action="store_true", help="the papers' other methods, too")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--pairs", type=int, help="rounds (default: 30, or 5 where a pair is slow)")
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
@@ -222,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    cases = CASES + PEERS if options.peers else CASES
+    cases = CASES + RELATED * options.related + PEERS * options.peers
     chosen = [case for case in cases if case.method in (options.methods or names_of(cases))]
     if options.peak_of:
         print_peak(chosen[0], options.peak_of, options.batches[0], options.tiny)

@@ -2,6 +2,10 @@
 
     python -m tests.benchmarks.digit_share            # 500 scenes, 1,000 questions
     python -m tests.benchmarks.digit_share --scenes 40 --methods GenericAttention Saliency
+    python -m tests.benchmarks.digit_share --pictures clothing
+
+Or test photographs of two pieces of clothing, cut together along a border between patches; what is
+said of a digit's ink then goes for a piece's part of the picture.
 
 A question is right if the asked digit's ink holds more relevance than the other digit's ink. A
 method that cannot tell the two apart is right in exactly half of the questions. Only positive
@@ -20,6 +24,8 @@ import torch
 from torch import Tensor
 
 import captum_attn
+from captum_attn.toy.clothing import clothing_pairs
+from captum_attn.toy.clothing_vit import load_clothing_vit
 from captum_attn.toy.digit_vit import load_digit_vit
 from captum_attn.toy.scenes import scenes
 
@@ -85,16 +91,23 @@ def main(arguments: list[str] | None = None) -> int:
     )
     present = [n for n in DEFAULT if hasattr(captum_attn, n) or hasattr(captum.attr, n)]
     parser.add_argument("--methods", nargs="+", default=present, metavar="NAME")
+    parser.add_argument("--pictures", choices=("digits", "clothing"), default="digits")
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
 
-    model, batch = load_digit_vit(), scenes(options.scenes, split="test", seed=options.seed)
+    if options.pictures == "digits":
+        model, batch = load_digit_vit(), scenes(options.scenes, split="test", seed=options.seed)
+        named = "held-out scenes; the model names both digits"
+    else:
+        model, batch = load_clothing_vit(), clothing_pairs(options.scenes, options.seed)
+        named = "pairs of test pictures; the model names both pieces"
     with torch.no_grad():
         pairs = torch.cat([model(images).topk(2).indices for images in batch.images.split(BATCH)])
     both = (pairs.sort(1).values == batch.labels.sort(1).values).all(1).double().mean()
-    print(f"{options.scenes} held-out scenes; the model names both digits in {both:.1%}\n")
-    print("| method | asked digit ahead | relevance on the asked digit | on the other |")
+    print(f"{options.scenes} {named} in {both:.1%}\n")
+    thing = "digit" if options.pictures == "digits" else "piece"
+    print(f"| method | asked {thing} ahead | relevance on the asked {thing} | on the other |")
     print("|---|---|---|---|")
     for name in options.methods:
         share = evaluate(find(name), model, batch)

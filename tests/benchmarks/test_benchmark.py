@@ -21,6 +21,23 @@ def test_the_matrix_form_computes_the_method(case):
     torch.testing.assert_close(tokens, plain, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("case", benchmark.RELATED, ids=lambda case: case.method)
+def test_passes_of_the_related_methods(case, monkeypatch):
+    """As many runs of the model as their floors say: TAM and BI at K steps take K, no more."""
+    (floor,) = case.floors
+    model, images = benchmark.build(tiny=True, fused=True), benchmark.images(2, tiny=True)
+    sizes = []
+    model.register_forward_hook(lambda m, args, out: sizes.append(len(out) // len(images)))
+    getattr(captum_attn, case.method)(model).attribute(
+        images, target=benchmark.TARGET, **case.options
+    )
+    runs = sum(sizes)
+    if case.method == "VitCX":  # 2 + 2 N, of the masks that it finds
+        assert runs % 2 == 0 and runs > 2
+    else:
+        assert runs == int(floor[:-1] or 1)
+
+
 def test_ratio_of_medians_and_its_interval():
     under = np.linspace(0.9, 1.1, 31)
     ratio = measure.ratio_of_medians(1.5 * under, under)
@@ -50,10 +67,10 @@ def test_the_script_writes_its_table_and_numbers(tmp_path, capsys):
     path = tmp_path / "benchmark.json"
     threads = str(torch.get_num_threads())
     arguments = ["--tiny", "--pairs", "3", "--batches", "2", "--threads", threads, "--methods"]
-    arguments += ["AttentionRollout", "VTranM", "captum Saliency", "--peers"]
+    arguments += ["AttentionRollout", "VTranM", "captum Saliency", "--peers", "--related"]
     assert benchmark.main([*arguments, "--json", str(path)]) == 0
     results = json.loads(path.read_text())["results"]
-    assert [r["method"] for r in results] == arguments[8:-1]
+    assert [r["method"] for r in results] == arguments[8:-2]
     for r in results:
         assert len(r["times_s"]["method"]) == 3
         for floor, bar in r["bars"].items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_attn.toy.digit_vqa import YES, load_digit_vqa
-from captum_attn.toy.words import PAD, SPECIAL, VOCABULARY
+from captum_attn.toy.vocabulary import PAD, SPECIAL, VOCABULARY
 from tests.benchmarks import vqa_perturbation as script
 
 BATCH = script.collated(script.asked_about(6, seed=5))

@@ -41,7 +41,7 @@ from captum_attn.evaluation import Batch, Column, Metric, Results
 from captum_attn.metrics import RandomAttribution, Remove, token_removal_auc
 from captum_attn.toy.digit_vqa import YES, load_digit_vqa, questions, regions
 from captum_attn.toy.scenes import scenes
-from captum_attn.toy.words import PAD, SPECIAL, VOCABULARY, tokenize
+from captum_attn.toy.vocabulary import PAD, SPECIAL, VOCABULARY, tokenize
 
 BATCH = 50
 REGIONS = 6

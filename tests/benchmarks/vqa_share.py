@@ -33,7 +33,7 @@ from captum_attn.toy.digit_vqa import (
     regions,
 )
 from captum_attn.toy.scenes import scenes
-from captum_attn.toy.words import SIDES, SPECIAL, VOCABULARY, tokenize
+from captum_attn.toy.vocabulary import SIDES, SPECIAL, VOCABULARY, tokenize
 from tests.benchmarks.digit_share import mean_and_error
 from tutorials.training.train_vqa import DIGIT_WORDS, accuracy
 

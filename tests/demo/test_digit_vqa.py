@@ -23,7 +23,7 @@ from captum_attn.toy.digit_vqa import (
     save_digit_vqa,
 )
 from captum_attn.toy.scenes import SceneBatch, scenes
-from captum_attn.toy.words import DIGITS, VOCABULARY, WORDS, split_words, tokenize
+from captum_attn.toy.vocabulary import DIGITS, VOCABULARY, WORDS, split_words, tokenize
 from tutorials.training.train_vqa import accuracy, train
 
 

@@ -10,7 +10,7 @@ from captum_attn.toy import topics
 from captum_attn.toy.topics import (
     LABELS,
     SCALE,
-    Word,
+    TextWord,
     check_text,
     content_tokens,
     keep_tokens,
@@ -84,7 +84,7 @@ def test_word_pieces_are_merged_to_the_words_of_the_text(model):
     relevance = torch.arange(len(tokens), dtype=torch.float32)
     words = merge_word_pieces(text, encoding, relevance)
     assert [word.text for word in words] == ["Goalkeepers", "won", "3", "-", "0", "!"]
-    assert words[0] == Word("Goalkeepers", 0, 11, 1.0 + 2.0)
+    assert words[0] == TextWord("Goalkeepers", 0, 11, 1.0 + 2.0)
     assert all(text[word.start : word.end] == word.text for word in words)
     assert sum(w.relevance for w in words) == relevance[content_tokens(encoding)].sum()
 

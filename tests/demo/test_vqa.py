@@ -24,7 +24,7 @@ from captum_attn.demo.vqa import (
 from captum_attn.errors import InputError, OptionError
 from captum_attn.toy.digit_vqa import BACKGROUND, NO, YES, load_digit_vqa, questions, regions
 from captum_attn.toy.scenes import scenes
-from captum_attn.toy.words import tokenize
+from captum_attn.toy.vocabulary import tokenize
 from captum_attn.visualization._style import signed
 from tests.benchmarks import vqa_share
 

@@ -206,7 +206,11 @@ def test_timm_brings_its_own_transform(picture, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, error, said",
     [
-        (["--model", "timm/vit"], OptionError, "--data: only digit-vit, texture-vit, topics"),
+        (
+            ["--model", "timm/vit"],
+            OptionError,
+            "--data: only digit-vit, texture-vit, clothing-vit, topics",
+        ),
         (["--model", "digit-vit", "--data", "nowhere"], InputError, "no folder or file"),
         (["--model", "digit-vit", "--masks", "m"], OptionError, "--masks are for a folder"),
         (["--model", "digit-vit", "--methods", "A, A"], OptionError, "A is there twice"),

@@ -76,15 +76,15 @@ def test_a_real_kill(tmp_path):
     """SIGKILL in the middle of a batch."""
     code = f"""
 import time
-from captum_attn.evaluation.batches import Source
+from captum_attn.evaluation.batches import BatchSource
 from tests.evaluation.test_resume import run, linear, Noisy
-batches = Source.batches
+batches = BatchSource.batches
 def slowly(self, wanted):
     for i, batch in enumerate(batches(self, wanted)):
         if i == 2:
             time.sleep(600)
         yield batch
-Source.batches = slowly
+BatchSource.batches = slowly
 run(linear(), {str(tmp_path)!r}, methods={{"n": Noisy}})
 """
     running = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)

@@ -31,7 +31,10 @@ TOPICS, DIGITS = [*T, "--model", "topics"], [*I, "--model", "digit-vit"]
         ([*TOPICS, "--method", "GenericAttention("], "--method: cannot read"),
         ([*TOPICS, "--method", ""], "--method: expected at least one"),
         ([*TOPICS, "--method", "GenericAttention(powr=2)"], "powr"),
-        ([*TOPICS, "--out", "why.txt"], "--out: expected a file ending in .png, .html, .json or .csv, got"),
+        (
+            [*TOPICS, "--out", "why.txt"],
+            "--out: expected a file ending in .png, .html, .json or .csv, got",
+        ),
         ([*TOPICS, "--out", "no/such/why.png"], "no folder at 'no/such'; give --out a file in"),
         ([*TOPICS, "--top", "0"], "Invalid value for '--top'"),
         ([*TOPICS, "--device", "moon"], "--device: 'moon' cannot be used"),

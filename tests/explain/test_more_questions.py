@@ -12,7 +12,7 @@ import torch
 from captum_attn import GenericAttention
 from captum_attn.cli.app import run
 from captum_attn.evaluation.models import load
-from captum_attn.explain.words import encoded, words_in
+from captum_attn.explain.ranking import encoded, words_in
 from captum_attn.generation import explain_generation
 from tests.explain.command import printed, rows
 

@@ -13,8 +13,8 @@ from captum_attn import GenericAttention
 from captum_attn.cli.app import run
 from captum_attn.errors import InputError, TargetError
 from captum_attn.evaluation.models import load
-from captum_attn.explain.asked import ask
-from captum_attn.explain.words import encoded
+from captum_attn.explain.explained import ask
+from captum_attn.explain.ranking import encoded
 from tests.explain.command import printed, rows
 
 TEXT = "The band toured Europe by train and played in small villages."
@@ -109,6 +109,15 @@ def test_the_next_token_of_a_language_model(llama, capsys):
         ask(loaded, inputs, "Lyon")
 
 
+def test_what_is_left_out_of_the_next_token_is_framed_in_the_picture(llama, tmp_path, capsys):
+    out = tmp_path / "why.html"
+    method = "GenericAttention(leave_out=('self',)), GenericAttention(discard_self=False)"
+    said = printed(capsys, "explain-text", "The tower is in the city of", "--model", llama,
+                   "--method", method, "--out", out)  # fmt: skip
+    assert rows(said)["of"][0] == 0 != rows(said)["of"][1]
+    assert out.read_text().count('title="left out"') == 1
+
+
 def test_a_text_is_not_cut(llama):
     with pytest.raises(InputError, match="has 40 tokens, the model reads 32"):
         encoded(load(str(llama)), "x" * 40)
@@ -125,4 +134,4 @@ def test_an_encoder_decoder_is_refused(tmp_path, capsys):
 def test_a_language_model_is_no_classifier_to_evaluate(llama, tmp_path, capsys):
     (tmp_path / "t.txt").write_text("The city\n")
     assert run(["evaluate", "--model", str(llama), "--data", "t.txt", "--out", "out"]) == 2
-    assert "is a language model: see captum-attn explain-text" in capsys.readouterr().err
+    assert "is a language model: give --data known-answers" in capsys.readouterr().err

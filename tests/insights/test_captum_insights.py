@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from captum_attn import GenericAttention
-from captum_attn.insights.methods import METHODS, Method
+from captum_attn.insights.methods import METHODS, OF_WORDS, Method
 from tests.insights import captum_app
 from tests.insights.browser import (
     MARKS,
@@ -109,7 +109,7 @@ def test_every_method_draws_images(page, request):
 
 @pytest.mark.parametrize("page", ["texts"], indirect=True)
 def test_every_method_colours_words_and_takes_its_options(page):
-    for method in METHODS:
+    for method in OF_WORDS:
         fetch(page, method.get_name())
         assert colours(page) == expected_colours(attributed("texts", method))
     chosen = {"discard_self": "True"}

@@ -55,8 +55,8 @@ def config(monkeypatch) -> ModuleType:
 
 
 def own_options(method):
-    """Those that a form has a field for: not the tables and pairs of relevance propagation."""
-    shared = {"block_size"}
+    """Those that a form has a field for: not the tables and pairs, and no progress bars."""
+    shared = {"block_size", "show_progress", "layers_integrated"}
     return {
         f.name: f.default
         for f in method.Options.listed()

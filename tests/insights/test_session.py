@@ -12,7 +12,7 @@ from captum.attr import IntegratedGradients
 from captum_attn import GenericAttention, HeterogenousAttention
 from captum_attn.errors import InputError, OptionError
 from captum_attn.insights import Batch, EmptyFeature, GeneralFeature, ImageFeature
-from captum_attn.insights.methods import METHODS
+from captum_attn.insights.methods import METHODS, OF_WORDS
 from captum_attn.insights.session import Session
 from tests.insights.models import (
     CLASSES,
@@ -135,7 +135,7 @@ def test_chance_removes_in_another_order_and_ends_at_the_same_place(session):
 
 def test_special_tokens_are_never_removed():
     session = Session(made(TinyText), CLASSES, text(), [TEXT_BATCH], softmax)
-    assert set(session.methods) == {m.get_name() for m in METHODS}  # ids cannot be interpolated
+    assert set(session.methods) == {m.get_name() for m in OF_WORDS}  # ids cannot be interpolated
     example = session.examples[0]
     why = session.explain("TinyText", example, GAE, {}, 0)
     assert torch.equal(

@@ -144,3 +144,20 @@ def test_outputs_are_the_references(vit, chefer):
     images, expected = chefer
     with torch.no_grad():
         assert error(vit(images), expected["logits"]) < 1e-10
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("start_layer", [0, 1])
+def test_transformer_attribution_is_the_product_of_its_layers(normalize, start_layer):
+    """R = (I + A_bar) R, in whole matrices; BERT's with rows of I + A_bar that sum to 1."""
+    inputs, _ = read("ali_conservative_bert")
+    model, ids = hugging_face("ali_conservative_bert", "sdpa"), inputs["input_ids"]
+    method, options = TransformerAttribution(model), {"normalize": normalize}
+    (found,) = method.attribute_tokens(ids, 1, start_layer=start_layer, **options).values()
+    product = torch.eye(ids.shape[1], dtype=torch.float64)
+    for _, heads in method.layer_maps(ids, 1)[start_layer:]:
+        step = torch.eye(ids.shape[1], dtype=torch.float64) + heads.mean(1)
+        if normalize:
+            step = step / step.sum(-1, keepdim=True)
+        product = step @ product
+    torch.testing.assert_close(found, product[:, 0], atol=1e-12, rtol=1e-9)

@@ -175,6 +175,37 @@ def test_gates(name):
     close(found[1], G * value)
 
 
+@pytest.mark.parametrize("form", ["solve", "solve_triangular"])
+def test_the_solution_of_a_linear_system_is_a_quotient(form):
+    """All to the right side, as to a numerator: what gated delta nets compute."""
+    a = (numbers(2, 3, 3, seed=4) * 0.1).tril(-1) + torch.eye(3, dtype=X.dtype)
+    settings = {"upper": False, "unitriangular": True} if form == "solve_triangular" else {}
+
+    def f(b, a):
+        return getattr(torch.linalg, form)(a, b, **settings)
+
+    for rules in (ATTN, CP):
+        found = arriving(f, X, a, rules=rules, at_output=G)
+        for n in range(2):
+            close(found[0][n], torch.linalg.inv(a[n]).mT @ G[n])
+        close(found[1], torch.zeros_like(a))
+
+
+def test_the_places_of_deformable_attention_are_constants():
+    x, places, g = numbers(2, 3, 5, 5), numbers(2, 4, 4, 2, seed=1) / 3, numbers(2, 3, 4, 4, seed=2)
+
+    def f(x, places):
+        return F.grid_sample(x, places.tanh(), align_corners=False)
+
+    plain = arriving(f, x, places, rules={}, at_output=g)
+    for rules in (ATTN, CP):
+        found = arriving(f, x, places, rules=rules, at_output=g)
+        close(found[0], plain[0])  # linear in the image
+        close((found[0] * x).sum(), (f(x, places) * g).sum())
+        close(found[1], torch.zeros_like(places))
+    close(arriving(f, x, places, rules=ALI, at_output=g)[1], plain[1])
+
+
 def test_glu_is_a_gate():
     x, g = numbers(2, 3, 8), numbers(2, 3, 4, seed=1)
     a, b = x.chunk(2, -1)

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captum_attn import AttnLRP, ConservativeLRP, TransformerAttribution, TransformerLRP
+from captum_attn import CPLRP, AttnLRP, ConservativeLRP, TransformerAttribution, TransformerLRP
 from captum_attn.attr.rules import KINDS, RULE_SETS, Shares
-from captum_attn.errors import InputError, OptionError, RuleError, TargetError
+from captum_attn.errors import InputError, OptionError, ReadoutError, RuleError, TargetError
+from captum_attn.objectives import pairwise
 from captum_attn.observe.operators import kinds
 from tests.lrp.run import arriving, numbers, ran
 from tests.zoo import ZOO
@@ -140,6 +141,18 @@ def test_integers_and_constants_are_run_as_they_are():
     assert not operators.unruled
 
 
+def test_rounded_numbers_are_constants():
+    """Their derivative is 0: what they multiply is linear in the other, and gets all."""
+
+    def f(x):
+        return x * (x + 5).floor() + (x - x.round())
+
+    (found,) = arriving(f, X, rules=ATTN, at_output=G)
+    close(found, G * ((X + 5).floor() + 1))
+    (found,) = arriving(lambda x: x * (x + 5).floor(), X, rules=FULL, at_output=G)
+    close(found, G)
+
+
 def test_an_output_argument_is_refused():
     with pytest.raises(InputError, match="out="):
         ran(lambda x: torch.mul(x, 2, out=torch.empty_like(x)), X.clone().requires_grad_(),
@@ -154,6 +167,36 @@ def test_every_kind_is_described_and_every_table_speaks_of_known_kinds():
 
 
 # ---------------------------------------------------------------------- what has no rule
+class Projected(nn.Module):
+    """Queries and keys by convolution and batch norm, as in LeViT and MobileNet v4's attention."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v = (
+            nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in range(3)
+        )
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        q, k, v = (layer(x).flatten(2).mT for layer in (self.q, self.k, self.v))
+        return self.head((q @ k.mT).softmax(-1) @ v).mean(1)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("method", [CPLRP, ConservativeLRP, AttnLRP])
+def test_rules_that_stop_a_gradient_in_front_of_a_batch_norm(method, batch):
+    x = numbers(batch, 3, 4, 4)
+    model = Projected().double().eval()
+    found = method(model).attribute(x, 1)
+    if method is not AttnLRP:  # the map is a constant: q and k give nothing
+        twice = torch.cat([x, x])  # torch's own backward of a batch norm is wrong for one example
+        q, k = (layer(twice).flatten(2).mT.detach() for layer in (model.q, model.k))
+        leaf = twice.clone().requires_grad_()
+        out = model.head((q @ k.mT).softmax(-1) @ model.v(leaf).flatten(2).mT).mean(1)
+        close(found, x * torch.autograd.grad(out[:, 1].sum(), leaf)[0][:batch])
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -204,20 +247,16 @@ def test_a_rule_for_whatever_else():
     def keep(op, relevance):
         return [relevance / 3 for _ in op.operands]
 
-    class Solve(nn.Module):
+    class Inverse(nn.Module):
         def forward(self, x):
-            eye = torch.eye(3, dtype=x.dtype).expand(2, 3, 3)
-            return torch.linalg.solve_triangular(eye, x, upper=True).sum((1, 2))
+            return torch.linalg.inv(x).sum((1, 2))
 
-    with pytest.raises(RuleError):
-        TransformerLRP(Solve()).attribute(X)
-    found = TransformerLRP(Solve()).attribute(X, rules={"other": keep})
-    close(found, TransformerLRP(Sums()).attribute(X) / 3)
-
-
-class Sums(nn.Module):
-    def forward(self, x):
-        return x.sum((1, 2))
+    x = numbers(2, 3, 3)
+    with pytest.raises(RuleError, match="LinalgInv"):
+        TransformerLRP(Inverse()).attribute(x)
+    found = TransformerLRP(Inverse()).attribute(x, rules={"other": keep})
+    inverse = torch.linalg.inv(x)
+    close(found, inverse / inverse.sum((1, 2), keepdim=True) / 3, 1e-8)
 
 
 def test_functions_of_the_models_own_are_warned_of():
@@ -348,6 +387,63 @@ def test_models_without_attention_and_wiring():
     found = conserved.attribute(X, (0, 1))
     logits = conserved.forward_func(X)
     close(found.sum((1, 2)), logits[:, 0, 1])
+
+
+# ---------------------------------------------------------------------- examples
+class Scores(nn.Module):
+    """Texts and images in one model; a head whose rows read each other."""
+
+    def __init__(self, head, attends=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.attends = head, attends
+        self.q, self.k, self.v = (nn.Linear(4, 4) for _ in range(3))
+
+    def pooled(self, x):
+        if self.attends:
+            x = x + F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x))
+        return F.gelu(self.v(x)).mean(1)
+
+    def forward(self, x, y):
+        return self.head(self.pooled(x), self.pooled(y))
+
+
+MEETING = {
+    "scores of all pairs": lambda a, b: a @ b.mT,
+    "einsum": lambda a, b: torch.einsum("id,jd->ij", a, b),
+    "less the mean": lambda a, b: a * b - (a * b).mean(0),
+    "another's": lambda a, b: a * b.roll(1, 0),
+    "of the batch": lambda a, b: (a * b).softmax(0),
+    "the first's": lambda a, b: a * b[:1],
+}
+
+
+@pytest.mark.parametrize("head", MEETING)
+@pytest.mark.parametrize("attends", [True, False])
+def test_outputs_that_read_other_examples_are_refused(head, attends):
+    x, y = numbers(3, 5, 4), numbers(3, 6, 4, seed=1)
+    model = Scores(MEETING[head], attends).double()
+    for method in (AttnLRP, ConservativeLRP, TransformerLRP):
+        for target in (0, 1, 2):
+            with pytest.raises(ReadoutError, match="depends on another example"):
+                method(model).attribute((x, y), target)
+    with pytest.raises(ReadoutError, match="depends on another example"):
+        list(AttnLRP(model).attribute_each((x, y), [0, 1]))
+    if attends:
+        with pytest.raises(ReadoutError):
+            AttnLRP(model).attribute_tokens((x, y), 1)
+
+
+@pytest.mark.parametrize("attends", [True, False])
+def test_pairs_of_a_matrix_of_scores_are_each_others(attends):
+    x, y = numbers(3, 5, 4), numbers(3, 6, 4, seed=1)
+    model = Scores(MEETING["scores of all pairs"], attends).double()
+    method = AttnLRP(model)
+    found = method.attribute((x, y), objective=pairwise)
+    for n in range(3):
+        alone = method.attribute((x[n : n + 1], y[n : n + 1]), 0)
+        for one, other in zip(found, alone, strict=True):
+            close(one[n : n + 1], other)
 
 
 @pytest.mark.parametrize("method", [AttnLRP, TransformerLRP, TransformerAttribution])

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from captum_attn.attr._linear_form import where_reached
 from captum_attn.attr._relevance_rules import transformer_lrp
 from captum_attn.attr.rules import RULE_SETS
 from tests.lrp.run import arriving, numbers
@@ -57,6 +58,33 @@ def test_z_plus(form):
     for i in range(2):
         for j in range(3):
             close(found[i, j], z_plus_by_hand(X[i, j], w, r[i, j]))
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_z_plus_where_little_relevance_arrives(joint, bias):
+    """The head of a language model: one token, one word. Nothing is computed for the others."""
+    w, b, r = numbers(5, 4, seed=2), numbers(5, seed=3), torch.zeros(2, 3, 5, dtype=X.dtype)
+    r[0, 2, 1], r[1, 2, 1] = 0.7, -1.3
+    rules, seen = transformer_lrp(renorm=joint, joint=joint), []
+    dense = r + 1e-300  # relevance arrives everywhere, though next to none
+
+    def head(x):
+        return F.linear(x, w, b) if bias else F.linear(x, w)
+
+    (found,) = arriving(head, X, rules=rules, at_output=r)
+    (expected,) = arriving(head, X, rules=rules, at_output=dense)
+    close(found, expected)
+    if joint:
+        close(found[0, 2], z_plus_by_hand(X[0, 2], w, r[0, 2]))
+    assert not bool(found[:, :2].any())
+
+    def spied(op, relevance):
+        seen.append(tuple(relevance.shape))
+        return [torch.zeros_like(x) for x in op.operands]
+
+    arriving(head, X, rules={**rules, "linear": where_reached(spied)}, at_output=r)
+    assert seen == [(2, 1)]
 
 
 @pytest.mark.parametrize("padding", [0, 1])
@@ -182,6 +210,35 @@ def test_products_of_two_activations():
     found = arriving(lambda x, y: x * y, X, y, rules=RULES, at_output=R)
     close(found[0], R / 2, 1e-6)
     close(found[1], R / 2, 1e-6)
+
+
+def test_the_solution_of_a_linear_system_is_a_quotient():
+    a = (numbers(2, 3, 3, seed=4) * 0.1).tril(-1) + torch.eye(3, dtype=X.dtype)
+
+    def solution(b, a):
+        return torch.linalg.solve_triangular(a, b, upper=False)
+
+    found = arriving(solution, X, a, rules=RULES, at_output=R)
+    expected = torch.zeros_like(X)
+    for n in range(2):
+        inverse = torch.linalg.inv(a[n])
+        for i in range(3):
+            for j in range(4):
+                parts = inverse[i] * X[n, :, j]
+                expected[n, :, j] += parts * sd(float(R[n, i, j]), float(parts.sum()))
+    close(found[0], expected)
+    close(found[1], torch.zeros_like(a))
+
+
+def test_places_that_an_image_is_read_at_get_nothing():
+    x, places = numbers(2, 3, 5, 5), numbers(2, 4, 4, 2, seed=1) / 3
+
+    def sampled(x, places):
+        return F.grid_sample(x, places.tanh(), align_corners=False)
+
+    found = arriving(sampled, x, places, rules=RULES)
+    close(found[0].sum(), torch.tensor(2 * 3 * 4 * 4.0, dtype=x.dtype), 1e-6)
+    close(found[1], torch.zeros_like(places))
 
 
 @pytest.mark.parametrize("causal", [False, True])

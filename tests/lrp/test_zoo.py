@@ -162,6 +162,9 @@ def test_the_model_computes_what_it_computes(name):
         run = watched(function, given, extra, roots, Tap, tables)
         torch.set_rng_state(state)
         plain = output_tensor(sample.run(function))
-    assert torch.equal(run.output, without)
+    if case.random:  # it permutes its tokens, and sums them in that order
+        torch.testing.assert_close(run.output, without, atol=1e-12, rtol=1e-9)
+    else:
+        assert torch.equal(run.output, without)
     # torch multiplies in another order where weights require a gradient
     torch.testing.assert_close(run.output, plain, atol=1e-12, rtol=1e-9)

@@ -18,7 +18,7 @@ CALLS, WRONG = hard.calls(), hard.wrong_values()
 
 
 def test_every_public_function_is_called() -> None:
-    made = {"Blur", "Constant", "Curve", "Detections", "Fill", "Mean", "NoisyLinear", "Remove",
+    made = {"Blur", "Constant", "Curve", "DetectedQueries", "Fill", "Mean", "NoisyLinear", "Remove",
             "ParameterRandomization", "Segmentation", "Spans", "TO_90", "TO_100"}  # fmt: skip
     assert set(CALLS) == set(metrics.__all__) - made
 

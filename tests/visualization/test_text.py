@@ -59,7 +59,7 @@ class Spans(HTMLParser):
 
 
 def test_words_have_the_colour_of_their_relevance():
-    picture = visualize_text(VALUES, TOKENS)
+    picture = visualize_text(VALUES, TOKENS, show_special=False)
     assert coloured(picture) == {
         "unkind": to_hex(tint(-0.5)), "words": to_hex(tint(1.0)), "<b>&": to_hex(tint(0.0)),
     }  # fmt: skip
@@ -74,12 +74,22 @@ def test_special_tokens_are_shown_where_asked_for():
     assert found["[CLS]"] == to_hex(tint(1.0)) and found["words"] == to_hex(tint(0.5))
 
 
+def test_special_tokens_are_shown_where_they_hold_most():
+    """8 of 14 in [CLS]; with 4 in it they are hidden, and a note says their share."""
+    assert list(coloured(visualize_text(VALUES, TOKENS)))[0] == "[CLS]"
+    values = VALUES.clone()
+    values[0] /= 2
+    picture = visualize_text(values, TOKENS)
+    assert "[CLS]" not in coloured(picture)
+    assert "special tokens 40%" in {t.get_text() for t in picture.axes[0].texts}
+
+
 @pytest.mark.parametrize(
     ("sign", "unkind", "words"),
     [("positive", 0.0, 1.0), ("negative", -1.0, 0.0), ("absolute_value", 0.5, 1.0)],
 )
 def test_captums_signs(sign, unkind, words):
-    found = coloured(visualize_text(VALUES, TOKENS, sign=sign))
+    found = coloured(visualize_text(VALUES, TOKENS, sign=sign, show_special=False))
     assert found["unkind"] == to_hex(tint(unkind)) and found["words"] == to_hex(tint(words))
 
 
@@ -91,8 +101,9 @@ def test_outliers_have_the_ends_colour():
 
 def test_the_html_is_text_with_everything_in_it():
     page = visualize_text(
-        {"GAE <1>": VALUES}, TOKENS, titles=["a & b"], captions={"GAE <1>": ["x"]}
-    )
+        {"GAE <1>": VALUES}, TOKENS, titles=["a & b"], captions={"GAE <1>": ["x"]},
+        show_special=False,
+    )  # fmt: skip
     words = Spans(page.page()).words
     assert [(word, title) for word, _, title in words] == [
         ("unkind", "-2"), ("words", "4"), ("<b>&", "0")

@@ -35,7 +35,7 @@ from captum_attn.toy.digit_vqa import (
     save_digit_vqa,
 )
 from captum_attn.toy.scenes import NUM_CLASSES, scenes
-from captum_attn.toy.words import DIGITS, FIGURES, MASK, VOCABULARY, tokenize
+from captum_attn.toy.vocabulary import DIGITS, FIGURES, MASK, VOCABULARY, tokenize
 from tutorials.training.loop import HELD_OUT_SEED, command, epochs_of, optimizers_of
 
 EPOCHS, STEPS = 20, 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,6 +90,7 @@ class AttentionCall:
         roles: what each leading axis is, ((BATCH, 2), (HEAD, 4)); settled by the wiring.
         weights (Tensor): A, lead + (n_q, n_k), where the model formed it; None for the fused
             kernel, whose A is recomputed from q, k and `mask`.
+        event (tuple): the module that ran its softmax, and its number there, counted from 0.
     """
 
     index: int
@@ -105,6 +107,7 @@ class AttentionCall:
     out_permutation: tuple[int, ...] | None = None
     detached_from: tuple[Any, ...] = ()
     roles: tuple[tuple[str, int], ...] = ()
+    event: tuple[str, int] = ("", 0)
 
     @property
     def n_q(self) -> int:
@@ -121,6 +124,11 @@ class AttentionCall:
 
     def _size(self, role: str) -> int:
         return math.prod(size for name, size in self.roles if name == role)
+
+    @property
+    def examples(self) -> int:
+        """The number of examples that it holds apart, 1 where they are packed."""
+        return self._size(BATCH)
 
     @property
     def windows(self) -> int:
@@ -145,6 +153,36 @@ class AttentionCall:
         ]
         tensor = tensor.permute(*order, -2, -1)
         return tensor.reshape(self._size(BATCH), self.windows, self._size(HEAD), rows, columns)
+
+    def with_lead(self, lead: Sequence[int]) -> AttentionCall:
+        """The same call of another run, with other leading axes: copies of the examples."""
+        times, rest = divmod(math.prod(lead), math.prod(self.lead))
+        batches = sum(role == BATCH for role, _ in self.roles)
+        if len(lead) != len(self.lead) or rest or (times != 1 and batches != 1):
+            raise WiringError(
+                f"{self.module!r}: expected an attention map with leading axes {self.lead}, or "
+                f"those of copies of the examples, got {tuple(lead)}: run the model on inputs like "
+                "those that its attention was looked for on"
+            )
+        roles = tuple((role, n * times if role == BATCH else n) for role, n in self.roles)
+        return replace(self, lead=tuple(lead), roles=roles)
+
+    def unfold(self, folded: Tensor) -> Tensor:
+        """(B, F, H or 1, rows, columns) -> lead + (rows, columns), the inverse of `fold`.
+
+        Where there is one for all heads, the heads' axis has size 1 if it has no other part.
+        """
+        order = [
+            i for role in (BATCH, WINDOW, HEAD) for i, r in enumerate(self.roles) if r[0] == role
+        ]
+        shared = folded.shape[2] == 1
+        sizes = [1 if shared and role == HEAD else size for role, size in self.roles]
+        apart = folded.reshape(*(sizes[i] for i in order), *folded.shape[-2:])
+        apart = apart.permute(*(order.index(i) for i in range(len(order))), -2, -1)
+        if tuple(size for _, size in self.roles) == self.lead:
+            return apart
+        whole = apart.expand(*(size for _, size in self.roles), *folded.shape[-2:])
+        return whole.reshape(*self.lead, *folded.shape[-2:])
 
     def rows(self, operand: Tensor) -> Tensor:
         """lead + (n, d) -> (B, F n, H d): every position's row, window after window."""

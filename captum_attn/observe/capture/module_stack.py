@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -18,6 +18,7 @@ from torch.nn.modules.module import (
 from torch.utils.hooks import RemovableHandle
 
 from captum_attn.observe.capture.shared_state import Change, shared_state
+from captum_attn.observe.capture.tensor_notes import tensors
 
 
 class ModuleStack:
@@ -65,6 +66,15 @@ class ModuleStack:
             self._names = {id(module): name for name, module in root.named_modules()}
         names = (self._names.get(id(module), "") for module in reversed(self._running))
         return next(filter(None, names), type(self._running[-1]).__name__)
+
+    def runs_any(self, modules: Container[int]) -> bool:
+        """Whether one of these modules, told by their ids, is running."""
+        return any(id(module) in modules for module in reversed(self._running))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no module is running."""
+        return not self._running
 
     def enter(self, module: nn.Module) -> None:
         """A module begins to run."""
@@ -149,6 +159,23 @@ def hooked(module: nn.Module, hook: Callable[[nn.Module, tuple, dict], Any]) -> 
         return module.register_forward_pre_hook(of_this_thread, with_kwargs=True).remove
 
     with shared_state.changed([(("hook", id(of_this_thread)), change)]):
+        yield
+
+
+@contextmanager
+def outputs_of(module: nn.Module, into: list[Tensor]) -> Iterator[None]:
+    """Appends the outputs of one module, or the first tensor of each, in this thread."""
+    thread = threading.get_ident()
+
+    def left(module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() == thread:
+            values = list(output.values()) if isinstance(output, Mapping) else [output]
+            into.extend(islice(tensors(values), 1))
+
+    def change() -> Callable[[], None]:
+        return module.register_forward_hook(left).remove
+
+    with shared_state.changed([(("hook", id(left)), change)]):
         yield
 
 

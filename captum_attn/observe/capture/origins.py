@@ -75,7 +75,7 @@ class Origins:
         if by_value and name in REPLACES and alone:
             self._twins[made[0]] = self._twins.get(known[0])
             return
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), torch._C.DisableTorchFunction():
             again = self._again(func, args, kwargs, made)
         if isinstance(again, Tensor) or again is None:
             again = [again] * len(made)

@@ -21,6 +21,10 @@ from captum_attn.observe.capture.shared_state import Change, Undo, shared_state
 from captum_attn.observe.capture.tensor_kinds import check_weights
 
 _CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing")  # transformers; timm
+_COMPILED = (
+    "explaining cannot be part of compiled code: call it outside of the function that "
+    "`torch.compile` runs, or in one with the decorator `torch.compiler.disable`"
+)
 _SEEN_FORMS = ("sdpa", "eager")  # attention implementations that the tap sees
 
 
@@ -69,6 +73,7 @@ def left_as_found(roots: list[nn.Module]) -> Iterator[None]:
     compiled code runs eagerly: these are changed until the last run that needs them is out.
     Buffers that a module replaces are put back. Gradients are on, for this thread.
     """
+    _check_that_it_runs()
     modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
     check_weights(modules)
     _warn_of_train_mode(modules)
@@ -81,6 +86,39 @@ def left_as_found(roots: list[nn.Module]) -> Iterator[None]:
         stack.enter_context(running_on(own))
         yield
         own.check_unchanged()
+
+
+def _check_that_it_runs() -> None:
+    """Refuses to explain where code is recorded or compiled, not run."""
+    if torch.jit.is_tracing():
+        raise AttnError(
+            "explaining cannot be part of what `torch.jit.trace` records: trace the model alone, "
+            "and explain outside of it"
+        )
+    if torch.compiler.is_compiling() or _is_watched_by_dynamo():
+        raise AttnError(_COMPILED)
+
+
+def _is_watched_by_dynamo() -> bool:
+    """Whether `torch.compile` looks at each function that is called here."""
+    if "torch._dynamo" not in sys.modules:
+        return False
+    watching = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", None)
+    return watching is not None and callable(watching())
+
+
+@contextmanager
+def attention_is_seen(roots: list[nn.Module]) -> Iterator[None]:
+    """Attention runs in a form that can be seen and changed, and nothing runs a second time.
+
+    Gradient checkpointing is off and compiled code runs eagerly; both are put back afterwards.
+    """
+    _check_that_it_runs()
+    modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
+    wanted = ("attention form", "torch.compile", *_CHECKPOINTING)
+    changes = (c for c in _changes(modules) if _kind(c) in wanted)
+    with shared_state.changed(changes):
+        yield
 
 
 # ---------------------------------------------------------------------------- random numbers
@@ -156,6 +194,11 @@ def _changes(modules: list[nn.Module]) -> Iterator[Change]:
         yield "torch.compile", _run_eagerly
 
 
+def _kind(change: Change) -> Any:
+    key = change[0]
+    return key[0] if isinstance(key, tuple) else key
+
+
 def _switched_off(owner: Any, name: str) -> Change:
     on = getattr(owner, name) is True
     return (name, id(owner)), partial(_set, owner, name, False) if on else None
@@ -214,10 +257,7 @@ def _run_eagerly() -> Undo:
     try:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
     except RuntimeError as error:
-        raise AttnError(
-            "explaining cannot be part of compiled code: call it outside of the function that "
-            "`torch.compile` runs, or in one with the decorator `torch.compiler.disable`"
-        ) from error
+        raise AttnError(_COMPILED) from error
     return stack.close
 
 

@@ -31,6 +31,7 @@ from captum_attn.observe.capture.functions import (
     TOKEN_MIXERS,
     without_override_check,
 )
+from captum_attn.observe.capture.intervening import changed_mask, changed_weights
 from captum_attn.observe.capture.leaf import Leaf, UntracedCall
 from captum_attn.observe.capture.lookups import (
     IN_PLACE,
@@ -55,13 +56,13 @@ from captum_attn.observe.capture.tensor_notes import (
 )
 
 
-def laid_out(shape: torch.Size, stride: tuple[int, ...], gradient: Tensor) -> Tensor:
-    """A gradient in the memory format of what it is a gradient of.
+def laid_out(shape: torch.Size, stride: tuple[int, ...], gradient: Tensor | None) -> Tensor | None:
+    """A gradient in the memory format of what it is a gradient of; None where a rule stops it.
 
     On the CPU torch (2.14) computes the backward pass of a batch norm wrongly for one example whose
     gradient arrives with the channels last, as it does from tokens, where its input has them first.
     """
-    if gradient.stride() == stride:
+    if gradient is None or gradient.stride() == stride:
         return gradient
     return gradient.new_empty_strided(shape, stride).copy_(gradient)
 
@@ -78,6 +79,7 @@ class Tap(TorchFunctionMode):
         blind (list of UntracedCall): calls that ran without grad.
         mixers (dict): graph node of another token mixer's output -> its module's name.
         underivable (dict): graph node of an operator without a derivative -> what ran it.
+        events (dict): module's name -> how many softmaxes of scores, or fused calls, it ran.
     """
 
     def __init__(self, root: nn.Module | None = None) -> None:
@@ -95,6 +97,7 @@ class Tap(TorchFunctionMode):
         self._order: dict[str, int] = {}
         self._given: dict[str, Tensor] = {}
         self._learned: dict[int, tuple[Tensor, Tensor]] = {}
+        self.events: dict[str, int] = {}
 
     def enter(self, name: str, tensor: Tensor) -> Tensor:
         """Makes an input a leaf (floats) or remembers where it goes (integers)."""
@@ -115,6 +118,12 @@ class Tap(TorchFunctionMode):
         """Untraced calls, and graph nodes, that `tensor` stems from without a gradient."""
         past = self._provenance.get(tensor)
         return past.detached_from if past is not None else ()
+
+    def _event(self) -> tuple[str, int]:
+        """The module that runs an attention, and its number there: what tells it from others."""
+        name = self.modules.name()
+        self.events[name] = self.events.get(name, 0) + 1
+        return name, self.events[name] - 1
 
     @property
     def is_paused(self) -> bool:
@@ -174,6 +183,7 @@ class Tap(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         options: dict[str, Any] = {"is_causal": is_causal, "scale": scale}
+        event = self._event()
         if enable_gqa:
             options["enable_gqa"] = True
         if not torch.is_grad_enabled():
@@ -191,6 +201,8 @@ class Tap(TorchFunctionMode):
             weights = weights.detach()
         else:
             out = F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
+        weights = changed_weights(out, weights)
+        attn_mask, is_causal = changed_mask(out, attn_mask, is_causal)
         call = AttentionCall(
             index=len(self.calls),
             module=self.modules.name(),
@@ -204,6 +216,7 @@ class Tap(TorchFunctionMode):
             is_causal=is_causal,
             scale=scale,
             detached_from=detached_from,
+            event=event,
         )
         self.calls.append(call)
         return out
@@ -269,9 +282,10 @@ class Tap(TorchFunctionMode):
             v=value_,
             lead=tuple(sizes),
             edge=get_gradient_edge(out),
-            weights=weights_,
+            weights=changed_weights(out, weights_),
             out_permutation=tuple(product.out.index(c) for c in lead + query + channel),
             detached_from=scores.detached_from + self.detached_from(value),
+            event=scores.event,
         )
         self.calls.append(call)
         return out
@@ -480,11 +494,12 @@ class Tap(TorchFunctionMode):
             return
         # Of two that meet, the one past its softmax, and of those the last, is followed.
         before, scores = next((pair for pair in reversed(scored) if pair[1].softmaxed), scored[0])
+        if func in SOFTMAX and not scores.softmaxed:
+            scores = replace(scores, softmaxed=True, event=self._event())
         for tensor in made:
             axes = axes_after(func, args, kwargs, before, tensor, scores.axes)
             if axes is not None:
-                softmaxed = scores.softmaxed or func in SOFTMAX
-                self._scores[tensor] = replace(scores, axes=axes, softmaxed=softmaxed)
+                self._scores[tensor] = replace(scores, axes=axes)
 
 
 def _is_float(value: Any) -> bool:

@@ -45,12 +45,14 @@ class Scores:
         axes: for each factor, the (negative) axes of its rows in the tensor at hand; several where
             they were split, as (h, w) for decomposed relative positions.
         softmaxed (bool): whether the softmax has been passed.
+        event (tuple): the module that ran the softmax, and its number there.
     """
 
     operands: tuple[Tensor, Tensor]
     detached_from: tuple[Any, ...]
     axes: TokenAxes
     softmaxed: bool = False
+    event: tuple[str, int] = ("", 0)
 
 
 @dataclass(frozen=True)

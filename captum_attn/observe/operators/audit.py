@@ -6,7 +6,7 @@ has rules for; whatever else lies on the way from the output to the inputs must 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,21 @@ def custom_functions(start: Any) -> list[str]:
     return list(dict.fromkeys(_name(node).removesuffix("Backward") for node in foreign))
 
 
+def nodes_behind(top: Any, before: Callable[[Any], Iterable[Any]]) -> list[Any]:
+    """`top` and all nodes behind it, each in front of those that it leads to by `before`."""
+    done: dict[Any, None] = {}
+    opened: set[Any] = set()
+    stack = [] if top is None else [top]
+    while stack:
+        node = stack[-1]
+        if node in opened:
+            done.setdefault(stack.pop())
+        else:
+            opened.add(node)
+            stack += [n for n in before(node) if n not in opened]
+    return list(reversed(done))
+
+
 def _leading_to(start: Any, goals: set[Any]) -> set[Any]:
     """The nodes from which some of the goals are reached."""
     leads: set[Any] = set()
@@ -75,20 +90,8 @@ def _leading_to(start: Any, goals: set[Any]) -> set[Any]:
 
 
 def _below(start: Any) -> list[Any]:
-    """All nodes behind `start`, each before those that it leads to."""
-    done: dict[Any, None] = {}
-    stack = [] if start is None else [start]
-    waiting: set[Any] = set()
-    while stack:
-        node = stack[-1]
-        if node in done:
-            stack.pop()
-        elif node in waiting:
-            done[stack.pop()] = None
-        else:
-            waiting.add(node)
-            stack += [n for n, _ in node.next_functions if n is not None and n not in done]
-    return list(reversed(done))
+    """All nodes behind `start`, whatever is in force, each before those that it leads to."""
+    return nodes_behind(start, lambda node: (n for n, _ in node.next_functions if n is not None))
 
 
 def _followed(node: Any, reader: str, rules: Rules) -> Iterator[tuple[Any, str]]:

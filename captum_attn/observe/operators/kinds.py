@@ -17,6 +17,7 @@ KINDS: dict[str, str] = {
     "gate": "elementwise product with what comes out of a nonlinearity; operands: gate, other",
     "multiply": "elementwise product of two activations, neither or both of them gates",
     "divide": "quotient of two activations; operands: numerator, denominator",
+    "solve": "solution of a linear system, A^-1 B; operands: B, A",
     "composite": "product or quotient of two elementwise functions of one tensor; operand: it",
     "activation": "elementwise nonlinearities",
     "norm": "layer, group, instance and RMS norm; batch norm of a batch's own statistics",
@@ -28,7 +29,8 @@ KINDS: dict[str, str] = {
     "centre": "a tensor less its own mean",
     "reduce": "sums, means, average pooling, interpolation, sampling at fixed places",
     "accumulate": "sums into chosen places (index_add, scatter_add)",
-    "other": "whatever else computes (a triangular solve, an LSTM)",
+    "places": "where grid_sample reads, if that depends on the input (deformable attention)",
+    "other": "whatever else computes (an LSTM, a Fourier transform)",
 }  # fmt: skip
 
 _ALIASES = {
@@ -74,6 +76,7 @@ REDUCTIONS = frozenset(
     "segment_reduce".split()
 )
 ACCUMULATIONS = frozenset("index_add scatter_add".split())
+SOLVES = frozenset("solve solve_triangular".split())
 # Elementwise and without an effect on the values' meaning: a chain goes on through these.
 STILL = frozenset(
     "to type float double half bfloat16 contiguous clone type_as cuda cpu dropout dropout1d "
@@ -100,22 +103,23 @@ MOVING = STILL | frozenset(
     "unsafe_chunk unsafe_split block_diag pin_memory set_ resize retain_grad vsplit hsplit "
     "nested_tensor_from_mask unique nonzero".split()
 )
-# Piecewise constant, or giving no tensor that a gradient passes: nothing to rule.
-CONSTANT = frozenset(
-    "floor ceil round trunc sign sgn eq ne lt le gt ge isnan isinf isfinite argmax argmin argsort "
-    "bucketize searchsorted one_hot bernoulli multinomial zeros_like ones_like rand_like "
-    "randn_like empty_like full_like new_zeros new_ones new_full new_empty new_tensor size dim "
-    "numel stride is_floating_point is_contiguous is_complex any all allclose equal logical_and "
-    "logical_or logical_not bool int long histc floor_divide remainder fmod len bincount shape "
-    "dtype device requires_grad grad_fn is_leaf ndim layout is_cuda is_sparse is_quantized "
-    "is_nested is_meta is_mps register_hook get_device element_size nelement storage_offset "
-    "untyped_storage data_ptr backward hash format repr grad is_inference is_conj is_neg "
-    "nonzero_static masked_indices isclose isin bitwise_and bitwise_or bitwise_not invert and or "
-    "xor iter contains reduce_ex deepcopy count_nonzero normal uniform trunc_normal random "
-    "erf_sample exponential version _version is_pinned is_shared names name has_names cdouble "
-    "result_type can_cast is_same_size is_signed is_nonzero int8 char byte short "
-    "bitwise_left_shift bitwise_right_shift output_nr is_xpu is_xla _base "
-    "_backward_hooks".split()
+# Piecewise constant: their derivative is 0, so that what they give is a constant.
+ROUNDINGS = frozenset("floor ceil round trunc fix sign sgn heaviside floor_divide".split())
+# Giving no tensor that a gradient passes: nothing to rule.
+CONSTANT = ROUNDINGS | frozenset(
+    "eq ne lt le gt ge isnan isinf isfinite argmax argmin argsort bucketize searchsorted one_hot "
+    "bernoulli multinomial zeros_like ones_like rand_like randn_like empty_like full_like "
+    "new_zeros new_ones new_full new_empty new_tensor size dim numel stride is_floating_point "
+    "is_contiguous is_complex any all allclose equal logical_and logical_or logical_not bool int "
+    "long histc len bincount shape dtype device requires_grad grad_fn is_leaf ndim layout "
+    "is_cuda is_sparse is_quantized is_nested is_meta is_mps _is_view register_hook get_device "
+    "element_size nelement storage_offset untyped_storage data_ptr backward hash format repr "
+    "grad is_inference is_conj is_neg nonzero_static masked_indices isclose isin bitwise_and "
+    "bitwise_or bitwise_not invert and or xor iter contains reduce_ex deepcopy count_nonzero "
+    "normal uniform trunc_normal random erf_sample exponential version _version is_pinned "
+    "is_shared names name has_names cdouble result_type can_cast is_same_size is_signed "
+    "is_nonzero int8 char byte short bitwise_left_shift bitwise_right_shift output_nr is_xpu "
+    "is_xla _base _backward_hooks".split()
 )
 # Linear in their one activation as they are, without a rule of their own.
 LINEAR_AS_IS = frozenset(

@@ -94,7 +94,7 @@ class Operators(TorchFunctionMode):
         name, in_place = kinds.read(func)
         call = Call(func, name, args, kwargs or {})
         if name in kinds.CONSTANT:
-            return call.run()
+            return self._note(call.run(), LEARNED) if name in kinds.ROUNDINGS else call.run()
         given = [t for t in call.tensors() if t.requires_grad]
         active = [t for t in given if self.is_activation(t)]
         handler = _HANDLERS.get(name)
@@ -472,11 +472,25 @@ class Operators(TorchFunctionMode):
         x = call.at(slot)
         if not self.is_activation(x):
             return self._unknown(call)  # sampled at places that depend on the input
-        if any(self.is_activation(t) for t in call.tensors() if t is not x):
-            self._name_unruled(call.name)
+        places = call.slot(1, "grid") if call.name == "grid_sample" else None
+        if places is not None and self.is_activation(call.at(places)):
+            self.ran["places"] += 1
+            if "places" in self._gated:
+                held = Gate.apply(call.at(places), self.cell, [("places", 0, False)])
+                call = call.having([places], [held])
+            else:
+                self._name_unruled(call.name)
         out, _ = self._through("reduce", call, [slot])
         mean = Version.of(x) if call.name == "mean" and out.ndim == x.ndim else None
         return self._note(out, Note(statistic=self.chains[x].statistic, mean_of=mean))
+
+    def _solve(self, call: Call) -> Tensor:
+        matrix, given = call.slot(0, "A", "input"), call.slot(1, "B")
+        active = [self.is_activation(call.at(slot)) for slot in (given, matrix)]
+        if not active[0]:
+            return self._unknown(call)  # an inverse
+        out, _ = self._through("solve", call, [given, matrix] if active[1] else [given])
+        return self._note(out, EMPTY)
 
     def _accumulate(self, call: Call) -> Tensor:
         slots = [call.slot(0, "input", "self"), call.slot(3, "source", "src")]
@@ -552,6 +566,7 @@ _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(kinds.SOFTMAXES, Operators._softmax),
     **dict.fromkeys(kinds.REDUCTIONS, Operators._reduce),
     **dict.fromkeys(kinds.ACCUMULATIONS, Operators._accumulate),
+    **dict.fromkeys(kinds.SOLVES, Operators._solve),
     "dropout": Operators._dropout,
     **dict.fromkeys(REWRITES, Operators._rewritten),
 }

@@ -47,12 +47,13 @@ def entering(
             it has a row for each example, -1 in those of the others.
     """
     packed = any(upstream.packed for upstream in upstreams)
-    if isinstance(rows, Downstream) or (len(rows) == batch and not packed):
+    count, places = rows.shape[:2]
+    if count == batch and not packed:
         return tracer.maps(rows, upstreams, likely)
-    places = rows.shape[1]
-    flat = tracer.maps(rows.flatten(0, 1)[None], [u.flattened() for u in upstreams])
+    down = Downstream.rows(rows) if isinstance(rows, Tensor) else rows
+    flat = tracer.maps(down.flattened(), [u.flattened() for u in upstreams])
     return [
-        _by_example(token_map, upstream, len(rows), places, batch)
+        _by_example(token_map, upstream, count, places, batch)
         for token_map, upstream in zip(flat, upstreams, strict=True)
     ]
 
@@ -60,7 +61,7 @@ def entering(
 def crossing(tracer: TokenTracer, rows: Tensor, upstream: Upstream) -> bool:
     """Whether the elements enter one position each, but not all in their own example."""
     flat = rows.flatten(0, 1)[None]
-    (token_map,) = tracer.maps(flat, [upstream.flattened()])
+    (token_map,) = tracer.maps(flat, [replace(upstream.flattened(), repeats=False)])
     return not token_map.mixed and not token_map.copies
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,13 +21,16 @@ from captum_attn.observe.tracing.autograd_graph import (
     Node,
     before_node,
     gradients,
+    samples_where_it_computes,
     shape_of,
 )
+from captum_attn.observe.tracing.mixing import Mixing
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
 _AT_ONCE = 16  # nodes of the graph that are asked in one go
 _STEPS = 64  # from feature map to feature map
+_FEW = 0.5  # the share of a map's cells below which they are points of it
 _WHOLE = 0.9  # the share of an input that counts as all of it: dead units see nothing
 
 
@@ -61,7 +65,7 @@ def enter(
         kept[key] = grid
     if grid is not None:
         return InputMap(leaf, *grid)
-    if drawn:
+    if drawn and _every_token_has_one(token_map.partial, rows.shape[1]):
         warnings.warn(
             f"parts of {leaf.name!r} enter several tokens at once (patches that the model draws "
             "repeatedly); these parts get no relevance",
@@ -80,12 +84,47 @@ def enter(
     whole = _as_a_whole(leaf, rows, graph.batch, tracer) if len(shape) == 1 else None
     if whole is not None:
         return whole
-    raise WiringError(
-        f"how {leaf.name!r} of shape {tuple(leaf.tensor.shape)} becomes {rows.shape[1]} tokens "
-        "could not be observed: its elements enter several tokens and no feature map on the way "
-        "has one cell for each (deformable attention and other mixing without softmax(QK^T)V can "
-        "not be followed); explain the embeddings instead (pass them as a (B, n, D) input)"
-    )
+    return _by_strength(leaf, rows, graph, kept, key)
+
+
+def _by_strength(
+    leaf: Leaf, rows: Tensor | Downstream, graph: Graph, kept: dict[Any, Any], key: Any
+) -> InputMap:
+    """An input all of whose elements enter several tokens, each more or less strongly.
+
+    Key points of a feature map, descriptors of several scales, blurred patches.
+    """
+    down = Downstream.rows(rows) if isinstance(rows, Tensor) else rows
+    path = graph.between(rows.grad_fn, graph.bit[leaf])
+    samples = any(samples_where_it_computes(node) for node in path)
+    if samples or leaf.ids is not None or leaf.layout == PACKED or down.shape[0] != graph.batch:
+        why = "deformable attention, which is no softmax(QK^T)V, is" if samples else "there is"
+        way = "the only way to them" if samples else "no feature map with one cell for each"
+        raise WiringError(
+            f"how {leaf.name!r} of shape {tuple(leaf.tensor.shape)} becomes {rows.shape[1]} tokens "
+            f"could not be observed: its elements enter several tokens, and {why} {way}; explain "
+            "the embeddings instead (pass them as a (B, n, D) input), or leave these calls out "
+            "with `layers=`"
+        )
+    if ("by strength", key) not in kept:
+        kept["by strength", key] = True
+        warnings.warn(
+            f"every element of {leaf.name!r} enters several of the {down.shape[1]} tokens that it "
+            "becomes, which get it by how strongly each depends on it",
+            stacklevel=2,
+        )
+    shape = leaf.axes(graph.batch)
+    upstream = Upstream.tokens(leaf, graph.batch)
+    mixing = Mixing([down], [(math.prod(shape), [upstream])], graph.cuts)
+    return InputMap(leaf, None, shape, mixing=mixing)
+
+
+def _every_token_has_one(partial: Tensor | None, n: int) -> bool:
+    """Whether every token of every example has an element that enters no other one."""
+    if partial is None:
+        return False
+    counted = torch.zeros(len(partial), n + 1, dtype=torch.bool, device=partial.device)
+    return bool(counted.scatter_(1, torch.where(partial < 0, n, partial), True)[:, :n].all())
 
 
 def _as_a_whole(
@@ -101,6 +140,7 @@ def _as_a_whole(
 
 Box = tuple[tuple[int, int], ...]
 Grid = tuple[Tensor, tuple[int, ...], tuple[int | None, ...] | None, Box | None]
+Found = tuple[Tensor, tuple[int, ...], Node, list[int] | None]
 
 
 def _feature_grid(
@@ -111,12 +151,39 @@ def _feature_grid(
     Args:
         least (int): how many axes its cells lie along at least.
     """
+    bit, own = graph.bit[leaf], leaf.axes(graph.batch)
+    start = rows if isinstance(rows, Tensor) else rows.edge
+    # A map on one of several ways (a positional convolution) does not tell what the others bring.
+    on_every_way = [edge.node for edge, _ in graph.on_every_way([start], bit)]
+    best = _nearest_grid(leaf, rows, on_every_way, graph, tracer)
+    if best is None or len(best[3] or own) < least:
+        best = _nearest_grid(leaf, rows, graph.between(rows.grad_fn, bit), graph, tracer)
+    if best is None or len(best[3] or own) < least:
+        return None
+    to, grid, node, along = best
+    if along is None:
+        return to, grid, None, None
+    if any(map(samples_where_it_computes, graph.between(node, bit))):
+        return None  # its cells lie where the picture says, along no axis of it
+    seen = _seen(leaf, node, along, tracer)
+    runs = _axes(leaf, node, along, seen, graph, tracer)
+    return None if runs is None else (to, grid, runs, _box(seen, runs, grid))
+
+
+def _nearest_grid(
+    leaf: Leaf, rows: Tensor | Downstream, path: list[Node], graph: Graph, tracer: TokenTracer
+) -> Found | None:
+    """Of nodes, nearest to the tokens first, the last one whose cells enter one token each.
+
+    Returns:
+        tuple or None: the token of each cell, the cells' axes, the node, and which of its axes
+            these are; None for the latter where they are the input's own.
+    """
     batch, own = graph.batch, leaf.axes(graph.batch)
     packed = leaf.layout == PACKED
-    path = graph.between(rows.grad_fn, graph.bit[leaf])
     alone = [n for n in path if graph.named(graph.reach(n)) == graph.bit[leaf]]
     nodes = [n for n in alone if packed or len(shape_of(n)) >= 3 and shape_of(n)[0] == batch]
-    best: tuple[Tensor, tuple[int, ...], Node, list[int]] | None = None
+    best: Found | None = None
     most, enough = 0, len(own) - (0 if len(own) <= 2 else 1)
     for start in range(0, len(nodes), _AT_ONCE):  # from the tokens outward
         chunk = nodes[start : start + _AT_ONCE]
@@ -131,23 +198,34 @@ def _feature_grid(
                 continue
             shape = shape_of(node)[0 if packed else 1 :]
             if shape == own:
-                return token_map.to, shape, None, None
+                return token_map.to, shape, node, None
             cells = token_map.to.view(token_map.to.shape[0], *shape)
             vary = [axis for axis in range(len(shape)) if varies(cells, axis + 1)]
             if vary and most <= len(vary) <= enough:  # the last one is nearest to the input
                 channels = [axis + 1 for axis in range(len(shape)) if axis not in vary]
+                if _are_points(cells, channels):
+                    continue
                 cells = cells.amax(channels) if channels else cells
                 axes = [a if packed else a + 1 for a in vary]
                 best = cells.flatten(1), tuple(cells.shape[1:]), node, axes
                 most = len(vary)
         if best is not None and maps[-1].mixed:
             break
-    if best is None or most < least:
-        return None
-    to, grid, node, along = best
-    seen = _seen(leaf, node, along, tracer)
-    runs = _axes(leaf, node, along, seen, graph, tracer)
-    return to, grid, runs, _box(seen, runs, grid)
+    return best
+
+
+def _are_points(cells: Tensor, others: list[int]) -> bool:
+    """Whether tokens are made of few cells of a map, at places along further axes than they vary.
+
+    Args:
+        cells (Tensor): (B, *axes of the map), the token that each cell enters, -1 for none.
+        others (list of int): the axes along which the token does not change.
+    """
+    for axis in others if len(others) > 1 else ():
+        here = (cells >= 0).amax([a for a in others if a != axis])
+        if float(here.float().mean()) < _FEW:
+            return True  # else a few channels are dead, or masked cells see nothing
+    return False
 
 
 def varies(cells: Tensor, axis: int) -> bool:
@@ -162,7 +240,7 @@ def varies(cells: Tensor, axis: int) -> bool:
 
 def _axes(
     leaf: Leaf, node: Node, along: list[int], seen: Tensor, graph: Graph, tracer: TokenTracer
-) -> tuple[int | None, ...]:
+) -> tuple[int | None, ...] | None:
     """Which axis of the input each of these axes of a feature map runs along.
 
     Asked from one feature map to an earlier one, as far as the later one's cells see a part of the
@@ -174,7 +252,8 @@ def _axes(
 
     Returns:
         tuple of (int or None): the axes of the leaf's elements; None where every token sees all
-            that any of them sees, by way of no feature map with these axes.
+            that any of them sees, by way of no feature map with these axes. None alone where what
+            the cells see does not move with them.
     """
     bit, end, number = graph.bit[leaf], leaf.tensor, len(along)
     for _ in range(_STEPS):
@@ -192,6 +271,8 @@ def _axes(
             before = [n for n, _ in before_node(node) if graph.reach(n) & bit]
             if not before or len(shape_of(before[0])) != len(shape_of(node)):
                 break
+            if node.name().startswith("GridSampler"):
+                break  # points lie on no grid
             if graph.is_stop(before[0]):
                 return tuple(_element_axis(leaf, axis) for axis in along)
             node = before[0]
@@ -206,11 +287,7 @@ def _axes(
     if placed and all(len(axes) < 2 for axes in moved) and len(set(placed)) == len(placed):
         # Several vectors that become several tokens each: those of one vector see all of it.
         return tuple(_element_axis(leaf, axes[0]) if axes else None for axes in moved)
-    raise WiringError(
-        f"along which axes of {leaf.name!r} {tuple(end.shape)} its tokens lie could not be "
-        f"observed (they were found in a tensor {shape_of(node)}, whose cells see parts of it that "
-        "do not move with them); explain the embeddings instead (pass them as a (B, n, D) input)"
-    )
+    return None
 
 
 def _moves_along(

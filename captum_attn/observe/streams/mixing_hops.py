@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge
 from captum_attn.errors import WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf
+from captum_attn.observe.streams.entering import entering
 from captum_attn.observe.streams.states import (
     MixedState,
     Part,
@@ -22,8 +23,8 @@ from captum_attn.observe.streams.states import (
     joined_name,
 )
 from captum_attn.observe.tracing.autograd_graph import Member, Node, gradients, shape_of
-from captum_attn.observe.tracing.layout import Layout, layouts
 from captum_attn.observe.tracing.mixing import Mixing
+from captum_attn.observe.tracing.token_layout import TokenLayout, TokenPoint, token_layouts
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
 
 if TYPE_CHECKING:
@@ -36,27 +37,6 @@ _VIEWS = frozenset(
 )
 _PROJECTIONS = frozenset("Addmm Mm Bmm Baddbmm Linear MkldnnLinear Convolution".split())
 _TRIED = 6  # places on the way that are asked whether they hold the tokens
-
-
-@dataclass
-class Tokens:
-    """A place of the graph that holds tokens.
-
-    Args:
-        edge (GradientEdge): the place.
-        layout (Layout): how it holds them.
-    """
-
-    edge: GradientEdge
-    layout: Layout
-
-    @property
-    def down(self) -> Downstream:
-        return self.layout.downstream(self.edge, _like(self.edge))
-
-    @property
-    def upstream(self) -> Upstream:
-        return self.layout.upstream(self.edge)
 
 
 @dataclass
@@ -97,7 +77,7 @@ class MixingHops:
         if found is None:
             return self._mixed((operand.call.index, operand.side), self._rows(operand), operand)
         tokens, token_map = found
-        mixed = self._mixed((tokens.edge.node, tokens.edge.output_nr), [tokens.down], operand)
+        mixed = self._mixed((tokens.edge.node, tokens.edge.output_nr), [tokens.downstream], operand)
         return self._rearranged(mixed, token_map, operand.call.rows(operand.tensor).shape[1])
 
     def born(self, call: AttentionCall, values: Tensor, named: int) -> tuple[State, State] | None:
@@ -117,7 +97,7 @@ class MixingHops:
             else:
                 ways = [known[1]] if known[0] == number else []
             for layout in ways:
-                tokens = Tokens(edge, layout)
+                tokens = TokenPoint(edge, layout)
                 state = self._begun(tokens, named)
                 if state is None:
                     continue
@@ -127,30 +107,32 @@ class MixingHops:
                 return asks, self._behind(tokens, state, Operand(call, "v", values, beside, named))
         return None
 
-    def _begun(self, tokens: Tokens, named: int) -> State | None:
+    def _begun(self, tokens: TokenPoint, named: int) -> State | None:
         """The state that inputs make at a place; None where they cannot be followed to it."""
         found = self.graph.members(named)
         upstreams = [self.wiring.upstream(member) for member in found]
         try:
-            maps = self.tracer.maps(tokens.down, upstreams)
+            maps = entering(self.tracer, tokens.downstream, upstreams, self.wiring.batch)
             pairs = list(zip(found, maps, strict=True))
-            return self.wiring.met(pairs, tokens.down, named, asking=True)
+            return self.wiring.met(pairs, tokens.downstream, named, asking=True)
         except WiringError:
             return None
 
-    def _by_support(self, edge: GradientEdge, call: AttentionCall, values: Tensor) -> list[Layout]:
+    def _by_support(
+        self, edge: GradientEdge, call: AttentionCall, values: Tensor
+    ) -> list[TokenLayout]:
         """The layouts of a place, first the one in which a row sees the fewest tokens."""
         rows, batch = call.rows(values), self.wiring.batch
         vector = torch.zeros_like(rows)
         vector[:, rows.shape[1] // 2] = self.tracer.random(rows, rows.shape[2])
         (found,) = gradients([(rows, vector)], [edge], self.graph.cuts)
-        ways = list(layouts(shape_of(edge.node, edge.output_nr), batch))
+        ways = list(token_layouts(shape_of(edge.node, edge.output_nr), batch))
         if found is None:
             return []
-        seen = [float(way.rows(found).ne(0).any(-1).float().mean()) for way in ways]
+        seen = [float(way.positions(found).ne(0).any(-1).float().mean()) for way in ways]
         return [way for _, way in sorted(zip(seen, ways, strict=True), key=lambda pair: pair[0])]
 
-    def _behind(self, tokens: Tokens, state: State, operand: Operand) -> State:
+    def _behind(self, tokens: TokenPoint, state: State, operand: Operand) -> State:
         """The state of an operand that is made of the tokens at a place."""
         rows = operand.call.rows(operand.tensor)
 
@@ -177,7 +159,7 @@ class MixingHops:
         return self._made([down], members, ())
 
     # ------------------------------------------------------------------------ the tokens t
-    def _in_front(self, operand: Operand) -> tuple[Tokens, TokenMap] | None:
+    def _in_front(self, operand: Operand) -> tuple[TokenPoint, TokenMap] | None:
         """Where the tokens stand last before they are projected, and where they are in the operand.
 
         None where the projection itself mixes them, or there is no such place.
@@ -185,9 +167,9 @@ class MixingHops:
         rows = operand.call.rows(operand.tensor)
         together = (operand.tensor, *operand.beside)
 
-        def find() -> tuple[int, Layout, TokenMap] | None:
+        def find() -> tuple[int, TokenLayout, TokenMap] | None:
             for number, edge in self._places(together, operand.named):
-                for layout in layouts(shape_of(edge.node, edge.output_nr), self.wiring.batch):
+                for layout in token_layouts(shape_of(edge.node, edge.output_nr), self.wiring.batch):
                     (found,) = self.tracer.maps(rows, [layout.upstream(edge)])
                     entered = found.to is None or bool((found.to >= 0).any())
                     if entered and not found.mixed:
@@ -201,7 +183,7 @@ class MixingHops:
         wanted, layout, token_map = known
         places = self._places(together, operand.named)
         edge = next(edge for number, edge in places if number == wanted)
-        return Tokens(edge, layout), token_map
+        return TokenPoint(edge, layout), token_map
 
     def _places(self, operands: Sequence[Tensor], goal: int) -> Iterator[tuple[int, GradientEdge]]:
         """Places that all operands are made of, behind the projection, the nearest first."""
@@ -293,13 +275,13 @@ class MixingHops:
             return None
         last = places[-1]
         upstreams = [self.wiring.upstream(member) for member in found]
-        for layout in layouts(shape_of(last.node, last.output_nr), self.wiring.batch):
-            tokens = Tokens(last, layout)
-            maps = self.tracer.maps(tokens.down, upstreams)
+        for layout in token_layouts(shape_of(last.node, last.output_nr), self.wiring.batch):
+            tokens = TokenPoint(last, layout)
+            maps = entering(self.tracer, tokens.downstream, upstreams, self.wiring.batch)
             if not any(token_map.mixed for token_map in maps):
                 pairs = list(zip(found, maps, strict=True))
                 asking = operand.side == "q"
-                state = self.wiring.met(pairs, tokens.down, operand.named, asking=asking)
+                state = self.wiring.met(pairs, tokens.downstream, operand.named, asking=asking)
                 return state, [tokens.upstream]
         return None
 
@@ -321,9 +303,3 @@ def _fits(call: AttentionCall, operand: Tensor) -> bool:
 
 def _name(node: Node) -> str:
     return node.name().rstrip("0123456789").removesuffix("Backward")
-
-
-def _like(edge: GradientEdge) -> Tensor:
-    """An empty tensor of the dtype and the device of what was computed there."""
-    made: Any = edge.node._input_metadata[edge.output_nr]
-    return torch.empty(0, dtype=made.dtype, device=made.device)

@@ -9,7 +9,7 @@ for [CLS], the last token or query j of a detector, equal rows for mean pooling.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -32,7 +32,8 @@ from captum_attn.observe.tracing.autograd_graph import (
     is_identity,
     shape_of,
 )
-from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
+from captum_attn.observe.tracing.token_layout import TokenLayout, TokenPoint
+from captum_attn.observe.tracing.token_map import TokenMap, Upstream
 
 # Operations that move, mask or weight tokens without mixing channels: looked through, so that a
 # masked mean gives padding no weight and a weighted one its weights.
@@ -42,45 +43,6 @@ MOVES = frozenset(
 )
 
 
-@dataclass
-class Place:
-    """A point of the graph that still has the token axis.
-
-    Args:
-        edge (GradientEdge): the point.
-        order (tuple of int): permutation that brings the tokens' axes behind the batch axis.
-        shape (tuple of int): the permuted shape.
-        batch, n (int): numbers of examples and of tokens.
-        to (TokenMap or None): where the stream's tokens are along its token axis; None: in order.
-    """
-
-    edge: GradientEdge
-    order: tuple[int, ...]
-    shape: tuple[int, ...]
-    batch: int
-    n: int
-    to: TokenMap | None = None
-
-    def rows(self, gradient: Tensor) -> Tensor:
-        """The gradient there -> (B, n, features), in the order of the stream's tokens."""
-        rows = gradient.permute(self.order).reshape(self.batch, self.n, -1)
-        if self.to is None or self.to.to is None:
-            return rows
-        index = self.to.to.expand(rows.shape[0], -1)
-        taken = rows.gather(1, index.clamp_min(0)[..., None].expand(-1, -1, rows.shape[-1]))
-        return taken * (index >= 0)[..., None]
-
-    def downstream(self, like: Tensor) -> Downstream:
-        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
-        features = math.prod(self.shape) // (self.batch * self.n)
-        return Downstream(
-            self.edge,
-            (self.batch, self.n, features),
-            lambda v: v.reshape(self.shape).permute(inverse),
-            like,
-        )
-
-
 @dataclass(eq=False)
 class Read:
     """A state that the output reads.
@@ -88,13 +50,13 @@ class Read:
     Args:
         state (State): the version of a stream.
         calls (list of AttentionCall): the calls it was last updated by.
-        places (list of Place): where its tokens are selected or pooled.
+        points (list of TokenPoint): where its tokens are selected or pooled.
         read_on (bool): whether later attention calls read the state, too.
     """
 
     state: State
     calls: list[AttentionCall]
-    places: list[Place]
+    points: list[TokenPoint]
     read_on: bool
 
     @property
@@ -105,8 +67,8 @@ class Read:
     @property
     def edges(self) -> list[GradientEdge]:
         """Where `weights` wants the gradient of the explained output."""
-        if self.places:
-            return [place.edge for place in self.places]
+        if self.points:
+            return [point.edge for point in self.points]
         return [call.edge for call in self.calls]
 
     def norms(self, found: list[Tensor | None]) -> Tensor | None:
@@ -115,9 +77,9 @@ class Read:
         Args:
             found (list of Tensor): gradients at `edges`.
         """
-        if self.places:
-            pairs = zip(self.places, found, strict=True)
-            return _norms([place.rows(g) for place, g in pairs if g is not None])
+        if self.points:
+            pairs = zip(self.points, found, strict=True)
+            return _norms([point.layout.tokens(g) for point, g in pairs if g is not None])
         folded = [
             positions(call.output_rows(g))
             for call, g in zip(self.calls, found, strict=True)
@@ -133,7 +95,7 @@ class Read:
         """Norms, (B, n), that sum to 1; None where the gradient has vanished."""
         if norms is None:
             return None
-        if not self.places and bool(((norms > 0).sum(1) > 1).any()):
+        if not self.points and bool(((norms > 0).sum(1) > 1).any()):
             raise ReadoutError(
                 f"the output reads several tokens of the stream {self.state.stream!r} "
                 f"({self.state.n} tokens), but where they are pooled could not be observed; give "
@@ -182,89 +144,87 @@ def find_reads(root: Root, wiring: Wiring, graph: Graph) -> list[Read]:
     reads = []
     for state, group in wiring.versions(calls):
         goal = sum(graph.bit[call] for call in group)
-        places = _places(root, root.edge, goal, state, wiring, graph)
+        points = _points(root, root.edge, goal, state, wiring, graph)
         read_on = any(
             state in (u.query_state, u.key_state, *u.key_state.before) for u in wiring.updates
         )
-        reads.append(Read(state, group, places, read_on))
+        reads.append(Read(state, group, points, read_on))
     return reads
 
 
-def _places(
+def _points(
     root: Root, start: GradientEdge, goal: int, state: State, wiring: Wiring, graph: Graph
-) -> list[Place]:
+) -> list[TokenPoint]:
     """Where the tokens of `state` are selected or pooled on the way to the output."""
     all_calls = sum(graph.bit[call] for call in wiring.tap.calls)
     sizes = {state.n, *(_uncropped(root, start, call, wiring) for call in graph.calls(goal))}
     packed = any(call.packed for call in graph.calls(goal))
     batch = 1 if packed else wiring.batch
 
-    def bears(node: Node, output_nr: int = 0) -> list[Place]:
+    def held(node: Node, output_nr: int = 0) -> list[TokenLayout]:
         reached = graph.reach(node)
         if graph.latest(reached) & all_calls != goal:
             return []
-        shape, edge = shape_of(node, output_nr), GradientEdge(node, output_nr)
+        shape = shape_of(node, output_nr)
         orders = [(n, order) for n in sizes for order in _token_orders(shape, batch, n)]
         if packed and shape[:1] == (state.n,):  # (n, D): no axis of examples at all
             orders.insert(0, (state.n, tuple(range(len(shape)))))
         return [
-            Place(edge, order, tuple(shape[axis] for axis in order), batch, n)
+            TokenLayout(order, tuple(shape[axis] for axis in order), batch, n)
             for n, order in orders
         ]
 
-    found: dict[Node, Place] = {}
+    found: dict[Node, TokenPoint] = {}
     seen, queue = {start.node}, [(start.node, start.output_nr)]
     for node, output_nr in queue:
         before = [
             (n, nr) for n, nr in before_node(node) if not graph.is_stop(n) and graph.reach(n) & goal
         ]
-        places = bears(node, output_nr)
-        passes = len(before) == 1 and _moves(node) and (_moves(before[0][0]) or bears(*before[0]))
-        if places and not passes:
-            place = _settled(places, len(seen), goal, wiring, graph, root.like)
-            if place is not None:
-                found[node] = place
+        layouts = held(node, output_nr)
+        passes = len(before) == 1 and _moves(node) and (_moves(before[0][0]) or held(*before[0]))
+        if layouts and not passes:
+            edge = GradientEdge(node, output_nr)
+            layout = _settled(edge, layouts, len(seen), goal, wiring, graph, root.like)
+            if layout is not None:
+                found[node] = TokenPoint(edge, layout)
                 continue
         queue += [(n, nr) for n, nr in before if n not in seen]
         seen.update(n for n, _ in before)
-    # What flows on into another such place is counted there.
+    # What flows on into another such point is counted there.
     return [
-        place
-        for node, place in found.items()
+        point
+        for node, point in found.items()
         if not any(n in found for n in graph.between(node, goal)[1:])
     ]
 
 
 def _settled(
-    ways: list[Place], number: int, goal: int, wiring: Wiring, graph: Graph, like: Tensor
-) -> Place | None:
+    edge: GradientEdge,
+    layouts: list[TokenLayout],
+    number: int,
+    goal: int,
+    wiring: Wiring,
+    graph: Graph,
+    like: Tensor,
+) -> TokenLayout | None:
     """Of the ways in which a point may hold the tokens, the one in which it does.
 
     Sizes do not tell axes apart where there are as many tokens as examples or channels. Read in a
     wrong way, a token enters several rows at once, or those of another example.
     """
-    for place in ways:
-        place.to = _order(place, number, goal, wiring, graph, like)
-        if not place.to.mixed and (place.to.to is None or bool((place.to.to >= 0).any())):
-            return place
+    moving = depends_on_content(graph.between(edge.node, goal))
+    upstream = Upstream.call(graph.calls(goal)[0])
+    for layout in layouts:
+
+        def find(layout: TokenLayout = layout) -> TokenMap:
+            return wiring.tracer.maps(layout.downstream(edge, like), [upstream])[0]
+
+        # Where the tokens of the last call are along the token axis of the point.
+        key = ("read point", goal, number, layout, edge.node.name())
+        order = find() if moving else wiring.structure.get_or_compute(key, find)
+        if not order.mixed and (order.to is None or bool((order.to >= 0).any())):
+            return replace(layout, index=order.to)
     return None
-
-
-def _order(
-    place: Place, number: int, goal: int, wiring: Wiring, graph: Graph, like: Tensor
-) -> TokenMap:
-    """Where the tokens of the last call are along the token axis of a place."""
-
-    def find() -> TokenMap:
-        upstream = Upstream.call(graph.calls(goal)[0])
-        (token_map,) = wiring.tracer.maps(place.downstream(like), [upstream])
-        return token_map
-
-    if depends_on_content(graph.between(place.edge.node, goal)):
-        return find()
-    return wiring.structure.get_or_compute(
-        ("place", goal, number, place.order, place.shape, place.edge.node.name()), find
-    )
 
 
 def _uncropped(root: Root, start: GradientEdge, call: AttentionCall, wiring: Wiring) -> int:

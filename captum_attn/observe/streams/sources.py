@@ -26,6 +26,7 @@ from captum_attn.observe.streams.states import (
 )
 from captum_attn.observe.streams.windows import renumbered, unfolded
 from captum_attn.observe.tracing.autograd_graph import Graph, Member, Node, shape_of
+from captum_attn.observe.tracing.token_index import occupied, scatter, take
 from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap, Upstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
@@ -109,7 +110,8 @@ class StreamBuilder:
             name = "+".join(dict.fromkeys(entry.leaf.name for entry in entries))
             learned = [leaf.tensor for leaf in self.graph.leaves(members) if not leaf.name]
             place = None
-            if folded and isinstance(rows, Tensor):
+            of_places = all(entry.mixing is None for entry in entries)
+            if folded and of_places and isinstance(rows, Tensor):
                 place = unfolded(entries, rows, learned, self.tracer)
             if place is None:
                 return self._born(name, n, entries, rows)
@@ -166,7 +168,7 @@ class StreamBuilder:
         if leaf.ids is not None:  # its tokens are its rows
             to, axes = entry.to, leaf.axes(self.batch)
             n, entry = math.prod(axes), InputMap(leaf, None, axes)
-        elif leaf.tensor.ndim == 3 and leaf.layout == BATCH_FIRST:
+        elif leaf.tensor.ndim == 3 and leaf.layout == BATCH_FIRST and entry.mixing is None:
             n = leaf.tensor.shape[1]
             to, entry = _row_places(entry.to, n), _rowwise(leaf)
         else:
@@ -195,6 +197,9 @@ class StreamBuilder:
             for known in state.source.entries:
                 same_leaf = known.leaf is entry.leaf and known.shape == entry.shape
                 alike = known.axes == entry.axes and known.box == entry.box
+                alike = alike and (known.mixing is None) == (entry.mixing is None)
+                if entry.mixing is not None:
+                    alike = alike and state.n == entry.mixing.shape[1]
                 same = same_leaf and alike and _regrouped(known, entry, state.n)
                 if same and (rows is None or self.embedded_together(state, rows)):
                     return state
@@ -272,9 +277,8 @@ def _regrouped(born: InputMap, now: InputMap, n: int) -> bool:
 
     def determines(one: Tensor, other: Tensor) -> bool:
         """Whether all elements of a token of `one` are in the same token of `other`."""
-        index = torch.where(one < 0, places, one)
-        image = torch.full((batch, places + 1), -1, device=one.device).scatter(1, index, other)
-        return bool(((image.gather(1, index) == other) | (one < 0)).all())
+        image = take(scatter(other, one, places), one)
+        return bool(((image == other) | (one < 0)).all())
 
     inside = torch.where(after < 0, -1, before)
     if bool(((inside < 0) & (after >= 0)).any()):
@@ -295,13 +299,12 @@ def is_image(leaf: Leaf) -> bool:
 
 def covered(token_map: TokenMap, n: int, batch: int) -> Tensor:
     """(B, n) on the CPU: which positions are entered."""
-    here = torch.zeros(batch, n + 1, dtype=torch.bool)
+    here = torch.zeros(batch, n, dtype=torch.bool)
     for to in token_map.places:
         if to is None:
             return torch.ones(batch, n, dtype=torch.bool)
-        to = to.expand(batch, -1).cpu()
-        here.scatter_(1, torch.where(to < 0, n, to), True)
-    return here[:, :n]
+        here |= occupied(to.cpu(), n)
+    return here
 
 
 def with_residual(maps: Sequence[TokenMap], i: int, n: int, batch: int) -> TokenMap:
@@ -342,14 +345,15 @@ def bypassing(
     older: dict[Member, TokenMap] = {}
     if not earlier or not bool(vacant.any()):
         return older
+    if not tracer.any_enters(rows, [Upstream.call(call) for call in earlier], vacant):
+        return older  # padding
     for call, token_map in _latest_first(rows, earlier, tracer, batch):
         if not bool(vacant.any()):
             break
         standing = []
         for to in token_map.places if not token_map.mixed else ():
             to = torch.arange(n)[None] if to is None else to.cpu()
-            to = to.expand(batch, -1)
-            stands = (to >= 0) & vacant.gather(1, to.clamp_min(0))
+            stands = take(vacant, to)
             if bool(stands.any()):
                 standing.append(torch.where(stands, to, -1).to(rows.device))
         if standing:
@@ -390,6 +394,4 @@ def _composed(born: InputMap, now: InputMap, n: int) -> Tensor | None:
     places = places if now.to is None else now.to
     batch = max(born.to.shape[0], places.shape[0])
     tokens, places = born.to.expand(batch, -1), places.expand(batch, -1)
-    to = torch.full((batch, n + 1), -1, device=tokens.device)
-    to.scatter_(1, torch.where(tokens < 0, n, tokens), places)
-    return to[:, :n]
+    return scatter(places, tokens, n)

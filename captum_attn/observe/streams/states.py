@@ -35,6 +35,8 @@ class InputMap:
         box (tuple of (int, int) or None): the range along each of the elements' axes that such a
             feature map sees; None: all of it.
         moving (bool): the places depend on the content of the inputs.
+        mixing (Mixing or None): where no element and no cell of a feature map enters one token
+            only, T[i, j], how strongly token i depends on element j; `to` says nothing then.
         notes (dict): what was worked out from the places, kept as long as their map is.
     """
 
@@ -44,6 +46,7 @@ class InputMap:
     axes: tuple[int | None, ...] | None = None
     box: tuple[tuple[int, int], ...] | None = None
     moving: bool = False
+    mixing: Mixing | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -15,6 +15,7 @@ from captum_attn._checks import one_of
 from captum_attn.observe.capture.leaf import PACKED
 from captum_attn.observe.streams.input_maps import varies
 from captum_attn.observe.streams.states import InputMap, Source
+from captum_attn.observe.tracing.token_index import earliest, take
 
 INTERPOLATIONS = ("bilinear", "nearest")
 
@@ -49,8 +50,10 @@ def _on_elements(entry: InputMap, relevance: Tensor, interpolation: str) -> Tens
         return _from_grid(entry, relevance, interpolation)
     batch = relevance.shape[0]
     shape = entry.shape
+    if entry.mixing is not None:
+        return entry.mixing.passed(relevance)[0].view(batch, *shape)
     if entry.leaf.ids is not None:
-        laid = _gather(relevance, entry.to)
+        laid = take(relevance, entry.to)
         return laid.view(laid.numel() // math.prod(shape), *shape)  # one example's texts in a row
     if entry.to is None:
         return relevance.view(batch, *shape)
@@ -62,7 +65,30 @@ def _on_elements(entry: InputMap, relevance: Tensor, interpolation: str) -> Tens
         patches = _noted(entry, "patches", lambda: _patches(to, channels))
         if patches is not None:
             return patches.smooth(divided)
-    return _gather(divided, entry.to).view(batch, *shape)
+    return take(divided, entry.to).view(batch, *shape)
+
+
+def patch_grid(entry: InputMap) -> tuple[Tensor, tuple[int, int]] | None:
+    """The token of every patch of an image, and what the patches cover; None where it has none.
+
+    Returns:
+        tuple: (B or 1, h, w) tokens, and height and width of the pixels that they cover.
+    """
+    image = entry.leaf.tensor
+    if entry.to is None or image.ndim != 4 or entry.leaf.layout == PACKED:
+        return None
+    if entry.axes is not None:
+        whole = len(entry.shape) == 2 and entry.axes == (1, 2) and entry.box is None
+        covered = image.shape[2], image.shape[3]
+        return (entry.to.view(-1, *entry.shape), covered) if whole else None
+    to = entry.to.view(-1, *entry.shape)
+    if len(entry.shape) != 3:
+        return None
+    channels = _noted(entry, "channels", lambda: _channel_axes(to))
+    patches = _noted(entry, "patches", lambda: _patches(to, channels))
+    if patches is None or patches.shape[-2:] != tuple(image.shape[2:]):
+        return None
+    return patches.grid[:, 0], patches.covered
 
 
 def _noted(entry: InputMap, key: str, find: Callable[[], Any]) -> Any:
@@ -82,10 +108,7 @@ def input_order(source: Source, batch: int) -> Tensor | None:
         if entry.to is None or not entry.moving:
             continue
         to = entry.to.expand(batch, -1)
-        first = torch.full((batch, source.n + 1), to.shape[1], device=to.device)
-        steps = torch.arange(to.shape[1], device=to.device).expand_as(to)
-        first.scatter_reduce_(1, torch.where(to < 0, source.n, to), steps, "amin")
-        first = first[:, : source.n]
+        first = earliest(torch.arange(to.shape[1]), to, source.n)
         for b in range(batch):
             tokens = (first[b] < to.shape[1]).nonzero()[:, 0]
             moved = tokens[first[b, tokens].argsort()]
@@ -101,13 +124,6 @@ def in_order(rows: Tensor, order: Tensor | None) -> Tensor:
     if order is None or order.shape[-1] != rows.shape[-1]:
         return rows
     return rows.gather(-1, order.view(order.shape[0], *[1] * (rows.ndim - 2), -1).expand_as(rows))
-
-
-def _gather(relevance: Tensor, to: Tensor | None) -> Tensor:
-    if to is None:
-        return relevance
-    to = to.expand(relevance.shape[0], -1)
-    return relevance.gather(1, to.clamp_min(0)) * (to >= 0)
 
 
 def _channel_axes(to: Tensor) -> list[int]:
@@ -147,7 +163,7 @@ class _Patches:
         """Bilinear between the patches' centres."""
         batch, (rows, columns) = relevance.shape[0], self.grid.shape[-2:]
         grid = self.grid.expand(batch, *self.grid.shape[1:])
-        values = _gather(relevance, grid.flatten(1)).view(batch, -1, rows, columns)
+        values = take(relevance, grid.flatten(1)).view(batch, -1, rows, columns)
         smooth = F.interpolate(values, self.covered, mode="bilinear", align_corners=False)
         full = smooth.new_zeros(batch, smooth.shape[1], *self.shape[-2:])
         full[..., : self.covered[0], : self.covered[1]] = smooth
@@ -194,7 +210,7 @@ def _from_grid(entry: InputMap, relevance: Tensor, interpolation: str) -> Tensor
     """
     batch, shape = relevance.shape[0], entry.leaf.axes(relevance.shape[0])
     axes = list(entry.axes or ())
-    values = _gather(relevance, entry.to).view(batch, *entry.shape)
+    values = take(relevance, entry.to).view(batch, *entry.shape)
     nowhere = [a + 1 for a, axis in enumerate(axes) if axis is None]
     if nowhere:  # a token of several cells there is one token still
         values = (values / _cells_of_its_token(entry).to(values)).sum(nowhere)

@@ -11,7 +11,12 @@ import warnings
 from collections.abc import Callable, Iterator
 
 from captum_attn.observe.streams.wiring import Wiring
-from captum_attn.observe.tracing.autograd_graph import Graph, Node, Root
+from captum_attn.observe.tracing.autograd_graph import (
+    Graph,
+    Node,
+    Root,
+    samples_where_it_computes,
+)
 
 _PRODUCTS = ("Bmm", "Mm", "Baddbmm")
 _LINEAR = (*_PRODUCTS, "Addmm", "Convolution", "Linear")
@@ -32,7 +37,7 @@ def warn_of_unseen(root: Root, wiring: Wiring, graph: Graph) -> None:
         places += [
             f"in {module!r} (deformable attention: it samples at places that it computes)"
             for node, module in wiring.tap.mixers.items()
-            if node.name().startswith("GridSampler")
+            if samples_where_it_computes(node)
         ]
         return list(dict.fromkeys(places))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_attn.observe.streams.states import InputMap
 from captum_attn.observe.tracing.autograd_graph import gradients
+from captum_attn.observe.tracing.token_index import earliest
 from captum_attn.observe.tracing.token_map import Downstream
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
@@ -38,16 +39,14 @@ def unfolded(
     if len(entries) > 1 or to is None or entries[0].moving or bool((to != to[0]).any()):
         return None
     elements = to.shape[1]
-    first = torch.full((n + 1,), elements, device=to.device)
-    steps = _reading_order(entries[0]).to(to.device)
-    first.scatter_reduce_(0, torch.where(to[0] < 0, n, to[0]), steps, "amin")
-    padding = first[:n] == elements
+    first = earliest(_reading_order(entries[0]), to[:1], n)[0]
+    padding = first == elements
     if learned and bool(padding.any()):
         down = rows if isinstance(rows, Downstream) else Downstream.rows(rows)
         vector = down.placed(tracer.random(down.like, *down.shape) * padding[:, None])
         if any(g is not None and bool(g.any()) for g in gradients([(down.edge, vector)], learned)):
             return None
-    place = first[:n].argsort(stable=True)[: n - int(padding.sum())]
+    place = first.argsort(stable=True)[: n - int(padding.sum())]
     in_place = len(place) == n and torch.equal(place, torch.arange(n, device=place.device))
     return None if in_place else place
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,12 +42,14 @@ from captum_attn.observe.tracing.autograd_graph import (
     gradients,
 )
 from captum_attn.observe.tracing.axis_roles import (
-    Asked,
+    OperandOrigin,
     Roles,
     leading_roles,
     packed_roles,
     roles_by_output,
 )
+from captum_attn.observe.tracing.in_place import operand_rows
+from captum_attn.observe.tracing.mixing import Mixing
 from captum_attn.observe.tracing.token_map import (
     IDENTITY,
     Downstream,
@@ -79,9 +82,11 @@ class Wiring:
         structure: StructureCache,
     ) -> None:
         self.tap, self.graph, self.root, self.batch, self.tracer = tap, graph, root, batch, tracer
+        ends = [None if root.edge is None else root.edge.node, *graph.cuts]
         self.structure = structure.for_signature(
             (
                 batch,
+                graph.fingerprint(ends),
                 tuple((c.module, c.q.shape, c.v.shape, c.lead) for c in tap.calls),
                 tuple(
                     (leaf.name, leaf.tensor.shape, leaf.tensor.dtype, leaf.layout)
@@ -115,6 +120,13 @@ class Wiring:
     def mixed_states(self) -> list[MixedState]:
         """The states whose tokens something else than attention has mixed."""
         return self.mixing_hops.states
+
+    @property
+    def mixings(self) -> list[Mixing]:
+        """Whatever asks autograd again when relevance passes through it."""
+        entries = [entry for source in self.sources for entry in source.entries]
+        laid = [entry.mixing for entry in entries if entry.mixing is not None]
+        return [*(state.mixing for state in self.mixed_states), *laid]
 
     def after(self, call: AttentionCall) -> AttentionState:
         """The version of its stream that a call makes."""
@@ -235,12 +247,15 @@ class Wiring:
         if asked != read or not isinstance(before, AttentionCall) or before.lead != call.lead:
             return False
 
+        call.roles, upstream = before.roles, Upstream.call(before)
+
         def check() -> bool:
-            call.roles = before.roles
+            if all(self._stays(call, operand, upstream) for operand in (call.q, values)):
+                return True
             rows = [call.rows(operand) for operand in (call.q, values)]
             if rows[0].shape[:2] != rows[1].shape[:2]:
                 return False
-            return self.tracer.is_identity(torch.cat(rows, -1), Upstream.call(before))
+            return self.tracer.is_identity(torch.cat(rows, -1), upstream)
 
         ordinary = self.structure.get_or_compute(("ordinary", call.index), check)
         call.roles = before.roles if ordinary else ()
@@ -252,10 +267,14 @@ class Wiring:
             )
         return ordinary
 
+    def _stays(self, call: AttentionCall, operand: Tensor, upstream: Upstream) -> bool:
+        """Whether the rows of an operand are certain to be in the order of the tokens before."""
+        return self.tracer.stays(operand, partial(operand_rows, call), upstream)
+
     def _roles(self, call: AttentionCall, *operands: tuple[Tensor, int]) -> Roles:
         def settle() -> Roles | None:
             entered = False
-            packed: list[Asked] = []
+            packed: list[OperandOrigin] = []
             for operand, latest in operands:
                 last = operand is operands[-1][0]
                 everything = self.graph.named(self.graph.reach(operand)) if latest else 0
@@ -268,6 +287,8 @@ class Wiring:
                         found = leading_roles(call, asked)
                         if found is not None:
                             return found
+                        if asked.has_packed and self.batch > 1:
+                            packed.append(asked)
                     if self.tracer.any_enters(operand, asked.upstreams):
                         entered = True
                         break  # else the latest calls add nothing (a dead layer): those before
@@ -290,12 +311,12 @@ class Wiring:
             )
         return roles
 
-    def _asked_of(self, operand: Tensor, members: int) -> Asked:
+    def _asked_of(self, operand: Tensor, members: int) -> OperandOrigin:
         stems, start = self.graph.members(self.graph.named(members)), operand.grad_fn
         path = [] if start is None else self.graph.between(start, members)
         upstreams = [u for u in map(self.upstream, stems) if u.batched]
         ends = {edge_of(member).node for member in stems}
-        return Asked(operand, self.batch, upstreams, path, ends, self.tracer)
+        return OperandOrigin(operand, self.batch, upstreams, path, ends, self.tracer)
 
     def _roles_by_output(self, call: AttentionCall) -> Roles | None:
         root = self.root
@@ -326,8 +347,12 @@ class Wiring:
     def _state(self, call: AttentionCall, side: str, operand: Tensor, members: int) -> State:
         """The version of a stream that an operand of `call` stems from."""
         self.stream_builder.call = call
+        named = self.graph.named(members)
+        before = self._in_place(named, *self.structure.entries.get((call.index, side), (0, [])))
+        if before is not None:
+            return self._after[before]
         rows = call.rows(operand)  # (B, n, features)
-        named, n = self.graph.named(members), rows.shape[1]
+        n = rows.shape[1]
         if not named:
             return self.stream_builder.learned(members, n, asking=side == "q")
         found, maps = self._maps(call, side, rows, named, operand)
@@ -344,6 +369,13 @@ class Wiring:
             state = self.met(pairs, rows, members, asking=side == "q", folded=folded)
         self._known.setdefault(named, []).append((maps, state))
         return state
+
+    def _in_place(self, named: int, members: int, maps: list[TokenMap]) -> AttentionCall | None:
+        """The one call whose tokens stand in place, if that is what is known of an operand."""
+        if members != named or len(maps) != 1 or not maps[0].is_identity:
+            return None
+        (before,) = self.graph.members(named)
+        return before if isinstance(before, AttentionCall) else None
 
     def met(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -140,6 +141,26 @@ class Graph:
                     count += 1
                 waiting.setdefault(before, set()).add(number)
 
+    def fingerprint(self, starts: Iterable[Node | None]) -> str:
+        """What tells the graph behind `starts` from others: its operations, shapes, axes and edges.
+
+        Of the contents of tensors it says nothing.
+        """
+        queue = [node for node in dict.fromkeys(starts) if node is not None]
+        number = {node: i for i, node in enumerate(queue)}
+        said: list[Any] = []
+        for node in queue:
+            edges = [(before, output) for before, output in node.next_functions]
+            for before, _ in edges:
+                if before is not None and before not in number:
+                    number[before] = len(queue)
+                    queue.append(before)
+            name = node.name()
+            shapes = [_shape(made) for made in node._input_metadata]
+            saved = [_plainly(getattr(node, attribute)) for attribute in _settings(name, node)]
+            said.append((name, shapes, saved, [(number.get(n), i) for n, i in edges]))
+        return hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest()
+
     def is_stop(self, node: Node) -> bool:
         """Whether the node is the output of a call, or a leaf."""
         return node in self._stops
@@ -150,6 +171,32 @@ class Graph:
         for bit in bits(members):
             closed |= self._closure.get(bit, 0)
         return closed
+
+
+_SETTINGS: dict[str, list[str]] = {}
+
+
+def _settings(name: str, node: Node) -> list[str]:
+    """The attributes in which a kind of node has saved what is no tensor: axes, sizes, shifts."""
+    if name not in _SETTINGS:
+        has = dir(node)
+        saved = [a for a in has if a.startswith("_saved_") and f"_raw{a}" not in has]
+        _SETTINGS[name] = saved
+    return _SETTINGS[name]
+
+
+def _shape(made: Any) -> tuple[int, ...] | None:
+    try:
+        return tuple(made.shape)
+    except RuntimeError:  # a nested tensor's
+        return None
+
+
+def _plainly(value: Any) -> Any:
+    """Whole numbers and names; the others may depend on what the inputs hold."""
+    if isinstance(value, (tuple, list)):
+        return [_plainly(item) for item in value]
+    return value if isinstance(value, (int, str)) else None
 
 
 def before_node(node: Node) -> list[tuple[Node, int]]:
@@ -212,6 +259,11 @@ def depends_on_content(path: Iterable[Node]) -> bool:
 def shape_of(node: Node, output: int = 0) -> tuple[int, ...]:
     """Shape of what a graph node computed in the forward run."""
     return tuple(node._input_metadata[output].shape)
+
+
+def samples_where_it_computes(node: Node) -> bool:
+    """Whether a node samples a feature map at places made of the tokens: deformable attention."""
+    return node.name().startswith("GridSampler") and node.next_functions[1][0] is not None
 
 
 def _accumulator(tensor: Tensor) -> Node | None:

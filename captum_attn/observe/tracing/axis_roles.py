@@ -18,14 +18,15 @@ from torch.autograd.graph import GradientEdge
 from captum_attn.observe.capture.attention_call import BATCH, HEAD, WINDOW, AttentionCall
 from captum_attn.observe.tracing.autograd_graph import Node, before_node, shape_of
 from captum_attn.observe.tracing.token_map import Upstream
-from captum_attn.observe.tracing.token_tracer import TokenTracer
+from captum_attn.observe.tracing.token_tracer import Spread, TokenTracer
 
 Roles = tuple[tuple[str, int], ...]
+_AT_ONCE = 128  # tensors on the way that are asked in one go
 _MOST = 0.5  # a token that is repeated ([CLS] before every frame) enters several windows
 
 
 @dataclass(frozen=True)
-class Asked:
+class OperandOrigin:
     """An operand of an attention call, and what it stems from.
 
     Args:
@@ -49,17 +50,22 @@ class Asked:
         """Whether it stems from packed tokens alone, which have no axis of examples."""
         return bool(self.upstreams) and all(u.packed for u in self.upstreams)
 
+    @property
+    def has_packed(self) -> bool:
+        """Whether packed tokens went into it, beside others (an image's size, for its grid)."""
+        return any(u.packed for u in self.upstreams)
 
-def leading_roles(call: AttentionCall, asked: Asked) -> Roles | None:
+
+def leading_roles(call: AttentionCall, asked: OperandOrigin) -> Roles | None:
     """What the axes that lead an operand are; None if that could not be observed."""
     of_examples = [u for u in asked.upstreams if u.batched and (asked.batch == 1 or not u.packed)]
-    asked = replace(asked, upstreams=of_examples)
+    packed, asked = asked.has_packed, replace(asked, upstreams=of_examples)
     operand = asked.operand.expand(*call.lead, *asked.operand.shape[-2:])
     splits = _splits(call.lead, asked.batch)
     for split in splits:
         rows = operand.reshape(*(size for _, size in split), *operand.shape[-2:])
         axis = [name for name, _ in split].index(BATCH)
-        alone = len(splits) == 1 and axis == 0  # no other axis can hold the examples
+        alone = len(splits) == 1 and axis == 0 and not packed  # no other axis can hold them
         settled = asked.batch == 1 or alone
         if not settled and not asked.tracer.by_example(rows, axis, asked.upstreams):
             continue
@@ -77,7 +83,7 @@ def leading_roles(call: AttentionCall, asked: Asked) -> Roles | None:
     return None
 
 
-def packed_roles(call: AttentionCall, asked: Asked) -> Roles | None:
+def packed_roles(call: AttentionCall, asked: OperandOrigin) -> Roles | None:
     """What the leading axes are where no one is that of the examples: they are packed."""
     rows = asked.operand.expand(*call.lead, *asked.operand.shape[-2:])
     asked = replace(asked, upstreams=[upstream.flattened() for upstream in asked.upstreams])
@@ -117,7 +123,9 @@ def roles_by_output(
     return None
 
 
-def _window_count(rows: Tensor, axis: int, examples: int, asked: Asked, merged: bool) -> int | None:
+def _window_count(
+    rows: Tensor, axis: int, examples: int, asked: OperandOrigin, merged: bool
+) -> int | None:
     """Into how many windows an axis falls: the most of which a token enters one.
 
     An axis that was merged with the batch, (B · windows · heads, q, k), may hold heads as well.
@@ -137,7 +145,7 @@ def _window_count(rows: Tensor, axis: int, examples: int, asked: Asked, merged: 
     return 1
 
 
-def _are_windows(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool | None:
+def _are_windows(rows: Tensor, axis: int, examples: int, asked: OperandOrigin) -> bool | None:
     """Whether an axis holds windows, so that a token enters one index of it; None: not observed."""
     tracer = asked.tracer
     in_one = tracer.share_in_one(rows, axis, asked.upstreams)
@@ -149,7 +157,7 @@ def _are_windows(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool |
     return _as_on_the_way(rows, axis, examples, asked)
 
 
-def _as_on_the_way(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool | None:
+def _as_on_the_way(rows: Tensor, axis: int, examples: int, asked: OperandOrigin) -> bool | None:
     """`_are_windows` where every token enters everything: asked of the tensors in between.
 
     The nearest operation behind which elements enter one index, and in front of which they enter
@@ -157,24 +165,49 @@ def _as_on_the_way(rows: Tensor, axis: int, examples: int, asked: Asked) -> bool
     parts of the axes that the tokens lie along, beside which there are channels; heads are parts
     of the channels.
     """
-    edges = [GradientEdge(node, 0) for node in asked.path]
-    by_index, by_row, by_example = asked.tracer.spread(rows, (axis, rows.ndim - 2, examples), edges)
-    reached = asked.tracer.reached_axes(rows, edges)
+    way = _Way(asked, rows, (axis, rows.ndim - 2, examples))
     number = {node: i for i, node in enumerate(asked.path)}
     for i, node in enumerate(asked.path):
-        if by_index[i].in_one <= _MOST:
+        by_index, by_row, by_example, reached = way[i]
+        if by_index.in_one <= _MOST:
             continue
         before = [n for n, _ in before_node(node)]
         mixed = [number.get(n) for n in before if n in number or n in asked.ends]
-        mixed = [k for k in mixed if k is None or by_index[k].in_one <= _MOST]
-        if any(k is not None and by_row[k].in_one > _MOST for k in mixed):
+        mixed = [k for k in mixed if k is None or way[k][0].in_one <= _MOST]
+        if any(k is not None and way[k][1].in_one > _MOST for k in mixed):
             return False
         if mixed:
             if _is_product(node, asked.tracer, rows):
                 return False
-            along = by_index[i].axes | by_row[i].axes | by_example[i].axes | reached[i]
+            along = by_index.axes | by_row.axes | by_example.axes | reached
             return any(size > 1 and a not in along for a, size in enumerate(shape_of(node)))
     return None
+
+
+class _Way:
+    """How the tensors on the way enter an operand, asked for only as far as that is needed.
+
+    A way may be very long (a loop over the samples of a series), and its end is rarely looked at.
+
+    Args:
+        rows (Tensor): the operand.
+        axes (tuple of int): the axes of the index, the rows and the examples.
+    """
+
+    def __init__(self, asked: OperandOrigin, rows: Tensor, axes: tuple[int, int, int]) -> None:
+        self._asked, self._rows, self._axes = asked, rows, axes
+        self._found: list[tuple[Spread, Spread, Spread, frozenset[int]]] = []
+
+    def __getitem__(self, i: int) -> tuple[Spread, Spread, Spread, frozenset[int]]:
+        """By the index, by the row, by the example, and the axes that a row reaches partly."""
+        tracer, known = self._asked.tracer, len(self._found)
+        while len(self._found) <= i:
+            nodes = self._asked.path[known : max(i + 1, known + _AT_ONCE)]
+            edges = [GradientEdge(node, 0) for node in nodes]
+            spread = tracer.spread(self._rows, self._axes, edges)
+            reached = tracer.reached_axes(self._rows, edges)
+            self._found += zip(*spread, reached, strict=True)
+        return self._found[i]
 
 
 def _is_product(node: Node, tracer: TokenTracer, like: Tensor) -> bool:
@@ -199,6 +232,15 @@ def _splits(lead: tuple[int, ...], batch: int) -> list[list[tuple[str, int]]]:
             rest = [("", size // batch)]
             splits.append([*before, (BATCH, batch), *rest, *after])
             splits.append([*before, *rest, (BATCH, batch), *after])
+            splits += _in_between(before, size // batch, batch, after)
     if not lead and batch == 1:
         splits.append([(BATCH, 1)])
-    return splits
+    return sorted(splits, key=len)  # stable: those that take an axis apart least come first
+
+
+def _in_between(
+    before: list[tuple[str, int]], rest: int, batch: int, after: list[tuple[str, int]]
+) -> list[list[tuple[str, int]]]:
+    """An axis of two inputs, one batch behind the other, and heads: (2 · B · heads)."""
+    outer = [size for size in range(2, rest) if rest % size == 0 and batch > 1]
+    return [[*before, ("", o), (BATCH, batch), ("", rest // o), *after] for o in outer]

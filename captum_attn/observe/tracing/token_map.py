@@ -12,6 +12,13 @@ from torch import Tensor
 from captum_attn.observe.capture.attention_call import AttentionCall, positions
 from captum_attn.observe.capture.leaf import PACKED, Leaf
 from captum_attn.observe.tracing.autograd_graph import edge_of
+from captum_attn.observe.tracing.in_place import (
+    Axes,
+    Reader,
+    of_leaf,
+    of_output,
+    rows_of,
+)
 
 # Of the elements that enter, one in so many may be told wrongly.
 _HARDLY = 50
@@ -27,6 +34,7 @@ class Upstream:
         batched (bool): False for a parameter, whose gradient is the sum over the examples (B = 1).
         repeats (bool): whether the positions of elements that are repeated are worth asking for.
         packed (bool): whether the elements are those of all examples, in one row.
+        axes (tuple or None): what the axes at `edge` hold, see `in_place`; None: not said.
     """
 
     edge: Any
@@ -34,6 +42,7 @@ class Upstream:
     batched: bool = True
     repeats: bool = False
     packed: bool = False
+    axes: Axes | None = None
 
     @staticmethod
     def call(call: AttentionCall) -> Upstream:
@@ -44,20 +53,22 @@ class Upstream:
             lambda g: positions(call.output_rows(g)),
             repeats=True,
             packed=call.packed,
+            axes=of_output(call),
         )
 
     @staticmethod
     def tokens(leaf: Leaf, batch: int) -> Upstream:
         """The elements of an input: the rows of an embedding, (B, n, D), or single numbers."""
-        packed = leaf.layout == PACKED
-        return Upstream(leaf.tensor, lambda g: leaf.rows(g, batch), packed=packed)
+        packed, axes = leaf.layout == PACKED, of_leaf(leaf, batch)
+        return Upstream(leaf.tensor, lambda g: leaf.rows(g, batch), packed=packed, axes=axes)
 
     @staticmethod
     def rows_of(leaf: Leaf, batch: int) -> Upstream:
         """The rows of an embedding or of a float input, (B, n, D)."""
         if leaf.ids is not None:
             return Upstream.tokens(leaf, batch)
-        return Upstream(leaf.tensor, lambda gradient: gradient)
+        axes = of_leaf(leaf, batch, rowwise=True)
+        return Upstream(leaf.tensor, lambda gradient: gradient, axes=axes)
 
     @staticmethod
     def elements(leaf: Any, batched: bool = True) -> Upstream:
@@ -82,12 +93,14 @@ class Downstream:
         shape (tuple of int): (B, P, features).
         placed (callable): a vector of that shape -> one of the edge's own.
         like (Tensor): for the dtype and the device.
+        read (callable): what the axes at `edge` hold -> what the rows there are, see `in_place`.
     """
 
     edge: Any
     shape: tuple[int, int, int]
     placed: Callable[[Tensor], Tensor]
     like: Tensor
+    read: Reader
 
     @property
     def device(self) -> torch.device:
@@ -98,9 +111,18 @@ class Downstream:
         """Its node of the graph, as a tensor's."""
         return self.edge.grad_fn if isinstance(self.edge, Tensor) else self.edge.node
 
+    def flattened(self) -> Downstream:
+        """The positions of all examples in one row, (1, B P, features)."""
+        batch, places, features = self.shape
+        return replace(
+            self,
+            shape=(1, batch * places, features),
+            placed=lambda v: self.placed(v.view(self.shape)),
+        )
+
     @staticmethod
     def rows(rows: Tensor) -> Downstream:
-        return Downstream(rows, tuple(rows.shape), lambda v: v, rows)  # type: ignore[arg-type]
+        return Downstream(rows, tuple(rows.shape), lambda v: v, rows, rows_of)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -131,6 +153,11 @@ class TokenMap:
     def places(self) -> tuple[Tensor | None, ...]:
         """`to` and the `copies`."""
         return (self.to, *self.copies)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every element enters the position of its own index, and no other."""
+        return self.to is None and not self.copies and not self.mixed
 
     def same(self, other: TokenMap) -> bool:
         if self.mixed != other.mixed or len(self.copies) != len(other.copies):

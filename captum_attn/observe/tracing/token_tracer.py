@@ -5,7 +5,8 @@ would vanish behind a norm over p). The gradients of Σ_p s_p and of Σ_p ±s_p 
 have the ratio ±1 if the element enters one position only, and with the sign given by bit k of p
 that ratio is bit k of the position. About log2(n) backward passes through a norm and a projection
 read the whole map, whatever the model does on the way; two of them, the second with a random factor
-for each position, check that it is the identity.
+for each position, check that it is the identity. Where the graph proves that (`in_place`), nothing
+is asked.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from captum_attn.observe.tracing.autograd_graph import gradients
+from captum_attn.observe.tracing.in_place import InPlace, Reader
 from captum_attn.observe.tracing.sign_codes import (
     PositionDecoder,
     enters_at,
@@ -33,6 +36,7 @@ from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap
 
 # Random codes by which a map that is likely is confirmed.
 _DRAWS = 3
+_SQUARE_UNDERFLOWS = 1e-15
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,13 @@ class TokenTracer:
 
     Args:
         cuts (sequence of graph nodes): the outputs of attention calls, which no map leads through.
+        in_place (InPlace, optional): what proves that tokens stay in place, without a question.
     """
 
-    def __init__(self, cuts: Sequence[Any] = (), seed: int = 0) -> None:
-        self._cuts = cuts
+    def __init__(
+        self, cuts: Sequence[Any] = (), seed: int = 0, in_place: InPlace | None = None
+    ) -> None:
+        self._cuts, self._in_place = cuts, in_place
         self._generator = torch.Generator().manual_seed(seed)
 
     def random(self, like: Tensor, *shape: int) -> Tensor:
@@ -110,6 +117,8 @@ class TokenTracer:
         """
         if isinstance(down, Tensor):
             down = Downstream.rows(down)
+        if upstreams and all(self.stays(down.edge, down.read, u) for u in upstreams):
+            return [IDENTITY for _ in upstreams]
         for maps in likely:
             if self._confirmed(down, upstreams, maps):
                 return maps
@@ -121,6 +130,21 @@ class TokenTracer:
             if one.to is not None and two.to is not None:
                 one.to = torch.where(one.to < 0, two.to, one.to)
         return first
+
+    def stays(self, end: Tensor | GradientEdge, read: Reader, upstream: Upstream) -> bool:
+        """Whether it is certain that every element enters the position of its own index, if any.
+
+        Args:
+            end (Tensor or GradientEdge): where the positions are.
+            read (callable): what the axes there hold -> what the positions are, see `in_place`.
+        """
+        ends = (end, upstream.edge)
+        if self._in_place is None or upstream.axes is None:
+            return False
+        if any(isinstance(e, Tensor) and not e.requires_grad for e in ends):
+            return False
+        last, first = (get_gradient_edge(e) if isinstance(e, Tensor) else e for e in ends)
+        return self._in_place.proves(last, read, first, upstream.axes)
 
     def _confirmed(
         self, down: Downstream, upstreams: Sequence[Upstream], maps: Sequence[TokenMap]
@@ -171,15 +195,23 @@ class TokenTracer:
         probe_vector = self.random(rows, 1, places, features).expand(down.shape)
         edges = [upstream.edge for upstream in upstreams]
 
+        sizes = [1.0] * len(upstreams)
+
         def seen(code: Tensor) -> list[Tensor | None]:  # code: (B or 1, P)
             vector = down.placed(probe_vector * code[..., None])
             found = gradients([(down.edge, vector)], edges, self._cuts)
-            return [None if g is None else u.rows(g) for u, g in zip(upstreams, found, strict=True)]
+            return [
+                None if g is None else u.rows(g) * size
+                for u, g, size in zip(upstreams, found, sizes, strict=True)
+            ]
 
         def seen_at(i: int, code: Tensor) -> Tensor | None:
             return seen(code)[i]
 
         plain = seen(rows.new_ones(1, places))
+        sizes = [_to_order_one(p) for p in plain]
+        if any(size != 1 for size in sizes):
+            plain = seen(rows.new_ones(1, places))
         shared = batch > 1 and not all(u.batched for u in upstreams)
         code = self._factors(rows, 1 if shared else batch, places)
         if all(
@@ -341,7 +373,7 @@ class TokenTracer:
         plain = gradients([(rows, probe_vector)], edges, self._cuts)
         coded = gradients([(rows, probe_vector * code.view(shape))], edges, self._cuts)
         return [
-            (upstream.rows(p), upstream.rows(c))
+            (upstream.rows(p) * _to_order_one(p), upstream.rows(c) * _to_order_one(p))
             for upstream, p, c in zip(upstreams, plain, coded, strict=True)
             if p is not None and c is not None
         ]
@@ -386,6 +418,14 @@ def _map(
         if found is not None:
             return TokenMap(found[0], tuple(found[1:]))
     return TokenMap(mixed=True, partial=position, entering=entering)
+
+
+def _to_order_one(gradient: Tensor | None) -> float:
+    """What brings a gradient whose square underflows (weights near zero) to the order of one."""
+    if gradient is None or gradient.dtype not in (torch.float32, torch.bfloat16):
+        return 1.0
+    largest = float(gradient.abs().max()) if gradient.numel() else 0.0
+    return 1 / largest if _SQUARE_UNDERFLOWS > largest > torch.finfo(torch.float32).tiny else 1.0
 
 
 def _partly_zero(tensor: Tensor) -> frozenset[int]:

@@ -8,8 +8,7 @@ from torch import Tensor
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.streams.states import AttentionState, ParallelState, RearrangedState, State
 from captum_attn.observe.streams.wiring import Wiring
-from captum_attn.observe.tracing.layout import gathered, inverted
-from captum_attn.observe.tracing.token_map import TokenMap
+from captum_attn.observe.tracing.token_index import inverse, take
 
 _HIDDEN = -1e4  # what models add to the scores of keys that must not be seen, or less
 
@@ -56,7 +55,7 @@ class Padding:
                 n = call.positions[1]
                 tokens = torch.zeros(1, 1, n, dtype=torch.bool, device=call.v.device)
                 for part in reads.parts:
-                    index = inverted(TokenMap(part.to), n)
+                    index = inverse(part.to, n)
                     tokens = tokens | (True if index is None else index[:, None] >= 0)
                 real = tokens if real is None else real & tokens
             self._reals[call] = real
@@ -87,7 +86,7 @@ class Padding:
         to = update.key_state.parts[0].to
         if to is None:
             return real[..., : update.n]
-        return gathered(real.mT, to).mT
+        return take(real.mT, to).mT
 
 
 def _reads_itself(update: AttentionState) -> bool:

@@ -51,6 +51,13 @@ class Term:
         value = value.clone() if kept else value
         return Term(value, edge, scale, value._version)
 
+    @staticmethod
+    def at(edge: GradientEdge) -> Term:
+        """A place of the graph, of which the vectors themselves are not known."""
+        made: Any = edge.node._input_metadata[edge.output_nr]
+        value = torch.empty((), dtype=made.dtype, device=made.device).expand(tuple(made.shape))
+        return Term(value, edge, 1.0, -1)
+
     def vectors(self) -> Tensor:
         """What was added, of the tensor's own shape."""
         if self.value._version != self.version:

@@ -21,6 +21,7 @@ from captum_attn.observe.tracing.autograd_graph import (
     edge_of,
     is_identity,
 )
+from captum_attn.observe.vectors.held_norms import is_of_norm
 from captum_attn.observe.vectors.recording_tap import Addition, Term
 
 # Steps that leave a token what it was: views, constant factors, and constants that are added.
@@ -57,11 +58,11 @@ class Residual:
     """Where an attention call is added onto its stream.
 
     Args:
-        skip (Term or None): the vectors on the skip connection; None where the stream begins anew
-            with the call (attention pooling).
+        skip (Term or None): the vectors on the skip connection; None where there is none: the
+            stream begins anew with the call (attention pooling).
         branch (Term): what is added to them.
         start (GradientEdge or None): what the skip connection and the query are made of; None
-            where they are constants.
+            where they are constants, or the skip connection is projected.
         addition (Addition or None): the sum.
         parallel (list of FeedForward): feed-forward branches that are added in the same step.
         joined (bool): whether the branch is made of something beside the call's output, too.
@@ -82,6 +83,7 @@ class SubLayers:
         graph (Graph): the run's graph.
         calls (list of AttentionCall): in the order of execution.
         additions (list of Addition): in the order of execution.
+        output (GradientEdge or None): the model's output.
 
     Attributes:
         residuals (dict): call -> where it is added; calls for which that was not found are missing.
@@ -89,8 +91,14 @@ class SubLayers:
             them (`Placements.tokenwise`).
     """
 
-    def __init__(self, graph: Graph, calls: list[AttentionCall], additions: list[Addition]) -> None:
-        self.graph, self.calls, self.additions = graph, calls, additions
+    def __init__(
+        self,
+        graph: Graph,
+        calls: list[AttentionCall],
+        additions: list[Addition],
+        output: GradientEdge | None = None,
+    ) -> None:
+        self.graph, self.calls, self.additions, self.output = graph, calls, additions, output
         self._sums = {addition.out.node: addition for addition in additions}
         self._stems = {  # term -> all that it stems from
             term: 0 if term.edge is None else graph.closed(graph.reach(term.edge.node))
@@ -101,13 +109,13 @@ class SubLayers:
         self._in_a_step: set[Node] = set()  # sums by which a call is added
         self.residuals: dict[AttentionCall, Residual] = {}
         for call in calls:
-            residual = self._residual(call)
+            residual = self._residual(call) or self._projected(call)
             if residual is not None:
                 self.residuals[call] = residual
         self.feed_forwards = self._feed_forwards()
         for call in calls:
             if call not in self.residuals:
-                self._pooled(call)
+                self._without_skip(call)
 
     # ------------------------------------------------------------------------ attention
     def _residual(self, call: AttentionCall) -> Residual | None:
@@ -176,13 +184,63 @@ class SubLayers:
         reached = self.graph.reach(_edge(term).node) & ~self.graph.bit[call]
         return bool(reached & self._asked[call])
 
-    def _pooled(self, call: AttentionCall) -> None:
-        """A stream that begins with the call: its branch is what a feed-forward one adds to."""
+    def _projected(self, call: AttentionCall) -> Residual | None:
+        """A sum with a projection of what asks: where a stage changes the width or the grid.
+
+        The outermost one before the call goes into both terms of a sum, as in a feed-forward
+        sub-layer: what is behind that is no longer the call's own step.
+        """
+        graph, found, bit = self.graph, None, self.graph.bit[call]
+        asked = graph.named(self._asked[call])
+        for addition in self.additions:
+            holding = [term for term in addition.terms if self._stems[term] & bit]
+            if len(holding) == 2:
+                break
+            skip = next((term for term in addition.terms if term not in holding), None)
+            if not holding or skip is None or skip.edge is None or not asked:
+                continue
+            same = graph.named(graph.latest(graph.reach(skip.edge.node))) == asked
+            if same and self._is_one_branch(holding, call):
+                found = Residual(skip, holding[0], None, addition)
+        if found is not None and found.addition is not None:
+            self._in_a_step.add(found.addition.out.node)
+        return found
+
+    def _without_skip(self, call: AttentionCall) -> None:
+        """A stream that begins with the call, if nothing of what asks goes by it.
+
+        Its branch is what a feed-forward sub-layer adds to; else the call's first projection.
+        """
         bit = self.graph.bit[call]
         for branch in self.feed_forwards:
             if branch.version == bit:
                 self.residuals[call] = Residual(None, branch.skip)
                 return
+        if not self.graph.named(self._asked[call]):
+            return  # learned queries, of which nothing could go by it
+        ends = [t.grad_fn for later in self.calls for t in (later.q, later.k, later.v)]
+        ends += [] if self.output is None else [self.output.node]
+        behind = [node for node in ends if node is not None and self.graph.reach(node) & bit]
+        if any(self.graph.reach(node) & self._asked[call] for node in behind):
+            return
+        projection = self.first_projection(call, GradientEdge(behind[0], 0)) if behind else None
+        if projection is not None:
+            self.residuals[call] = Residual(None, projection[0])
+
+    def first_projection(self, call: AttentionCall, end: GradientEdge) -> tuple[Term, bool] | None:
+        """What all ways from a call to `end` go through first, once something has transformed it.
+
+        Returns:
+            tuple or None: the place, and whether something else than a norm transforms it on the
+            rest of them.
+        """
+        places = list(self.graph.on_every_way([end], self.graph.bit[call]))[::-1]  # call first
+        for i, (edge, _) in enumerate(places):
+            if _transforms([edge.node]):
+                rest = [place.node for place, _ in places[i + 1 :]]
+                rest += [node for _, passed in places[i:] for node in passed]
+                return Term.at(edge), _transforms(n for n in rest if not is_of_norm(n))
+        return None
 
     def _terms(
         self, addition: Addition, path: Container[Node], through: Term | None = None

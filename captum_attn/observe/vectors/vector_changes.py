@@ -7,7 +7,7 @@ E-tilde is what the values of a head, or a feed-forward branch, would add to the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,41 +19,22 @@ from captum_attn.observe.capture.attention_call import AttentionCall, positions,
 from captum_attn.observe.observation import Observation
 from captum_attn.observe.streams.states import (
     AttentionState,
+    InitialState,
     ParallelState,
     RearrangedState,
     State,
 )
 from captum_attn.observe.tracing.autograd_graph import gradients
-from captum_attn.observe.tracing.layout import gathered, inverted, layouts
-from captum_attn.observe.tracing.token_map import TokenMap
-from captum_attn.observe.vectors.output_projection import Branch
+from captum_attn.observe.tracing.token_index import inverse, take
+from captum_attn.observe.tracing.token_layout import TokenLayout, token_layouts
+from captum_attn.observe.vectors.layout_finder import LayoutFinder
+from captum_attn.observe.vectors.output_projection import Branch, LinearMap
 from captum_attn.observe.vectors.padding import Padding
-from captum_attn.observe.vectors.placements import Placement, Placements
 from captum_attn.observe.vectors.recording_tap import RecordingTap, Term
 from captum_attn.observe.vectors.sublayers import FeedForward, Residual, SubLayers
+from captum_attn.observe.vectors.value_change import ValueChange, VectorChange
 
 _WAY_OUT = "leave the block out with `layers=`, or set length=False and direction=False"
-
-
-@dataclass
-class VectorChange:
-    """Vectors of n tokens before and after a transformation by each of H heads.
-
-    Args:
-        before (Tensor): their lengths before, (B, 1, n).
-        after (Tensor): their lengths after, (B, H, n).
-        dot (Tensor or None): inner products of the two, (B, H, n); None where they have not the
-            same number of channels.
-        real (Tensor or None): (B, 1, n) which of them are tokens of the example, no padding and no
-            learned keys; None: all.
-        module (str): where it happens.
-    """
-
-    before: Tensor
-    after: Tensor
-    dot: Tensor | None
-    real: Tensor | None
-    module: str
 
 
 class VectorChanges:
@@ -66,39 +47,44 @@ class VectorChanges:
     def __init__(self, seen: Observation) -> None:
         assert isinstance(seen.tap, RecordingTap)
         self.tap, self.wiring, self.graph = seen.tap, seen.wiring, seen.graph
-        self.placements = Placements(seen.wiring, seen.graph, seen.batch)
+        self.layouts = LayoutFinder(seen.wiring, seen.graph, seen.batch)
         self.padding = Padding(seen.wiring)
-        self.layers = SubLayers(seen.graph, seen.tap.calls, seen.tap.additions)
+        self.layers = SubLayers(seen.graph, seen.tap.calls, seen.tap.additions, seen.root.edge)
         self._generator = torch.Generator().manual_seed(0)
-        self._changes: dict[AttentionCall, VectorChange] = {}
-        self._behind: dict[Any, list[tuple[FeedForward, Placement]]] | None = None
+        self._maps: dict[AttentionCall, LinearMap] = {}
+        self._longer: set[AttentionCall] = set()  # whose projection is not all of their branch
+        self._values: dict[AttentionCall, ValueChange] = {}
+        self._behind: dict[Any, list[tuple[FeedForward, TokenLayout]]] | None = None
 
     # ------------------------------------------------------------------------ attention
-    def attention(self, update: AttentionState) -> VectorChange:
+    def attention(self, update: AttentionState, rows: Tensor | None = None) -> VectorChange | None:
         """The values of every head through its slice of the output projection; n = F k keys.
+
+        Args:
+            rows (Tensor or None): which queries, for transformations that differ by query; None:
+                all. There are F q' of them.
+
+        Returns:
+            VectorChange or None: None where there is nothing to measure it by, see `is_pooling`.
 
         Raises:
             WiringError: if the skip connection, the projection or the vectors were not observed.
         """
-        if update.call not in self._changes:
-            self._changes[update.call] = self._of_values(update)
-        return self._changes[update.call]
-
-    def _of_values(self, update: AttentionState) -> VectorChange:
+        if self.is_pooling(update):
+            return None
         call = update.call
-        matrix = self._linear_map(call)  # (H, d, D)
-        values = call.fold(call.v.detach()).to(matrix)  # (B, F, H, k, d)
+        if call not in self._values:
+            self._values[call] = self._of_values(update)
+        if self._linear_map(call).gains is None:
+            return self._values[call].change
+        return self._values[call].of_queries(rows)
+
+    def _of_values(self, update: AttentionState) -> ValueChange:
+        call, found = update.call, self._linear_map(update.call)
+        values = call.fold(call.v.detach()).to(found.matrix)  # (B, F, H, k, d)
         before, real = self._keys(update)
-        before = before.to(matrix)  # (B, F k, D)
-        # |V W| by the d x d products of W: no (H, n, D) tensor is formed.
-        after = ((values @ (matrix @ matrix.mT)) * values).sum(-1).clamp_min(0).sqrt()
-        dot = None
-        if before.shape[-1] == matrix.shape[-1]:
-            pulled = before @ matrix.flatten(0, 1).mT  # (B, F k, H d)
-            pulled = pulled.unflatten(-1, matrix.shape[:2]).unflatten(1, (call.windows, -1))
-            dot = _in_a_row((pulled.transpose(2, 3) * values).sum(-1))
-        lengths = before.norm(dim=-1)[:, None]
-        return VectorChange(lengths, _in_a_row(after), dot, real, call.module)
+        values = values.transpose(1, 2).flatten(2, 3)  # (B, H, F k, d)
+        return ValueChange(values, before.to(values), found, real, call)
 
     def of_all_heads(self, update: AttentionState) -> tuple[Tensor, Tensor]:
         """Lengths of the keys' vectors, and of all heads' values together through the projection.
@@ -107,17 +93,46 @@ class VectorChanges:
             tuple of Tensor: (B, F k) each.
 
         Raises:
-            WiringError: as `attention`.
+            WiringError: as `attention`, and where the projection is not the same for all queries.
         """
-        call, matrix = update.call, self._linear_map(update.call)  # (H, d, D)
-        values = positions(call.fold(call.v.detach()).to(matrix))  # (B, F k, H d)
+        call, found = update.call, self._linear_map(update.call)
+        if found.gains is not None:
+            raise WiringError(
+                f"{call.module!r}: its output is multiplied with numbers of each query (a gate, a "
+                "norm before the skip connection), so the length of a value is not the same for "
+                'all queries; leave the block out with `layers=`, or use perception="head"'
+            )
+        values = positions(call.fold(call.v.detach()).to(found.matrix))  # (B, F k, H d)
         before, _ = self._keys(update)
-        return before.to(matrix).norm(dim=-1), (values @ matrix.flatten(0, 1)).norm(dim=-1)
+        return before.to(values).norm(dim=-1), found.apply(values).norm(dim=-1)
 
-    def _linear_map(self, call: AttentionCall) -> Tensor:
-        residual, placement = self._residual(call), self._placement(call)
-        branch = Branch(call, residual.branch, placement.layout, placement.index)
-        return branch.linear_map(self.graph, self._generator)
+    def _linear_map(self, call: AttentionCall) -> LinearMap:
+        if call not in self._maps:
+            residual, layout = self._residual(call), self._layout(call)
+            branch = Branch(call, residual.branch, layout, self.graph)
+            try:
+                self._maps[call] = branch.linear_map(self._generator)
+            except WiringError:
+                if not self._goes_on(call, branch):
+                    raise
+        return self._maps[call]
+
+    def _goes_on(self, call: AttentionCall, branch: Branch) -> bool:
+        """Whether a feed-forward stands between a call's output projection and the addition.
+
+        It has no skip connection of its own, and so counts as U = I; the projection is the map.
+        """
+        found = self.layers.first_projection(call, branch.edge)
+        if found is None or not found[1]:
+            return False
+        term, layout = found[0], self.layouts.behind(call, found[0])
+        if layout is None or term.edge is None:
+            return False
+        if not self.layouts.tokenwise(term.edge, branch.term, branch.layout):
+            return False
+        self._maps[call] = Branch(call, term, layout, self.graph).linear_map(self._generator)
+        self._longer.add(call)
+        return True
 
     def _residual(self, call: AttentionCall) -> Residual:
         residual = self.layers.residuals.get(call)
@@ -129,12 +144,12 @@ class VectorChanges:
             )
         return residual
 
-    def _placement(self, call: AttentionCall) -> Placement:
+    def _layout(self, call: AttentionCall) -> TokenLayout:
         """How the skip connection of a call holds the call's query positions."""
         residual = self._residual(call)
-        found = self.placements.behind(call, residual.branch)
+        found = self.layouts.behind(call, residual.branch)
         if found is None and residual.skip is not None:  # a branch that is scaled by 0
-            found = self.placements.before(call, "q", residual.skip)
+            found = self.layouts.before(call, "q", residual.skip)
         if found is None:
             raise WiringError(
                 f"{call.module!r}: which of its {call.positions[0]} positions are which rows of "
@@ -146,7 +161,7 @@ class VectorChanges:
     def _skip_rows(self, call: AttentionCall) -> Tensor | None:
         """The vectors on the skip connection, (B, n_q, D), in the order of the query positions."""
         skip = self._residual(call).skip
-        return None if skip is None else self._placement(call).rows(skip.vectors())
+        return None if skip is None else self._layout(call).tokens(skip.vectors())
 
     def _keys(self, update: AttentionState) -> tuple[Tensor, Tensor | None]:
         """The vectors E of the key positions, (B, F k, D), and which of them are real tokens.
@@ -158,32 +173,40 @@ class VectorChanges:
         rows, real = self._skip_rows(call), self.padding.keys(update)
         reads = update.key_state
         if reads is update.query_state and rows is not None:
-            return rows, self._placement(call).held(real)
+            return rows, self._layout(call).held(real)
         parts = reads.parts if isinstance(reads, RearrangedState) else ()
         if rows is not None and parts and all(part.state is update.query_state for part in parts):
-            moved = [gathered(rows, inverted(TokenMap(part.to), n)) for part in parts]
+            moved = [take(rows, inverse(part.to, n)) for part in parts]
             return torch.stack(moved).sum(0), real
-        origin, placement = self._key_term(update)
-        return placement.rows(origin.vectors()), real
+        origin, layout = self._key_term(update)
+        return layout.tokens(origin.vectors()), real
 
-    def _key_term(self, update: AttentionState) -> tuple[Term, Placement]:
+    def _key_term(self, update: AttentionState) -> tuple[Term, TokenLayout]:
         """The tensor that a call's values are projected from."""
         call, n = update.call, update.call.positions[1]
         origin = self.tap.origins.get(call)
-        placement = None if origin is None else self.placements.before(call, "v", origin)
-        if origin is None or placement is None:
+        layout = None if origin is None else self.layouts.before(call, "v", origin)
+        if origin is None or layout is None:
             raise WiringError(
                 f"{call.module!r}: the vectors that its values are made of could not be observed "
                 "(it reads other tokens than those it updates, and no tensor of one row for each "
                 f"of its {n} keys was projected to its values); {_WAY_OUT}"
             )
-        return origin, placement
+        return origin, layout
 
     # ------------------------------------------------------------------------ feed-forward
     def keeps(self, update: AttentionState) -> bool:
         """Whether a call is added to what asked, and does not replace it (attention pooling)."""
         residual = self.layers.residuals.get(update.call)
-        return residual is None or residual.skip is not None
+        if residual is None:
+            return not self.is_pooling(update)
+        return residual.skip is not None
+
+    def is_pooling(self, update: AttentionState) -> bool:
+        """Whether learned queries pool the tokens, and what they get is added to nothing."""
+        asks = update.query_state
+        learned = isinstance(asks, InitialState) and not asks.source.entries
+        return update.call not in self.layers.residuals and learned
 
     def beside(self, update: AttentionState) -> Iterator[VectorChange]:
         """Feed-forward branches that are added in the same step as an attention call."""
@@ -194,58 +217,68 @@ class VectorChanges:
         if together[0] is not update.call:  # several calls in one step: with the first of them
             return
         for part in residual.parallel:
-            placement = self._placement(update.call)
-            if self.placements.tokenwise(part.start, part.branch, placement.layout):
-                yield self._changed(part, placement, update)
+            layout = self._layout(update.call)
+            if self.layouts.tokenwise(part.start, part.branch, layout):
+                yield self._changed(part, layout, update)
         if residual.joined and self._are_linear(together):
-            placement = self._placement(update.call)
-            if self.placements.tokenwise(residual.start, residual.branch, placement.layout):
-                yield self._joined(residual, together, update)
+            layout = self._layout(update.call)
+            if self.layouts.tokenwise(residual.start, residual.branch, layout):
+                joined = self._joined(residual, together, update)
+                if joined is not None:
+                    yield joined
 
     def _are_linear(self, calls: list[AttentionCall]) -> bool:
-        """Not so behind a gate, which stems from the tokens too, but adds nothing of its own."""
+        """Whether what a branch adds beside the calls' output can be told from it."""
         try:
-            return all(self._linear_map(call) is not None for call in calls)
+            return all(
+                self._linear_map(call) is not None and call not in self._longer for call in calls
+            )
         except WiringError:
             return False
 
     def _joined(
         self, residual: Residual, together: list[AttentionCall], update: AttentionState
-    ) -> VectorChange:
-        """What a branch adds beside the calls' output, where one projection is for both."""
+    ) -> VectorChange | None:
+        """What a branch adds beside the calls' output, where one projection is for both.
+
+        A gate stems from the tokens too, but adds nothing of its own: None.
+        """
         assert residual.skip is not None
-        placement = self._placement(update.call)
-        rows = placement.rows(residual.branch.vectors())
-        rows = rows.to(working_dtype(rows.dtype))
+        layout = self._layout(update.call)
+        whole = layout.tokens(residual.branch.vectors())
+        rows = whole.to(working_dtype(whole.dtype))
         for call in together:
             output = positions(call.output_rows(self.tap.outputs[call].vectors()))
-            rows = rows - output.to(rows) @ self._linear_map(call).flatten(0, 1)
-        skip = placement.rows(residual.skip.vectors())
+            rows = rows - self._linear_map(call).apply(output.to(rows))
+        gated = any(self._linear_map(call).gains is not None for call in together)
+        if gated and _are_alike(rows, layout, float(whole.norm(dim=-1).max())):
+            return None  # the projection's bias
+        skip = layout.tokens(residual.skip.vectors())
         return _change(skip, rows, self.padding.tokens(update), update.call.module)
 
     def behind(self, state: State) -> Iterator[VectorChange]:
         """The feed-forward sub-layers that act on a state, its tokens in their order."""
-        for branch, placement in self._by_state().get(_key(state), []):
-            yield self._changed(branch, placement, state)
+        for branch, layout in self._by_state().get(_key(state), []):
+            yield self._changed(branch, layout, state)
 
-    def _by_state(self) -> dict[Any, list[tuple[FeedForward, Placement]]]:
+    def _by_state(self) -> dict[Any, list[tuple[FeedForward, TokenLayout]]]:
         if self._behind is None:
             self._behind = {}
             for branch in self.layers.feed_forwards:
-                for key, placement in self._acts_on(branch):
-                    self._behind.setdefault(key, []).append((branch, placement))
+                for key, layout in self._acts_on(branch):
+                    self._behind.setdefault(key, []).append((branch, layout))
         return self._behind
 
-    def _acts_on(self, branch: FeedForward) -> list[tuple[Any, Placement]]:
+    def _acts_on(self, branch: FeedForward) -> list[tuple[Any, TokenLayout]]:
         """The states that a sub-layer acts on, and how it holds their tokens; none: on no tokens.
 
         A sum that mixes the tokens (a convolution that is added) is no feed-forward sub-layer.
         """
         partly = False
-        for key, placement in self._held_by(branch):
-            if self.placements.tokenwise(branch.start, branch.branch, placement.layout):
-                if placement.is_whole:
-                    return [(key, placement)]
+        for key, layout in self._held_by(branch):
+            if self.layouts.tokenwise(branch.start, branch.branch, layout):
+                if layout.is_whole:
+                    return [(key, layout)]
                 partly = True
         pieces = self._in_pieces(branch)
         if partly and not pieces:
@@ -256,45 +289,45 @@ class VectorChanges:
             )
         return pieces
 
-    def _in_pieces(self, branch: FeedForward) -> list[tuple[Any, Placement]]:
+    def _in_pieces(self, branch: FeedForward) -> list[tuple[Any, TokenLayout]]:
         """Packed sequences that attention keeps apart, and a feed-forward does not."""
         calls = self.graph.calls(branch.version)
-        found = [(call, self.placements.behind(call, branch.skip)) for call in calls]
+        found = [(call, self.layouts.behind(call, branch.skip)) for call in calls]
         pieces = [((call,), p) for call, p in found if p is not None and p.index is not None]
-        layouts_ = {placement.layout for _, placement in pieces}
-        if len(pieces) < len(calls) or len(layouts_) != 1 or len(pieces) < 2:
+        layouts = {layout for _, layout in pieces}
+        if len(pieces) < len(calls) or len(layouts) != 1 or len(pieces) < 2:
             return []
         indices = [p.index for _, p in pieces if p.index is not None]
         batch = max(map(len, indices))
         joined = torch.cat([index.expand(batch, -1) for index in indices], 1)
-        whole = Placement(layouts_.pop(), joined)
-        if not whole.is_whole or joined.shape[1] != whole.layout.n:
+        whole = replace(layouts.pop(), index=joined)
+        if not whole.is_whole or joined.shape[1] != whole.n:
             return []
-        alone = self.placements.tokenwise(branch.start, branch.branch, whole.layout)
+        alone = self.layouts.tokenwise(branch.start, branch.branch, whole)
         return pieces if alone else []
 
-    def _held_by(self, branch: FeedForward) -> Iterator[tuple[Any, Placement]]:
+    def _held_by(self, branch: FeedForward) -> Iterator[tuple[Any, TokenLayout]]:
         """The states that a skip connection may be a version of, the likeliest first."""
         calls = self.graph.calls(branch.version)
-        behind = [self.placements.behind(call, branch.skip) for call in calls]
+        behind = [self.layouts.behind(call, branch.skip) for call in calls]
         alike = all(found is not None and found.index is None for found in behind)
         if behind and behind[0] is not None and (alike or len(behind) == 1):
             yield tuple(calls), behind[0]
         for update in self.wiring.updates:  # tokens of several states: the state they make next
             if self.layers.leads_to(branch.addition, update.call):
-                placement = self.placements.before(update.call, "q", branch.skip)
-                if placement is not None:
-                    yield _key(update.query_state), placement
+                layout = self.layouts.before(update.call, "q", branch.skip)
+                if layout is not None:
+                    yield _key(update.query_state), layout
                 break
-        batch = 1 if calls and calls[0].packed else self.placements.batch
-        layout = next(layouts(tuple(branch.skip.value.shape), batch), None)
+        batch = 1 if calls and calls[0].packed else self.layouts.batch
+        layout = next(token_layouts(tuple(branch.skip.value.shape), batch), None)
         if calls and layout is not None and layout.n == calls[0].positions[0]:
-            yield tuple(calls), Placement(layout, None)  # mixed on the way, passed over
+            yield tuple(calls), layout  # mixed on the way, passed over
 
-    def _changed(self, branch: FeedForward, placement: Placement, state: State) -> VectorChange:
-        skip = placement.rows(branch.skip.vectors())
-        rows = placement.rows(self._scaled(branch))
-        real = placement.held(self.padding.tokens(state))
+    def _changed(self, branch: FeedForward, layout: TokenLayout, state: State) -> VectorChange:
+        skip = layout.tokens(branch.skip.vectors())
+        rows = layout.tokens(self._scaled(branch))
+        real = layout.held(self.padding.tokens(state))
         return _change(skip, rows, real, branch.addition.module)
 
     def _scaled(self, branch: FeedForward) -> Tensor:
@@ -319,7 +352,7 @@ class VectorChanges:
         term, rows = self.entering(state)
         if term is None:  # these tokens are asked for, and then no longer there
             device = self.tap.calls[0].v.device
-            return torch.ones(self.placements.batch, state.n, device=device)
+            return torch.ones(self.layouts.batch, state.n, device=device)
         return _lengths(rows(term.vectors()))
 
     def entering(self, state: State) -> tuple[Term | None, Callable[[Tensor], Tensor]]:
@@ -329,19 +362,23 @@ class VectorChanges:
             tuple: the tensor, None where no skip connection holds it; and what brings one of its
             shape to (B, n, D).
         """
-        for branch, placement in self._by_state().get(state, []):
-            return branch.skip, placement.rows
+        for branch, layout in self._by_state().get(state, []):
+            return branch.skip, layout.tokens
+        asks = False
         for update in self.wiring.updates:
             for side, used in ((True, update.query_state), (False, update.key_state)):
                 parts = used.parts if isinstance(used, RearrangedState) else ()
                 part = next((p for p in parts if p.state is state), None)
                 if used is not state and part is None:
                     continue
-                if side and self._residual(update.call).skip is None:
-                    return None, lambda tensor: tensor
-                term, placement = self._query_term(update) if side else self._key_term(update)
+                if side and not self.keeps(update):
+                    asks = True
+                    continue  # they may answer as well
+                term, layout = self._query_term(update) if side else self._key_term(update)
                 to = None if part is None else part.to
-                return term, partial(_placed, placement, to, part is not None)
+                return term, partial(_placed, layout, to, part is not None)
+        if asks:
+            return None, lambda tensor: tensor
         raise WiringError(
             f"the vectors of the stream {state.stream!r} before its first attention could not be "
             "observed; set length=False"
@@ -357,19 +394,57 @@ class VectorChanges:
         residual = self.layers.residuals.get(update.call)
         own = update.key_state is update.query_state
         if own and residual is not None and residual.skip is not None:
-            return residual.skip, self._placement(update.call).rows
-        term, placement = self._key_term(update)
-        return term, placement.rows
+            return residual.skip, self._layout(update.call).tokens
+        term, layout = self._key_term(update)
+        return term, layout.tokens
 
-    def _query_term(self, update: AttentionState) -> tuple[Term, Placement]:
+    def projected(self, update: AttentionState) -> tuple[Term, Callable[[Tensor], Tensor]]:
+        """The tensor that a call's values are projected from, and its layout, as `keys`.
+
+        Raises:
+            WiringError: if it was not observed.
+        """
+        term, layout = self._key_term(update)
+        return term, layout.tokens
+
+    def after(self, update: AttentionState) -> Tensor:
+        """The vectors of the tokens that asked, after the last sum behind a call, (B, F q, D).
+
+        Raises:
+            WiringError: if no sum was observed there.
+        """
+        behind = self._by_state().get((update.call,), [])
+        if behind:
+            branch, layout = behind[-1]
+            addition = branch.addition
+        else:
+            found = self._residual(update.call)
+            if found.addition is None:
+                raise WiringError(
+                    f"{update.call.module!r}: no sum of its output with the tokens was observed, "
+                    "so that their vectors behind it are unknown; leave the call out with `layers=`"
+                )
+            addition, layout = found.addition, self._layout(update.call)
+        one, other = addition.terms
+        return layout.tokens(one.vectors() + other.vectors())
+
+    def _query_term(self, update: AttentionState) -> tuple[Term, TokenLayout]:
         skip = self._residual(update.call).skip
         assert skip is not None
-        return skip, self._placement(update.call)
+        return skip, self._layout(update.call)
 
 
-def _placed(placement: Placement, to: Tensor | None, moved: bool, tensor: Tensor) -> Tensor:
-    rows = placement.rows(tensor)
-    return gathered(rows, to) if moved else rows
+def _placed(layout: TokenLayout, to: Tensor | None, moved: bool, tensor: Tensor) -> Tensor:
+    rows = layout.tokens(tensor)
+    return take(rows, to) if moved else rows
+
+
+def _are_alike(rows: Tensor, layout: TokenLayout, size: float) -> bool:
+    """Whether the vectors of all tokens that a tensor holds are one, by the size of those in it."""
+    held = rows.flatten(0, 1)
+    if layout.index is not None:
+        held = held[(layout.index >= 0).expand(rows.shape[:2]).flatten().to(rows.device)]
+    return bool((held - held[:1]).norm(dim=-1).max() <= 1e-3 * size)
 
 
 def _change(skip: Tensor, rows: Tensor, real: Tensor | None, module: str) -> VectorChange:
@@ -381,11 +456,6 @@ def _change(skip: Tensor, rows: Tensor, real: Tensor | None, module: str) -> Vec
 
 def _lengths(rows: Tensor) -> Tensor:
     return rows.to(working_dtype(rows.dtype)).norm(dim=-1)
-
-
-def _in_a_row(heads: Tensor) -> Tensor:
-    """(B, F, H, k) -> (B, H, F k)."""
-    return heads.transpose(1, 2).flatten(2)
 
 
 def _key(state: State) -> Any:

@@ -79,7 +79,7 @@ def questions() -> Session:
     """An LXMERT that answers yes or no about a scene; a question may be typed."""
     from captum_attn.toy import digit_vqa
     from captum_attn.toy.scenes import scenes
-    from captum_attn.toy.words import PAD, SPECIAL, VOCABULARY, tokenize
+    from captum_attn.toy.vocabulary import PAD, SPECIAL, VOCABULARY, tokenize
 
     words = {index: word for word, index in VOCABULARY.items()}
     batch = scenes(EXAMPLES, split="test", seed=0)

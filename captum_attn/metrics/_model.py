@@ -147,8 +147,10 @@ class Model:
                 a_tensor(f"additional_forward_args, {number}", value)
         return cls(forward_func, values, () if additional is None else extra, batch, by_name)
 
-    def __call__(self, rows: Tensor, changed: Mapping[Key, Any], additional: Mapping) -> Tensor:
-        """The output (S, ...) for the copies `rows`, with some entries and arguments changed."""
+    def inputs(
+        self, rows: Tensor, changed: Mapping[Key, Any], additional: Mapping
+    ) -> tuple[dict[Any, Any], list[Any]]:
+        """The inputs by name and the further arguments of the copies `rows`."""
         values: dict[Any, Any] = {
             k: changed[k] if k in changed else rows_of(v, rows, self.batch)
             for k, v in self.values.items()
@@ -158,6 +160,11 @@ class Model:
             additional[i] if i in additional else rows_of(v, rows, self.batch)
             for i, v in enumerate(self.additional)
         ]
+        return values, extra
+
+    def __call__(self, rows: Tensor, changed: Mapping[Key, Any], additional: Mapping) -> Tensor:
+        """The output (S, ...) for the copies `rows`, with some entries and arguments changed."""
+        values, extra = self.inputs(rows, changed, additional)
         if self.by_name:
             output = tensor_of(self.forward_func(**values))
         else:

@@ -1,79 +1,46 @@
-"""Placements: which row of a tensor is which token of a state, behind or in front of a call."""
+"""Which row of a tensor is which token of a state, behind or in front of an attention call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import Graph, depends_on_content, shape_of
-from captum_attn.observe.tracing.layout import Layout, gathered, inverted, layouts
+from captum_attn.observe.tracing.token_index import inverse
+from captum_attn.observe.tracing.token_layout import TokenLayout, token_layouts
 from captum_attn.observe.tracing.token_map import Downstream, TokenMap, Upstream
 from captum_attn.observe.vectors.recording_tap import Term
 
 
-@dataclass
-class Placement:
-    """How a tensor holds tokens.
-
-    Args:
-        layout (Layout): how it holds rows.
-        index (Tensor or None): (B or 1, n) the row of each token, -1 for none; None: its own.
-    """
-
-    layout: Layout
-    index: Tensor | None
-
-    def rows(self, tensor: Tensor) -> Tensor:
-        """(B, n, D), in the order of the tokens, zeros for tokens that it does not hold."""
-        return gathered(self.layout.rows(tensor), self.index)
-
-    def held(self, real: Tensor | None) -> Tensor | None:
-        """Of the real tokens, (B, 1, n), those that it holds: no padding of windows."""
-        if self.index is None or bool((self.index >= 0).all()):
-            return real
-        held = (self.index >= 0)[:, None]
-        return held if real is None else real & held
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether every row is a token's."""
-        if self.index is None:
-            return True
-        held = self.index.sort(-1).values
-        fresh = (held >= 0) & (torch.diff(held, prepend=held.new_full((len(held), 1), -1)) > 0)
-        return bool((fresh.sum(-1) == self.layout.n).all())
-
-
-class Placements:
-    """Asks autograd for placements, and keeps those that cannot depend on the inputs' content."""
+class LayoutFinder:
+    """Asks autograd for layouts, and keeps those that cannot depend on the inputs' content."""
 
     def __init__(self, wiring: Wiring, graph: Graph, batch: int) -> None:
         self.wiring, self.graph, self.batch = wiring, graph, batch
 
-    def behind(self, call: AttentionCall, term: Term) -> Placement | None:
+    def behind(self, call: AttentionCall, term: Term) -> TokenLayout | None:
         """How a tensor that stems from a call holds the call's query positions."""
         edge = term.edge
         if edge is None:
             return None
 
-        def place(layout: Layout) -> Placement | None:
+        def indexed(layout: TokenLayout) -> TokenLayout | None:
             down = layout.downstream(edge, term.value)
             (found,) = self.wiring.tracer.maps(down, [Upstream.call(call)])
-            return Placement(layout, found.to) if _fits(found) else None
+            return replace(layout, index=found.to) if _fits(found) else None
 
         path = self.graph.between(edge.node, self.graph.bit[call])
         key = ("behind", call.index, self._number(edge))
         ways = self._layouts(call, term)
-        return self._kept(key, depends_on_content(path), ways, place)
+        return self._kept(key, depends_on_content(path), ways, indexed)
 
-    def before(self, call: AttentionCall, side: str, term: Term) -> Placement | None:
+    def before(self, call: AttentionCall, side: str, term: Term) -> TokenLayout | None:
         """How a tensor in front of a call's operand ("q", "v") holds the operand's positions."""
         operand, edge = getattr(call, side), term.edge
         if edge is None:
@@ -81,24 +48,24 @@ class Placements:
         with torch.enable_grad():
             rows = call.rows(operand)
 
-        def place(layout: Layout) -> Placement | None:
+        def indexed(layout: TokenLayout) -> TokenLayout | None:
             up = layout.upstream(edge)
             (found,) = self.wiring.tracer.maps(Downstream.rows(rows), [up])
             if not _fits(found):
                 return None
-            return Placement(layout, inverted(found, rows.shape[1]))
+            return replace(layout, index=inverse(found.to, rows.shape[1]))
 
         goal = self.graph.latest(self.graph.reach(operand))
         path = self.graph.between(operand.grad_fn, goal)
         key = ("before", call.index, side, self._number(edge))
         ways = self._layouts(call, term)
-        return self._kept(key, depends_on_content(path), ways, place)
+        return self._kept(key, depends_on_content(path), ways, indexed)
 
-    def _layouts(self, call: AttentionCall, term: Term) -> list[Layout]:
+    def _layouts(self, call: AttentionCall, term: Term) -> list[TokenLayout]:
         """How a tensor may hold a call's tokens: packed ones have no axis of examples."""
-        return list(layouts(tuple(term.value.shape), 1 if call.packed else self.batch))
+        return list(token_layouts(tuple(term.value.shape), 1 if call.packed else self.batch))
 
-    def tokenwise(self, start: GradientEdge, end: Term, layout: Layout) -> bool:
+    def tokenwise(self, start: GradientEdge, end: Term, layout: TokenLayout) -> bool:
         """Whether a tensor in `layout` is made of another one row by row, apart from attention."""
         last, shape = end.edge, shape_of(start.node, start.output_nr)
         if last is None or not layout.fits(end.value.shape):
@@ -107,14 +74,14 @@ class Placements:
         def find() -> bool:
             down = layout.downstream(last, end.value)
             same = shape == tuple(end.value.shape)
-            ways = [layout] if same else list(layouts(shape, layout.batch))
+            ways = [layout] if same else list(token_layouts(shape, layout.batch))
             return any(
                 _in_place(self.wiring.tracer.maps(down, [way.upstream(start)])[0])
                 for way in ways
                 if way.n == layout.n
             )
 
-        key = ("tokenwise", self._number(start), self._number(last), layout)
+        key = ("tokenwise", self._number(start), self._number(last), replace(layout, index=None))
         return self.wiring.structure.get_or_compute(key, find)
 
     def _number(self, edge: GradientEdge) -> Any:
@@ -130,12 +97,12 @@ class Placements:
         self,
         key: Any,
         moves: bool,
-        ways: list[Layout],
-        place: Callable[[Layout], Placement | None],
-    ) -> Placement | None:
-        def find() -> Placement | None:
-            found = (place(layout) for layout in ways)
-            return next((placement for placement in found if placement is not None), None)
+        ways: list[TokenLayout],
+        indexed: Callable[[TokenLayout], TokenLayout | None],
+    ) -> TokenLayout | None:
+        def find() -> TokenLayout | None:
+            found = (indexed(layout) for layout in ways)
+            return next((layout for layout in found if layout is not None), None)
 
         return find() if moves else self.wiring.structure.get_or_compute((*key, *ways), find)
 

@@ -14,14 +14,14 @@ from captum_attn.errors import TargetError
 from captum_attn.evaluation.loaded import Loaded
 from captum_attn.metrics.shared import tensor_of
 
-__all__ = ["Asked", "ask"]
+__all__ = ["Explained", "ask"]
 
 SHOWN = 3  # likeliest classes that are printed
 LISTED = 12  # names in an error
 
 
 @dataclass(frozen=True)
-class Asked:
+class Explained:
     """What is explained, and what the model says.
 
     Args:
@@ -55,7 +55,7 @@ def ask(
     inputs: Tensor | Mapping[str, Any],
     given: str = "predicted",
     token: str | None = None,
-) -> Asked:
+) -> Explained:
     """Runs the model on one input and finds what is asked about it.
 
     Args:
@@ -67,7 +67,7 @@ def ask(
             about, or the number of its token.
 
     Returns:
-        Asked: the target and its name.
+        Explained: the target and its name.
 
     Raises:
         TargetError: where the model has no such class or token, or the text no such word.
@@ -91,7 +91,7 @@ def ask(
     if loaded.next_token or loaded.tags:
         assert isinstance(inputs, Mapping)
         at = (place % inputs["input_ids"].shape[1], number)
-    return Asked(
+    return Explained(
         at,
         _name(loaded, number),
         float(likely[number]),

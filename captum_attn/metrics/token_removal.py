@@ -9,7 +9,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_attn.metrics._engine import prepare
-from captum_attn.metrics._inputs import Attributions, Inputs
+from captum_attn.metrics._model import Attributions, Inputs
 from captum_attn.metrics.perturbation import TO_100, Steps, curve_of, perturbation_auc
 
 __all__ = [

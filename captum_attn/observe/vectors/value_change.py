@@ -1,0 +1,101 @@
+"""How vectors change: lengths before and after a transformation, and the angle between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from captum_attn.observe.capture.attention_call import AttentionCall
+from captum_attn.observe.vectors.output_projection import LinearMap
+
+
+@dataclass
+class VectorChange:
+    """Vectors of n tokens before and after a transformation by each of H heads.
+
+    Args:
+        before (Tensor): their lengths before, (B, 1, n).
+        after (Tensor): their lengths after, (B, H, n).
+        dot (Tensor or None): inner products of the two, (B, H, n); None where they have not the
+            same number of channels.
+        real (Tensor or None): (B, 1, n) which of them are tokens of the example, no padding and no
+            learned keys; None: all.
+        module (str): where it happens.
+
+    Where what the transformation is depends on the query (behind a gate), an axis of queries stands
+    before the last one: (B, 1, 1, n) and (B, H, q, n).
+    """
+
+    before: Tensor
+    after: Tensor
+    dot: Tensor | None
+    real: Tensor | None
+    module: str
+
+
+@dataclass
+class ValueChange:
+    """The values of an attention call through its output projection.
+
+    Args:
+        values (Tensor): v, (B, H, n, d), of n = F k keys.
+        vectors (Tensor): E, (B, n, D'), the keys' vectors.
+        linear_map (LinearMap): what becomes of them.
+        real (Tensor or None): see `VectorChange`.
+        call (AttentionCall): the call.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    linear_map: LinearMap
+    real: Tensor | None
+    call: AttentionCall
+
+    @cached_property
+    def products(self) -> Tensor:
+        """W W^T, (H, d, d): |v W| by it, no (H, n, D) tensor is formed."""
+        matrix = self.linear_map.matrix
+        return matrix @ matrix.mT
+
+    @cached_property
+    def pulled(self) -> Tensor | None:
+        """v ⊙ (E W^T), (B, H, n, d), whose sum over d is the inner product of E and v W."""
+        matrix = self.linear_map.matrix  # (H, d, D)
+        if self.vectors.shape[-1] != matrix.shape[-1]:
+            return None
+        return self.values * (self.vectors[:, None] @ matrix.mT)
+
+    @cached_property
+    def change(self) -> VectorChange:
+        """Without gains."""
+        after = ((self.values @ self.products) * self.values).sum(-1).clamp_min(0).sqrt()
+        dot = None if self.pulled is None else self.pulled.sum(-1)
+        lengths = self.vectors.norm(dim=-1)[:, None]
+        return VectorChange(lengths, after, dot, self.real, self.call.module)
+
+    def of_queries(self, rows: Tensor | None) -> VectorChange:
+        """With the gains g_i of F q' queries: |(g_i ⊙ v_j) W| and E_j · (g_i ⊙ v_j) W."""
+        assert self.linear_map.gains is not None
+        gains = self.linear_map.gains.transpose(1, 2)  # (B, H, F q, d)
+        if rows is not None:
+            gains = gains.unflatten(2, (self.call.windows, -1)).index_select(3, rows).flatten(2, 3)
+        one, plain = gains[..., :1], self.change
+        if bool(((gains - one).abs() <= 1e-5 * one.abs()).all()):  # one number for a whole head
+            after = one.abs() * plain.after[..., None, :]
+            dot = None if plain.dot is None else one * plain.dot[..., None, :]
+        else:
+            after = self._squares(gains).clamp_min(0).sqrt()
+            dot = None if self.pulled is None else gains @ self.pulled.mT
+        real = None if plain.real is None else plain.real[:, :, None]
+        return VectorChange(plain.before[:, :, None], after, dot, real, plain.module)
+
+    def _squares(self, gains: Tensor) -> Tensor:
+        """Σ_ab g_ia g_ib v_ja v_jb (W W^T)_ab, (B, H, q, n), one channel a after the other."""
+        batch, heads, queries, width = gains.shape
+        found = gains.new_zeros(batch, heads, queries, self.values.shape[2])
+        for a in range(width):
+            keys = self.values[..., a, None] * self.values * self.products[:, None, a]
+            found += (gains[..., a, None] * gains) @ keys.mT
+        return found

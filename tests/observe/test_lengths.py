@@ -1,0 +1,231 @@
+"""An object that has seen inputs of other lengths explains as one that has seen none.
+
+The traps are models that treat some lengths, some batches or some inputs differently, so that what
+was found of one run is wrong of the next.
+"""
+
+import copy
+import multiprocessing
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from captum_attn import AttentionRollout, GenericAttention, VTranM
+from captum_attn.errors import AttnError
+from captum_attn.observe.tracing import token_tracer
+from tests.observe.test_traps import DIM, Trap, random, ready
+from tests.plain import close
+from tests.zoo import ZOO
+
+
+class Layers(Trap):
+    """Two attention layers with a residual; a subclass says what lies between them."""
+
+    def __init__(self):
+        super().__init__("first", "second")
+        self.mlp = nn.Linear(DIM, DIM)
+
+    def between(self, x):
+        return x
+
+    def mask(self, x):
+        return None
+
+    def forward(self, x):
+        x = x + self.first(x, x, mask=self.mask(x))
+        x = self.between(x + self.mlp(x).tanh())
+        x = x + self.second(x, x, mask=self.mask(x))
+        return self.head(x[:, 0])
+
+
+class RollsLong(Layers):
+    """As windows that are shifted where there are several."""
+
+    def between(self, x):
+        return x.roll(2, 1) if x.shape[1] > 6 else x
+
+
+class TurnsEven(Layers):
+    def between(self, x):
+        return x.flip(1) if x.shape[1] % 2 == 0 else x
+
+
+class PermutesLong(Layers):
+    """By a product with a matrix: at short lengths it is the identity, in the same graph."""
+
+    def between(self, x):
+        n = x.shape[1]
+        order = torch.arange(n).roll(n // 6)
+        return torch.eye(n, dtype=x.dtype)[order] @ x
+
+
+class PoolsLong(Layers):
+    def between(self, x):
+        n = x.shape[1]
+        return x.unflatten(1, (n // 2, 2)).mean(2) if n > 6 else x
+
+
+class Convolves(Layers):
+    """Over three tokens; of a single one the convolution sees nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv1d(DIM, DIM, 3, padding=1)
+
+    def between(self, x):
+        return self.convolution(x.mT).mT
+
+
+class Windows(Layers):
+    """Tokens see their neighbours alone."""
+
+    def mask(self, x):
+        places = torch.arange(x.shape[1])
+        return (places[:, None] - places).abs() <= 2
+
+
+class TurnsSome(Layers):
+    """What the input holds decides, not its size."""
+
+    def between(self, x):
+        return x.flip(1) if bool(x[0, 0, 0] > 0) else x
+
+
+def text(n, batch=1, seed=0):
+    return random(batch, n, DIM, seed=seed)
+
+
+LENGTHS = [text(n) for n in (4, 8, 5, 10, 4)]
+TRAPS = {
+    "rolls long inputs": (RollsLong, LENGTHS),
+    "turns inputs of even length": (TurnsEven, LENGTHS),
+    "permutes long inputs by a product": (PermutesLong, LENGTHS),
+    "pools long inputs": (PoolsLong, LENGTHS),
+    "convolves, one token first": (Convolves, [text(1), text(2), text(7), text(1)]),
+    "convolves, long inputs first": (Convolves, [text(7), text(1)]),
+    "sees neighbours": (Windows, [text(3), text(9), text(4)]),
+    "turns some inputs": (TurnsSome, [text(5, seed=s) for s in range(6)]),
+    "batches of other sizes": (Layers, [text(5, b) for b in (1, 3, 2, 5, DIM, 1)]),
+    "as many tokens as channels": (Layers, [text(n, b) for n in (DIM, 2) for b in (1, 2, DIM)]),
+}
+METHODS = (GenericAttention, VTranM, AttentionRollout)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+@pytest.mark.parametrize("trap", TRAPS)
+def test_what_was_seen_before_changes_no_number(trap, method):
+    kind, inputs = TRAPS[trap]
+    model = ready(kind)
+    seasoned = method(model)
+    for x in inputs:
+        found, expected = outcome(seasoned, x), outcome(method(model), x)
+        if isinstance(expected, str):
+            assert found == expected
+        else:
+            close(found, expected)
+
+
+def outcome(method, x):
+    """The relevance, or why there is none."""
+    try:
+        return method.attribute(x, target=1)
+    except AttnError as error:
+        return str(error)
+
+
+def test_some_inputs_are_turned_and_some_are_not():
+    model = ready(TurnsSome)
+    assert len({turns(model, text(5, seed=s)) for s in range(6)}) == 2
+
+
+def turns(model, x):
+    flipped = []
+    between = model.between
+    model.between = lambda t: (flipped.append(bool(t[0, 0, 0] > 0)), between(t))[1]
+    model(x)
+    del model.between
+    return flipped[0]
+
+
+# ---------------------------------------------------------------------------- how often it asks
+@pytest.fixture
+def questions(monkeypatch):
+    """The backward passes by which tokens are traced."""
+    asked, plain = [], token_tracer.gradients
+    monkeypatch.setattr(
+        token_tracer, "gradients", lambda *a, **k: (asked.append(1), plain(*a, **k))[1]
+    )
+    return asked
+
+
+class Deep(Trap):
+    """Several layers that work token by token beside their attention."""
+
+    def __init__(self, depth):
+        super().__init__(*(f"layer_{i}" for i in range(depth)))
+        self.mlp, self.norm = nn.Linear(DIM, DIM), nn.LayerNorm(DIM)
+        self.depth = depth
+
+    def forward(self, x):
+        for i in range(self.depth):
+            y = self.norm(x)
+            x = x + getattr(self, f"layer_{i}")(y, y)
+            x = x + self.mlp(self.norm(x)).relu()
+        return self.head(self.norm(x).mean(1))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_layers_that_work_token_by_token_are_not_asked(method, questions):
+    """Only how the input enters is asked for, however many layers there are."""
+    method(ready(Deep, 2)).attribute(text(5), target=1)
+    few = len(questions)
+    questions.clear()
+    method(ready(Deep, 6)).attribute(text(5), target=1)
+    assert len(questions) == few < 20
+
+
+def test_describe_says_whether_a_run_was_observed_or_known():
+    method = GenericAttention(ready(TurnsEven))
+    for x, known in ((text(5), False), (text(4), False), (text(5, seed=1), True)):
+        table = method.describe(x, target=1)
+        assert table.known == known
+        last = "structure: known from an earlier run" if known else "structure: observed"
+        assert str(table).splitlines()[-1] == last
+
+
+# ---------------------------------------------------------------------------- copies
+def _explained(method, x, results):
+    results.put(method.attribute(x, target=1).tolist())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("name", ["vit_cls", "ast", "bert"])
+def test_a_copy_knows_what_the_object_knew(name, copied, questions):
+    case = ZOO[name]
+    sample = case.sample()
+    method = GenericAttention(case.fresh())
+    given = sample.inputs, case.target_of(sample), sample.extra
+    before = method.attribute_tokens(*given)
+    assert questions or name == "bert"
+    questions.clear()
+    after = copied(method).attribute_tokens(*given)
+    assert not questions
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[stream], after[stream]) for stream in before)
+
+
+@pytest.mark.slow
+def test_a_worker_process_explains_alike():
+    method, x = GenericAttention(ready(RollsLong)), text(8)
+    method.attribute(text(5), target=1)
+    expected = method.attribute(x, target=1)
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    worker = context.Process(target=_explained, args=(method, x, results))
+    worker.start()
+    found = torch.tensor(results.get(timeout=120), dtype=x.dtype)
+    worker.join()
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
