@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captum_attn.attr._inputs import Inputs
 from captum_attn.attr._run import Run
-from captum_attn.errors import OptionError, TargetError, WiringError
+from captum_attn.errors import OptionError, WiringError
 from captum_attn.observe import Observation
 from captum_attn.observe.streams.states import InitialState, ancestry, streams_of
 
@@ -36,7 +36,6 @@ def check_heard(
 
     Raises:
         OptionError: if no input got anything, because a call that leads to it does not count.
-        TargetError: if no input got anything, because nothing speaks for the target.
         WiringError: if no input got anything, because none's tokens are read.
     """
     silent = [name for name, laid in found.items() if laid is None or not bool(laid.any())]
@@ -57,12 +56,10 @@ def check_heard(
         f"on it: {'; '.join(dict.fromkeys(reasons))}"
     )
     all_count = all(run.counts(state.call) for state in run.attention_states)
-    if none_heard and not shows_calls:  # a map of zeros would look like a finding
+    if none_heard and not shows_calls:  # these zeros are no finding about the model
         if not all_count and entered:
             raise OptionError(_left_out(run, silent))
-        if entered:
-            raise TargetError(message)
-        if all_count:
+        if all_count and not entered:
             raise WiringError(f"{message}; explain it with a method that needs no tokens")
     warnings.warn(message, stacklevel=3)
 

@@ -65,7 +65,7 @@ def enter(
         kept[key] = grid
     if grid is not None:
         return InputMap(leaf, *grid)
-    if drawn and _every_token_has_one(token_map.partial, rows.shape[1]):
+    if drawn and _every_example_has_some(token_map.partial):
         warnings.warn(
             f"parts of {leaf.name!r} enter several tokens at once (patches that the model draws "
             "repeatedly); these parts get no relevance",
@@ -119,12 +119,9 @@ def _by_strength(
     return InputMap(leaf, None, shape, mixing=mixing)
 
 
-def _every_token_has_one(partial: Tensor | None, n: int) -> bool:
-    """Whether every token of every example has an element that enters no other one."""
-    if partial is None:
-        return False
-    counted = torch.zeros(len(partial), n + 1, dtype=torch.bool, device=partial.device)
-    return bool(counted.scatter_(1, torch.where(partial < 0, n, partial), True)[:, :n].all())
+def _every_example_has_some(partial: Tensor | None) -> bool:
+    """Whether in every example some elements enter one token only."""
+    return partial is not None and bool((partial >= 0).any(1).all())
 
 
 def _as_a_whole(
@@ -153,21 +150,23 @@ def _feature_grid(
     """
     bit, own = graph.bit[leaf], leaf.axes(graph.batch)
     start = rows if isinstance(rows, Tensor) else rows.edge
-    # A map on one of several ways (a positional convolution) does not tell what the others bring.
+    # A map on one of several ways (a positional convolution) does not tell what the others bring;
+    # it is taken where no map on every way has cells that move with what they see.
     on_every_way = [edge.node for edge, _ in graph.on_every_way([start], bit)]
-    best = _nearest_grid(leaf, rows, on_every_way, graph, tracer)
-    if best is None or len(best[3] or own) < least:
-        best = _nearest_grid(leaf, rows, graph.between(rows.grad_fn, bit), graph, tracer)
-    if best is None or len(best[3] or own) < least:
-        return None
-    to, grid, node, along = best
-    if along is None:
-        return to, grid, None, None
-    if any(map(samples_where_it_computes, graph.between(node, bit))):
-        return None  # its cells lie where the picture says, along no axis of it
-    seen = _seen(leaf, node, along, tracer)
-    runs = _axes(leaf, node, along, seen, graph, tracer)
-    return None if runs is None else (to, grid, runs, _box(seen, runs, grid))
+    for path in (on_every_way, graph.between(rows.grad_fn, bit)):
+        best = _nearest_grid(leaf, rows, path, graph, tracer)
+        if best is None or len(best[3] or own) < least:
+            continue
+        to, grid, node, along = best
+        if along is None:
+            return to, grid, None, None
+        if any(map(samples_where_it_computes, graph.between(node, bit))):
+            return None  # its cells lie where the picture says, along no axis of it
+        seen = _seen(leaf, node, along, tracer)
+        runs = _axes(leaf, node, along, seen, graph, tracer)
+        if runs is not None:
+            return to, grid, runs, _box(seen, runs, grid)
+    return None
 
 
 def _nearest_grid(
@@ -313,12 +312,17 @@ def _moved(
     moved: list[list[list[int]]] = [[] for _ in earlier]
     for axis in along:
         seen: list[list[Tensor | None]] = []
-        for place in (0, shape[axis] - 1):
-            cell = [shape[a] // 2 if a in along else slice(None) for a in range(len(shape))]
-            cell[0], cell[axis] = 0, place  # of the first example
-            vector = torch.zeros(shape, dtype=like.dtype, device=like.device)
-            vector[tuple(cell)] = tracer.random(vector, *vector[tuple(cell)].shape)
-            seen.append(gradients([(start, vector)], earlier))
+        last = shape[axis] - 1
+        for places in ((0,), (last, last * 3 // 4, last // 2)):  # the last ones may be padding
+            for place in places:
+                cell = [shape[a] // 2 if a in along else slice(None) for a in range(len(shape))]
+                cell[0], cell[axis] = 0, place  # of the first example
+                vector = torch.zeros(shape, dtype=like.dtype, device=like.device)
+                vector[tuple(cell)] = tracer.random(vector, *vector[tuple(cell)].shape)
+                of_cell = gradients([(start, vector)], earlier)
+                if any(g is not None and bool(g.any()) for g in of_cell):
+                    break
+            seen.append(of_cell)
         for found, low, high in zip(moved, *seen, strict=True):
             found.append([] if low is None or high is None else _parted(low != 0, high != 0))
     return moved

@@ -22,7 +22,9 @@ Node = Any  # torch.autograd.graph.Node: the nodes of the C++ graph are no subcl
 Member = AttentionCall | Leaf
 
 # Operations whose effect depends on the content of a tensor: the maps behind them differ by input.
-_BY_CONTENT = ("Index", "Gather", "Scatter", "Take", "Sort", "Topk", "Where", "Masked", "Unique")
+_BY_CONTENT = (
+    "Index", "Gather", "Scatter", "Take", "Sort", "Topk", "Where", "Masked", "Unique", "CopySlices",
+)  # fmt: skip
 
 
 class Graph:
