@@ -30,6 +30,8 @@ METHODS = {
     if isinstance(value, type) and issubclass(value, AttentionAttribution)
     and value is not AttentionAttribution
 }  # fmt: skip
+# Methods for a kind of model or input, which refuse a classifier, or one of texts.
+REFUSED = {"classifiers": {"Odam"}, "texts": {"Odam", "VitCX"}}
 ENTRIES = (
     "attribute", "attribute_tokens", "attribute_each", "attribute_tokens_each", "relevance_maps",
     "layer_maps", "describe",

@@ -56,7 +56,7 @@ def config(monkeypatch) -> ModuleType:
 
 def own_options(method):
     """Those that a form has a field for: not the tables and pairs, and no progress bars."""
-    shared = {"block_size", "show_progress", "layers_integrated"}
+    shared = {"block_size", "show_progress", "layers_integrated", "leave_out"}
     return {
         f.name: f.default
         for f in method.Options.listed()

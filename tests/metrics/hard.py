@@ -72,6 +72,7 @@ def calls() -> dict[str, tuple[Callable, dict[str, Any]]]:
     tokens = {"attributions": {"input_ids": torch.rand(2, 5)}, **TEXT}
     localising = {"attributions": maps(), "masks": marked()}
     rational = {"attributions": torch.rand(2, 5), "rationales": torch.eye(2, 5).long()}
+    placed = {"attributions": torch.rand(2, 5), "place": torch.eye(2, 5).long()}
     method = InputXGradient(Layer())
     return {
         name: (getattr(metrics, name) if name != "RandomAttribution" else chance, arguments)
@@ -86,7 +87,8 @@ def calls() -> dict[str, tuple[Callable, dict[str, Any]]]:
             "sparseness": {"attributions": maps()}, "binary_map": {"attributions": maps()},
             "otsu_threshold": {"maps": maps().sum(1)},
             "rationale_f1": rational, "rationale_iou_f1": rational, "rationale_spans": rational,
-            "rationale_auprc": rational,
+            "rationale_auprc": rational, "place_hit": placed, "place_rank": placed,
+            "place_share": placed,
             "coco_results": {"image_id": 1, "masks": marked() > 0, "labels": torch.ones(2).long(),
                              "scores": torch.rand(2)},
             "coco_average_precision": {"annotations": TRUTH, "results": found()},

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from captum_attn import AttentionRollout, AttnLRP, GenericAttention, VTranM
 from captum_attn.errors import AttnError
-from tests.attr.hard import METHODS
+from tests.attr.hard import METHODS, REFUSED
 from tests.zoo import ZOO, bert
 
 THREADS = 4
@@ -141,7 +141,10 @@ def test_four_threads_on_several_models_and_methods(rounds, left_as_found):
                 assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.__name__)
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS.values() if m.__name__ not in REFUSED["texts"]],
+    ids=lambda method: method.__name__,
+)  # fmt: skip
 def test_every_method_in_four_threads_on_one_model(method, left_as_found):
     model, inputs = ZOO["bert"].fresh(), ZOO["bert"].sample().inputs
     expected = [rows(method(model), inputs, target) for target in range(THREADS)]
