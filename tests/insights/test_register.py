@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -162,7 +163,8 @@ def test_a_package_that_captum_insights_needs_is_named(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
-    module = sys.modules["captum_attn.insights.register"]  # its name in the package is a function
+    # Its name in the package is a function.
+    module = import_module("captum_attn.insights.register")
     monkeypatch.setattr(module, "importlib", SimpleNamespace(import_module=missing))
     with pytest.raises(MissingExtraError, match=r"matplotlib.*captum_attn\[insights\]"):
         insights.register()

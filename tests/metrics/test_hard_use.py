@@ -19,7 +19,8 @@ CALLS, WRONG = hard.calls(), hard.wrong_values()
 
 def test_every_public_function_is_called() -> None:
     made = {"Blur", "Constant", "Curve", "DetectedQueries", "Fill", "Hide", "Mean", "NoisyLinear",
-            "Remove", "ParameterRandomization", "Segmentation", "Spans", "TO_90", "TO_100"}  # fmt: skip
+            "Remove", "ParameterRandomization", "Segmentation", "Spans", "TO_90",
+            "TO_100"}  # fmt: skip
     assert set(CALLS) == set(metrics.__all__) - made
 
 

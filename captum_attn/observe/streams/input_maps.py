@@ -97,7 +97,9 @@ def _by_strength(
     down = Downstream.rows(rows) if isinstance(rows, Tensor) else rows
     path = graph.between(rows.grad_fn, graph.bit[leaf])
     samples = any(samples_where_it_computes(node) for node in path)
-    if samples or leaf.ids is not None or leaf.layout == PACKED or down.shape[0] != graph.batch:
+    single = down.shape[2] == 1  # channels taken for tokens: another layout tells them
+    other = leaf.ids is not None or leaf.layout == PACKED or down.shape[0] != graph.batch
+    if samples or single or other:
         why = "deformable attention, which is no softmax(QK^T)V, is" if samples else "there is"
         way = "the only way to them" if samples else "no feature map with one cell for each"
         raise WiringError(
