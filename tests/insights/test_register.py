@@ -56,7 +56,7 @@ def config(monkeypatch) -> ModuleType:
 
 def own_options(method):
     """Those that a form has a field for: not the tables and pairs, and no progress bars."""
-    shared = {"block_size", "show_progress", "layers_integrated"}
+    shared = {"block_size", "show_progress", "layers_integrated", "leave_out"}
     return {
         f.name: f.default
         for f in method.Options.listed()
@@ -162,7 +162,7 @@ def test_a_package_that_captum_insights_needs_is_named(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
-    module = sys.modules["captum_attn.insights.register"]  # its name in the package is a function
+    module = sys.modules["captum_attn.insights.registration"]  # its name in the package is a function
     monkeypatch.setattr(module, "importlib", SimpleNamespace(import_module=missing))
     with pytest.raises(MissingExtraError, match=r"matplotlib.*captum_attn\[insights\]"):
         insights.register()
