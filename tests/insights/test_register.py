@@ -162,7 +162,7 @@ def test_a_package_that_captum_insights_needs_is_named(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
-    module = sys.modules["captum_attn.insights.registration"]  # its name in the package is a function
+    module = sys.modules["captum_attn.insights.registration"]
     monkeypatch.setattr(module, "importlib", SimpleNamespace(import_module=missing))
     with pytest.raises(MissingExtraError, match=r"matplotlib.*captum_attn\[insights\]"):
         insights.register()
