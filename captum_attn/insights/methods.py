@@ -188,11 +188,13 @@ def help_of(method: Method, name: str) -> str:
     documents.append(AttentionAttribution.attribute.__doc__ or "")
     for document in documents:
         found = re.search(
-            rf"^( +){name} ?(?:\([^)]*\))?: (.*?)(?=^\1\S|\n\n|\Z)", document, re.M | re.S
+            rf"^( +)(?:\w+, )*{name}(?:, \w+)* ?(?:\([^)]*\))?: (.*?)(?=^\1\S|\n\n|\Z)",
+            document,
+            re.M | re.S,
         )
         if found:
             words = " ".join(found[2].replace("`", "").split())
-            return re.sub(r" ?Default: [^.]*\.(?=\s|$)", "", words).strip()
+            return re.sub(r"\s*Default: .*$", "", words)
     return ""
 
 

@@ -294,7 +294,7 @@ class Session:
 
     def _method(self, name: str) -> Method:
         """By the name that is shown, that of the class, or its paper's."""
-        if name not in self.methods and isinstance(name, str):
+        if isinstance(name, str) and name not in self.methods:
             named = {method.__name__: shown for shown, method in self.methods.items()}
             with suppress(OptionError):
                 name = named.get(method_name("method", name), name)

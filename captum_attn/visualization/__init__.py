@@ -27,6 +27,7 @@ from captum_attn.visualization.images import visualize_image
 from captum_attn.visualization.matrices import visualize_generation, visualize_matrix
 from captum_attn.visualization.packed import unpack_patches
 from captum_attn.visualization.picture import Picture
+from captum_attn.visualization.signals import visualize_signal
 from captum_attn.visualization.text import text_records, visualize_text
 from captum_attn.visualization.words import Word, words_of
 from captum_attn.visualization.words_on_image import visualize_words_on_image
@@ -43,6 +44,7 @@ __all__ = [
     "visualize_image_text",
     "visualize_layers",
     "visualize_matrix",
+    "visualize_signal",
     "visualize_text",
     "visualize_words_on_image",
     "words_of",

@@ -178,7 +178,7 @@ def visualize_generation(
         on_rows = [name for name, is_valid in zip(names, valid, strict=True) if is_valid]
         values = np.concatenate(blocks, 1)[valid]
         tables.append(Table(values, on_rows, labels, mask[valid], groups))
-    return _draw(tables, sign, outlier_perc, cmap, titles)
+    return _draw(tables, sign, outlier_perc, cmap, titles, ("generated token", "looked at"))
 
 
 def _source(
@@ -264,6 +264,7 @@ def _draw(
     outlier_perc: float,
     cmap: str | Colormap | None,
     titles: Sequence[str] | None,
+    axes: tuple[str, str] = ("token", "looked at"),
 ) -> Picture:
     check_counts(len(tables), {"titles": titles})
     sign = resolved_sign(sign, [table.values for table in tables])
@@ -289,6 +290,8 @@ def _draw(
             ax, table.values, table.rows, table.columns, sign, limit, cmap, table.mask, cells[i]
         )
         divide(ax, table.groups)
+        ax.set_ylabel(axes[0], fontsize=9)
+        ax.set_xlabel(axes[1], fontsize=9)
         if titles is not None:
             ax.set_title(titles[i], fontsize=11, fontweight="bold", loc="left")
         wide = table.values.shape[1] * cells[i].wide

@@ -38,7 +38,7 @@ MOST = 0.5  # share of the relevance from which on special tokens are shown
 
 
 def _special(name: str, value: Any) -> bool | str:
-    return value if value == "auto" and isinstance(value, str) else flag(name, value)
+    return value if isinstance(value, str) and value == "auto" else flag(name, value)
 
 
 @checked_options()

@@ -90,7 +90,7 @@ METHODS = _of(
     no_option="VTranM(lenght=True)", no_choice="VTranM(length='x')", layers="VTranM(layers=3)",
     target="VTranM(target=1)", objective="VTranM(objective='x')", nothing="Attribution",
     steps="IntegratedGradients(n_steps=0)", word="IntegratedGradients(n_steps='a')",
-    misspelt="VTranm", a_function="evaluate", private="_x", dotted="captum.attr.Saliency",
+    misspelt="VTramn", a_function="evaluate", private="_x", dotted="captum.attr.Saliency",
     integrated="IntegratedGradients(method='x')", fusion="AttentionRollout(head_fusion=[1])",
 )  # fmt: skip
 METRICS = _of(

@@ -99,6 +99,14 @@ PUBLIC = [
         },
     ),
     Public(
+        "visualize_signal", v.visualize_signal,
+        lambda: {"attributions": torch.rand(2, 9), "signal": torch.rand(2, 9)},
+        {k: SCALE[k] for k in ("sign", "outlier_perc")} | TITLES | {
+            "attributions": "tensor", "signal": "tensor", "rate": "length?-far,huge",
+            "channels": "texts?-mixed,empty_list", "width": "length",
+        },
+    ),
+    Public(
         "visualize_generation", v.visualize_generation,
         lambda: {"written": written(), "tokenizer": names},
         SCALE | TITLES | {

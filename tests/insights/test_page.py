@@ -132,11 +132,73 @@ def test_two_methods_with_their_curves_beside_each_other(served):
         shows(page, f".panel-{panel} img", why.outputs[0].modified)
         curves[name] = session.deletion("good", example, why.attributions, 2)
     html = drawing.curves(curves, session.chance("good", example, 2))
-    shows(page, ".curves img", re.search(r'base64,([^"]+)"', html)[1])
+    shows(page, ".curves .ca-day img", re.search(r'base64,([^"]+)"', html)[1])
     said = page.locator(".predictions .ca-card").inner_text()
     assert "label: dog" in said and "explained: bird" in said
     scores = {p.label: f"{p.score:.3f}" for p in session.predict("good", example)}
     assert all(score in said for score in scores.values())
+
+
+def test_the_first_example_is_explained_as_the_page_opens_and_another_as_it_is_chosen(served):
+    page, session = fresh(served, "image")
+    for number, target in ((0, None), (1, None), (1, 2)):
+        if number and target is None:
+            pick(page, "Example", "2. (dog)")
+        elif target is not None:
+            pick(page, "Explain", CLASSES[target])
+        why = session.explain("good", session.examples[number], NAMES[0], {}, target)
+        shows(page, ".panel-one img", why.outputs[0].modified)  # nobody pressed the button
+    pick(page, "Method", "VTranM")
+    why = session.explain("good", session.examples[1], "VTranM", {}, 2)
+    shows(page, ".panel-one img", why.outputs[0].modified)
+    assert f"for {CLASSES[2]}" in page.locator(".panel-one .ca-key").inner_text()
+    assert page.locator(".ca-input").inner_text() == "2. (dog)"
+
+
+def test_the_page_on_a_narrow_screen_and_by_night(served):
+    page, _ = fresh(served, "image")
+    try:
+        for width, height in ((400, 800), (768, 768)):
+            page.set_viewport_size({"width": width, "height": height})
+            page.wait_for_selector(".panel-two img")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            box = page.locator("button.explain").bounding_box()
+            assert box["y"] + box["height"] < height  # above the fold
+            inside = """() => [...document.querySelectorAll('.ca-card')].every(card =>
+                [...card.querySelectorAll('*')].every(e => e.getBoundingClientRect().right
+                    <= card.getBoundingClientRect().right + 1))"""
+            assert page.evaluate(inside)
+            if width == 400:
+                one, two = (page.locator(f".panel-{n} .ca-card").bounding_box()
+                            for n in ("one", "two"))  # fmt: skip
+                assert two["y"] >= one["y"] + one["height"]  # below each other
+        page.wait_for_selector(".curves img", state="attached")
+        assert page.locator(".ca-day").is_visible() and not page.locator(".ca-night").is_visible()
+        page.evaluate("document.body.classList.add('dark')")
+        assert page.locator(".ca-night").is_visible() and not page.locator(".ca-day").is_visible()
+    finally:
+        page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_the_keyboard_alone_explains(served):
+    page, session = fresh(served, "image")
+    page.get_by_label("Deletion curve").uncheck()
+    page.locator("button.explain").focus()
+    with page.expect_request("**/queue/join*"):
+        page.keyboard.press("Enter")
+    (drawn,) = session.explain("good", session.examples[0], NAMES[0]).outputs
+    shows(page, ".panel-one img", drawn.modified)
+
+
+def test_options_have_a_line_of_help_and_those_without_effect_are_hidden(served):
+    page, _ = fresh(served, "text")
+    page.locator("button:visible", has_text="Options").first.click()
+    page.get_by_text("every update replaces R instead of being added").first.wait_for()
+    for name in ("interpolation", "self_in_rule_10"):
+        assert page.get_by_label(name).locator("visible=true").count() == 0
+    fresh(served, "image")
+    page.locator("button:visible", has_text="Options").first.click()
+    page.get_by_label("interpolation").locator("visible=true").first.wait_for()
 
 
 def test_options_reach_the_method(served):
@@ -217,7 +279,7 @@ def test_a_typed_text_is_explained_and_cannot_bring_html(served):
     explain(page)
     own = session.own(session.examples[0], text="the <b>bold</b> sea")
     expected = expected_words(session, own, NAMES[0])
-    assert [word for word, _ in expected] == ["the", "<b>bold</b>", "sea"]
+    assert [word for word, _ in expected if word != "[CLS]"] == ["the", "<b>bold</b>", "sea"]
     coloured(page, expected)
     assert page.locator(".panel-one b").count() == 0
 
@@ -237,7 +299,10 @@ def expected_words(session: Session, example, name: str) -> list[list[str]]:
     from captum_attn.visualization._style import tint
 
     why = session.explain("TinyText", example, name)
-    (record,) = text_records(why.attributions[0], [why.outputs[0].base])
+    relevance, tokens = why.attributions[0], why.outputs[0].base
+    special = torch.tensor([token.startswith("[") for token in tokens])
+    most = float(relevance[0, special].abs().sum() / relevance.abs().sum()) > 0.5
+    (record,) = text_records(relevance, [tokens], show_special=most)
     shares = record.word_attributions.tolist()
     colours = ("rgb({}, {}, {})".format(*(round(255 * c) for c in tint(s))) for s in shares)
     return [list(pair) for pair in zip(record.raw_input_ids, colours, strict=True)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -163,8 +162,7 @@ def test_a_package_that_captum_insights_needs_is_named(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
-    # Its name in the package is a function.
-    module = import_module("captum_attn.insights.register")
+    module = sys.modules["captum_attn.insights.registration"]
     monkeypatch.setattr(module, "importlib", SimpleNamespace(import_module=missing))
     with pytest.raises(MissingExtraError, match=r"matplotlib.*captum_attn\[insights\]"):
         insights.register()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from captum.attr import IntegratedGradients
 from captum_attn import GenericAttention, HeterogenousAttention
 from captum_attn.errors import InputError, OptionError
 from captum_attn.insights import Batch, EmptyFeature, GeneralFeature, ImageFeature
-from captum_attn.insights.methods import METHODS, OF_WORDS
+from captum_attn.insights.methods import METHODS, OF_WORDS, help_of, options_of
 from captum_attn.insights.session import Session
 from tests.insights.models import (
     CLASSES,
@@ -127,9 +128,11 @@ def test_the_deletion_curve_puts_the_baseline_where_relevant_patches_were(sessio
 def test_chance_removes_in_another_order_and_ends_at_the_same_place(session):
     example = session.examples[0]
     chance = session.chance("first", example, 1)
+    assert chance.values.shape == (10, 21)
     why = session.explain("first", example, GAE, {}, 1)
     curve = session.deletion("first", example, why.attributions, 1)
-    assert torch.allclose(chance.values[:, [0, -1]], curve.values[:, [0, -1]])
+    ends = curve.values[:, [0, -1]].expand(10, -1)
+    assert torch.allclose(chance.values[:, [0, -1]], ends)
     assert torch.equal(chance.values, session.chance("first", example, 1).values)
 
 
@@ -201,12 +204,56 @@ def test_a_typed_text_takes_the_place_of_the_examples():
     session = Session(made(TinyText), CLASSES, text(), [TEXT_BATCH], softmax)
     own = session.own(session.examples[0], text="old sea")
     assert torch.equal(own.inputs[0], ids_of("old sea")) and own.label is None
-    assert session.own(session.examples[0], text="  ") is session.examples[0]
+    assert session.own(session.examples[0], text="") is session.examples[0]
+    with pytest.raises(InputError, match="the text is empty"):
+        session.own(session.examples[0], text="  ")
+    assert own.name == "your text “old sea”"
     why = session.explain("TinyText", own, GAE, {}, 2)
     assert why.outputs[0].base == ["[CLS]", "old", "sea"]
     assert (session.takes_text, session.takes_picture) == (True, False)
     with pytest.raises(InputError, match="takes no image: expected an ImageFeature"):
         session.own(session.examples[0], picture="cat.png")
+
+
+def test_methods_go_by_their_names_and_their_papers():
+    session = Session(made(TinyText), CLASSES, text(), [TEXT_BATCH], methods=["GAE", "rollout"])
+    assert list(session.methods) == [GAE, "Attention Rollout"]
+    (example, *_), expected = (
+        session.examples,
+        session.explain("TinyText", session.examples[0], GAE),
+    )
+    for name in ("gae", "GenericAttention"):
+        found = session.explain("TinyText", example, name)
+        assert torch.equal(found.attributions[0], expected.attributions[0])
+    with pytest.raises(OptionError, match="method: expected one of"):
+        session.explain("TinyText", example, "VTranM")
+
+
+def test_a_score_that_hardly_moves_is_told():
+    from captum_attn.insights.drawing import curves
+    from captum_attn.metrics import Curve
+
+    steps = torch.linspace(0, 1, 3).double()
+    flat = Curve(steps, torch.full((1, 3), 0.5).double(), torch.tensor([0.5]))
+    steep = flat._replace(values=torch.tensor([[0.9, 0.4, 0.1]]).double())
+    orders = flat._replace(values=torch.full((10, 3), 0.51).double())
+    assert "hardly moves" in curves({"a": flat}, orders)
+    assert "hardly moves" not in curves({"a": steep}, orders)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
+def test_every_option_has_a_line_of_help(method):
+    assert all(help_of(method, option.name) for option in options_of(method))
+
+
+def test_scenes_say_that_they_have_two_digits():
+    from captum_attn.insights.toys import digits
+
+    session = digits()
+    assert all(re.fullmatch(r"a \d and a \d", one.name) for one in session.examples)
+    assert session.note.startswith("A scene has two digits")
+    scores = [session.predict("digit ViT", one, top=2)[1].score for one in session.examples]
+    assert scores[0] == max(scores)  # both of the first scene's digits are clear
 
 
 def test_an_endless_data_set_is_read_no_further_than_shown():
