@@ -141,6 +141,28 @@ def test_some_inputs_are_turned_and_some_are_not():
     assert len({turns(model, text(5, seed=s)) for s in range(6)}) == 2
 
 
+class Blanks(Layers):
+    """Tokens that begin with zero are padding, overwritten in place before the mean."""
+
+    def forward(self, x):
+        padding = x[..., 0] == 0
+        x = x + self.first(x, x)
+        x = self.mlp(x + self.second(x, x))  # a view of the product, which holds no mask itself
+        x[padding] = 0.0
+        return self.head(x.sum(1) / (~padding).sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("method", [AttentionRollout, GenericAttention])
+def test_padding_that_is_overwritten_in_place_is_seen_in_every_run(method):
+    """What is read of an example without padding is not taken for what is read of one with it."""
+    model = ready(Blanks)
+    whole, padded = text(5), text(5, seed=1)
+    padded[:, 3:] = 0.0
+    seasoned = method(model)
+    seasoned.attribute(whole, 1)
+    close(seasoned.attribute(padded, 1), method(model).attribute(padded, 1), 1e-10)
+
+
 def turns(model, x):
     flipped = []
     between = model.between
