@@ -53,7 +53,7 @@ class MaskingMethod(AttentionAttribution):
                 what is done to the model meanwhile.
             size (int): how many copies run at a time.
         """
-        values = []
+        values = [run.like.new_zeros(0, run.batch)]  # without a mask there is nothing to run
         starts: Iterable[int] = range(0, count, size)
         if run.options.show_progress:
             number = -(-count // size)

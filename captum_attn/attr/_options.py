@@ -9,9 +9,12 @@ from functools import wraps
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from torch import Tensor
+
 from captum_attn._checks import shown
 from captum_attn.attr._reasons import check_leave_out
-from captum_attn.errors import OptionError
+from captum_attn.errors import InputError, OptionError
+from captum_attn.observe.capture.tensor_kinds import check_kind
 
 Settled = TypeVar("Settled", bound="SharedOptions")
 
@@ -51,6 +54,11 @@ class SharedOptions:
             value = getattr(self, name)
             if not _fits(value, kind):
                 raise OptionError(f"{name}: expected {_described(kind)}, got {shown(value)}")
+            if isinstance(value, Tensor):
+                try:
+                    check_kind(name, value)
+                except InputError as error:
+                    raise OptionError(str(error)) from error
 
     @classmethod
     def settle(cls: type[Settled], given: Mapping[str, Any], method: str) -> Settled:

@@ -76,6 +76,8 @@ class TransformerInputSampling(MaskingMethod):
             super().__post_init__()
             whole("n_masks", self.n_masks, least=1)
             whole("seed", self.seed, least=0)
+            if not self.ratios:
+                raise OptionError(f"keep: expected a share or several, got {shown(self.keep)}")
             for one in self.ratios:
                 number("keep", one, 0, 1, open_ends="(")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +94,12 @@ class VitCX(MaskingMethod):
         else:
             masks = _of_examples("masks", run.options.masks, image[:, 0], run.batch)
             counts = torch.full((run.batch,), masks.shape[1], device=masks.device)
+        if not bool(counts.all()):
+            warnings.warn(
+                f"{self.get_name()}: the patches of an example of {name!r} are all alike to the "
+                "model, so that they make no mask and its map is zero",
+                stacklevel=2,
+            )
         effects = self._effects(run, name, image, masks)  # (B, N)
         weighted = (effects[:, :, None, None] * masks).sum(1) / counts.clamp_min(1)[:, None, None]
         pixels = ratio(weighted, masks.sum(1))[:, None] / image.shape[1]

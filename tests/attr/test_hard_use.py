@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from captum_attn import AttentionRollout, AttnLRP, GenericAttention, VTranM, objectives
+from captum_attn import (
+    AttentionRollout,
+    AttnLRP,
+    GenericAttention,
+    TransformerInputSampling,
+    VitCX,
+    VTranM,
+    objectives,
+)
 from captum_attn.errors import AttnError, InputError, OptionError, ReadoutError, TargetError
 from tests.attr import hard
 from tests.test_bad_input import Normalised
@@ -129,6 +137,32 @@ def test_a_wrong_option(options, error, words, pictures):
     model, images = pictures
     with pytest.raises(error, match=words):
         GenericAttention(model).attribute(images, 1, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        (VitCX, {"noise": torch.zeros(1, 3, 8, 8, device="meta")}, "noise: .* on 'meta'"),
+        (VitCX, {"masks": torch.ones(1, 8, 8).to_sparse()}, "masks: .* of layout torch.sparse"),
+        (TransformerInputSampling, {"centroids": torch.ones(2, 4, device="meta")}, "centroids: "),
+        (TransformerInputSampling, {"keep": []}, "keep: expected a share or several"),
+    ],
+)  # fmt: skip
+def test_tensors_and_lists_of_options(method, options, words, pictures):
+    with pytest.raises(OptionError, match=words):
+        method(pictures[0]).attribute(pictures[1], 1, **options)
+
+
+def test_an_image_whose_patches_are_all_alike_makes_no_mask(pictures):
+    model, images = pictures
+    both = torch.stack([images[0], torch.ones_like(images[0])])
+    with pytest.warns(UserWarning, match="make no mask and its map is zero"):
+        found = VitCX(model).attribute(both, 1)
+    with pytest.warns(UserWarning, match="make no mask and its map is zero"):
+        assert not VitCX(model).attribute(both[1:], 1).any()
+    assert not found[1].any()
+    torch.testing.assert_close(found[:1], VitCX(model).attribute(both[:1], 1))
+    assert found[0].any()
 
 
 @pytest.mark.parametrize("layers", [3, [3], b"x", torch.ones(2), {"a": 1}, [None]], ids=repr)
