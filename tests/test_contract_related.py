@@ -177,6 +177,7 @@ def test_vit_cx_of_a_batch_is_that_of_each_example_alone(
         with pytest.raises(InputError, match="meant for an image"):
             pixels_of(case, sample)
         return
+    torch.manual_seed(0)  # as `pixels_of` does
     with in_use(model), left_as_found(model, sample.inputs, sample.extra):
         together = pixels_of(case, sample)
     assert together.shape == image.shape

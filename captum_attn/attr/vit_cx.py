@@ -194,10 +194,14 @@ class _Noise:
         return self.options.noise * torch.stack(drawn).to(self.image.device)
 
 
+_ROUNDING = 16  # units in the last place
+
+
 def unit_range(maps: Tensor) -> Tensor:
-    """Every map (N, H, W) from 0 to 1; constant ones are 0."""
+    """Every map (N, H, W) from 0 to 1; those that are constant but for rounding are 0."""
     least, most = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return ratio(maps - least, most - least)
+    rounding = _ROUNDING * torch.finfo(maps.dtype).eps * torch.maximum(-least, most)
+    return ratio(maps - least, most - least) * (most - least > rounding)
 
 
 def joined(maps: Tensor, threshold: float) -> Tensor:
