@@ -14,6 +14,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from captum_attn.attr import AttentionAttribution
+from tests.zoo import SHARED, kind_of
 
 PLAIN = (bool, int, float, str, type(None), torch.dtype)
 HOOKS = (
@@ -52,6 +53,15 @@ def one_thread() -> None:
 def seeded() -> None:
     random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def shared_models_stay() -> Iterator[None]:
+    """A test that changes a model of the zoo that other tests are given fails itself."""
+    SHARED.clear()
+    yield
+    changed = [case.name for case, kind in SHARED.items() if kind_of(case.model()) != kind]
+    assert not changed, f"changed for the tests that follow: {changed}; use `Model.fresh`"
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -105,7 +105,9 @@ class Model:
 
     def model(self) -> nn.Module:
         """The model, built once per process; whoever changes it puts it back."""
-        return _model(self)
+        model = _model(self)
+        SHARED.setdefault(self, kind_of(model))
+        return model
 
     def fresh(self, *form: str) -> nn.Module:
         """A new copy of the model."""
@@ -164,6 +166,16 @@ class Case(Model):
 @cache
 def _model(case: Model) -> nn.Module:
     return case.fresh()
+
+
+SHARED: dict[Model, tuple] = {}
+"""The models handed out since the test began, and what they were then."""
+
+
+def kind_of(model: nn.Module) -> tuple:
+    """What a test that does not copy the model's numbers can see of a change."""
+    tensors = (*model.parameters(), *model.buffers())
+    return model.training, [(t.dtype, t.requires_grad, t._version, t.grad is None) for t in tensors]
 
 
 def set_weights(model: nn.Module) -> None:

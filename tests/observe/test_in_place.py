@@ -194,7 +194,7 @@ CASES = {**ZOO, **STREAMS}
 def held(name, monkeypatch):
     monkeypatch.setattr(observation, "TokenTracer", Held)
     case, Held.proven = CASES[name], 0
-    function, sample = case.function(case.model().double()), case.sample().to(torch.float64)
+    function, sample = case.function(case.fresh().double()), case.sample().to(torch.float64)
     for method in (GenericAttention, VTranM):
         try:
             method(function).attribute_tokens(sample.inputs, case.target_of(sample), sample.extra)
