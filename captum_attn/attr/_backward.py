@@ -15,6 +15,7 @@ from captum_attn._checks import FAILURES, shown, shown_error
 from captum_attn.attr._request import Request
 from captum_attn.errors import AttnError, InputError, ReadoutError, TargetError
 from captum_attn.observe import AttentionCall, Observation
+from captum_attn.observe.capture.default_device import on_users_device
 from captum_attn.observe.observation import Watched
 from captum_attn.observe.streams.readout import Read, given_weights, pieces
 from captum_attn.observe.streams.states import State
@@ -168,7 +169,8 @@ def explained_value(observation: Watched, request: Request, with_gradient: bool)
     if objective is None:
         return ExplainedValue(stand_in, stand_in)
     try:
-        value = objective(output, target)
+        with on_users_device():
+            value = objective(output, target)
     except AttnError:
         raise
     except FAILURES as error:

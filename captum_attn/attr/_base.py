@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
@@ -41,7 +41,7 @@ from captum_attn.attr._run import Run
 from captum_attn.errors import OptionError
 from captum_attn.objectives import Objective
 from captum_attn.observe import AttentionCall, Block
-from captum_attn.observe.capture.restore import modules_of, root_of
+from captum_attn.observe.capture.restore import check_that_it_runs, modules_of, root_of
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.streams.states import AttentionState, State
@@ -89,6 +89,7 @@ class AttentionAttribution(GradientAttribution):
     confinable: ClassVar[bool] = True
 
     def __init__(self, forward_func: Callable, layers: Layers | None = None) -> None:
+        check_that_it_runs()
         if isinstance(forward_func, type):
             raise OptionError(
                 f"expected a model or a callable that runs one, got the class "
@@ -195,6 +196,9 @@ class AttentionAttribution(GradientAttribution):
     def discards_self(self, run: Run[Any]) -> bool:
         """Whether a token that is read out gets no relevance from itself."""
         return False
+
+    def check(self, run: Run[Any]) -> None:
+        """Refuses options that do not fit what was observed, before anything is made of it."""
 
     def relevance(self, run: Run[Any]) -> Relevance:
         """Relevance of every source's tokens, (B, n)."""
@@ -505,7 +509,7 @@ class AttentionAttribution(GradientAttribution):
         flag("show_progress", show_progress)
         count, results = self._engine.explained_each(
             self.forward_func, inputs, targets, request, self.settled(options), objective,
-            lambda run: make(without(self.explain(run))),
+            lambda run: make(without(self._checked(run))),
         )  # fmt: skip
         if not show_progress:
             return results
@@ -642,6 +646,10 @@ class AttentionAttribution(GradientAttribution):
     ) -> Made:
         return in_batches(explain, inputs, request, size, options, self.Options.of_examples)
 
+    def _checked(self, run: Run[Any]) -> Result:
+        self.check(run)
+        return self.explain(run)
+
     def _run(
         self, inputs: Inputs, request: Request, options: Mapping[str, Any]
     ) -> AbstractContextManager[Run]:
@@ -652,7 +660,15 @@ class AttentionAttribution(GradientAttribution):
                 f"leave_out={settled.leave_out!r}: expected () for matrices, of which no row is "
                 "read; use `attribute` or `attribute_tokens`"
             )
-        return self._engine.explained(self.forward_func, inputs, request, settled)
+        return self._checked_run(inputs, request, settled)
+
+    @contextmanager
+    def _checked_run(
+        self, inputs: Inputs, request: Request, options: SharedOptions
+    ) -> Iterator[Run]:
+        with self._engine.explained(self.forward_func, inputs, request, options) as run:
+            self.check(run)
+            yield run
 
 
 # What `__init_subclass__` gives the signature of a method.

@@ -25,6 +25,7 @@ from captum_attn.errors import AttnError, OptionError, TargetError
 from captum_attn.objectives import Objective, logit
 from captum_attn.observe import AttentionCall, observe
 from captum_attn.observe.capture.attention_call import detached
+from captum_attn.observe.capture.default_device import on_users_device
 from captum_attn.observe.capture.module_stack import outputs_of
 from captum_attn.observe.capture.restore import drawing_again, left_as_found, modules_of
 from captum_attn.observe.capture.tap import Tap
@@ -317,7 +318,8 @@ def _requests(
 
 def _chosen(targets: Callable[[Any], Iterable[Any]], output: Any) -> Iterable[Any]:
     try:
-        return targets(output)
+        with on_users_device():
+            return targets(output)
     except AttnError:
         raise
     except FAILURES as error:

@@ -27,6 +27,7 @@ from captum_attn.attr._layers import calls_of_layer
 from captum_attn.attr._path import (
     At,
     baselines_of,
+    check_baselines,
     check_steps,
     mean_gradient,
     path_gradients,
@@ -71,6 +72,9 @@ class FeedbackMethod(AttentionAttribution):
     def perception(self, run: Run[Any], last: AttentionState, block: Block) -> LinearRule:
         """The rule of R for a call that counts, where `last` is the call with the feedback."""
         raise NotImplementedError
+
+    def check(self, run: Run[Any]) -> None:
+        check_baselines(run, run.options.baselines)
 
     def relevance(self, run: Run[Any]) -> Relevance:
         if not run.reads_one_row:

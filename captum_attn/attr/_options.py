@@ -14,6 +14,7 @@ from torch import Tensor
 from captum_attn._checks import shown
 from captum_attn.attr._reasons import check_leave_out
 from captum_attn.errors import InputError, OptionError
+from captum_attn.observe.capture.restore import check_that_it_runs
 from captum_attn.observe.capture.tensor_kinds import check_kind
 
 Settled = TypeVar("Settled", bound="SharedOptions")
@@ -143,6 +144,7 @@ def showing(call: Callable, options: type[SharedOptions]) -> Callable:
 
     @wraps(plain)
     def shown(*args: Any, **kwargs: Any) -> Any:
+        check_that_it_runs()
         return plain(*args, **kwargs)
 
     types, only = _types(options), inspect.Parameter.KEYWORD_ONLY

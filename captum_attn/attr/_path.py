@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attn._checks import FAILURES, shown, shown_error, whole
+from captum_attn._checks import FAILURES, shown, shown_error, suggested, whole
 from captum_attn.attr._inputs import Inputs
 from captum_attn.attr._run import Run
 from captum_attn.errors import AttnError, OptionError
@@ -73,30 +73,71 @@ def mean_gradient(steps: Sequence[At], block: Block) -> Tensor:
     return total / len(steps)
 
 
-def _at(
-    run: Run[Any], alpha: float, baselines: Baselines, roots: Sequence[nn.Module]
-) -> tuple[Inputs, AbstractContextManager]:
-    """The inputs of one step, and what scales the tokens while the model runs."""
-    floats = {
+def check_baselines(run: Run[Any], baselines: Baselines) -> None:
+    """Refuses baselines that do not fit the inputs, or name none that is scaled."""
+    names, floats = run.observation.names, _floats(run)
+    if not floats:  # tokens are scaled, (B, n, D), of a width that is not known yet
+        _check_of_tokens(run, baselines)
+        return
+    if isinstance(baselines, Mapping):
+        others = [name for name in baselines if name not in floats]
+        if others:
+            raise OptionError(
+                f"baselines: expected names among {sorted(floats)}, the inputs that are scaled, "
+                f"got {shown(others[0])}{suggested(others[0], floats)}"
+            )
+    elif isinstance(baselines, tuple) and len(baselines) != len(names):
+        raise OptionError(
+            f"baselines: expected one for each of the {len(names)} inputs, got {len(baselines)}"
+        )
+    for name, place, x in _given(run):
+        if name in floats and isinstance(x, Tensor) and x.is_floating_point():
+            _between(_baseline_of(baselines, name, place), x, 1.0)
+
+
+def _check_of_tokens(run: Run[Any], baselines: Baselines) -> None:
+    if not isinstance(baselines, Tensor):
+        _between(baselines, run.like.new_zeros(1), 1.0)
+        return
+    width = baselines.shape[-1] if baselines.ndim else 1
+    for source in run.observation.wiring.sources:
+        _between(baselines, run.like.new_zeros(1).expand(run.batch, source.n, width), 1.0)
+
+
+def _floats(run: Run[Any]) -> set[str]:
+    """Names of the inputs that enter token streams as floats."""
+    return {
         entry.leaf.name
         for source in run.observation.wiring.sources
         for entry in source.entries
         if entry.leaf.name in run.observation.names and entry.leaf.ids is None
     }
-    names, given = run.observation.names, run.inputs
+
+
+def _given(run: Run[Any]) -> list[tuple[str, int, Any]]:
+    """The inputs: name, place, value."""
+    given = run.inputs
+    if isinstance(given, Mapping):
+        return [(name, i, x) for i, (name, x) in enumerate(given.items())]
+    values = given if isinstance(given, tuple) else (given,)
+    return [(n, i, x) for i, (n, x) in enumerate(zip(run.observation.names, values, strict=True))]
+
+
+def _at(
+    run: Run[Any], alpha: float, baselines: Baselines, roots: Sequence[nn.Module]
+) -> tuple[Inputs, AbstractContextManager]:
+    """The inputs of one step, and what scales the tokens while the model runs."""
+    floats, given = _floats(run), run.inputs
     if not floats:
         return given, _scaling(run, alpha, baselines, roots)
-
-    def moved(name: str, place: int, x: Any) -> Any:
-        if name not in floats or not isinstance(x, Tensor) or not x.is_floating_point():
-            return x
-        return _between(_baseline_of(baselines, name, place), x, alpha)
-
+    made: dict[str, Any] = {}
+    for name, place, x in _given(run):
+        scaled = name in floats and isinstance(x, Tensor) and x.is_floating_point()
+        made[name] = _between(_baseline_of(baselines, name, place), x, alpha) if scaled else x
     if isinstance(given, Mapping):
-        return {n: moved(n, i, x) for i, (n, x) in enumerate(given.items())}, nullcontext()
-    values = given if isinstance(given, tuple) else (given,)
-    made = tuple(moved(n, i, x) for i, (n, x) in enumerate(zip(names, values, strict=True)))
-    return (made if isinstance(given, tuple) else made[0]), nullcontext()
+        return made, nullcontext()
+    values = tuple(made.values())
+    return (values if isinstance(given, tuple) else values[0]), nullcontext()
 
 
 def baselines_of(baselines: Any, part: slice, inputs: Any, batch: int) -> Any:
@@ -138,12 +179,13 @@ def _between(baseline: Any, x: Tensor, alpha: float) -> Tensor:
             check_kind("baselines", baseline)
         start = torch.as_tensor(baseline, dtype=x.dtype, device=x.device)
         fits = torch.broadcast_shapes(start.shape, x.shape) == x.shape
+        fits = fits and bool(start.isfinite().all())
     except FAILURES:
         fits = False
     if not fits:
         raise OptionError(
-            f"baselines: expected a number, or a tensor that fits {tuple(x.shape)}, got "
-            f"{shown(baseline)}"
+            f"baselines: expected a finite number, or a tensor of them that fits {tuple(x.shape)}, "
+            f"got {shown(baseline)}"
         )
     return start + alpha * (x - start)
 

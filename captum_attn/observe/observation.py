@@ -14,6 +14,7 @@ from captum._utils.gradient import apply_gradient_requirements
 from torch import Tensor, nn
 
 from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
+from captum_attn.observe.capture.default_device import on_users_device
 from captum_attn.observe.capture.leaf import PACKED
 from captum_attn.observe.capture.reasons import reasons_named
 from captum_attn.observe.capture.tap import Tap
@@ -166,6 +167,7 @@ def watched(
         operators.enter(entered)
     run_by_name = isinstance(inputs, Mapping)
     with (
+        on_users_device(),
         tap.modules,
         operators or nullcontext(),
         tap,

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from captum_attn import (
     AttentionRollout,
     AttnLRP,
+    BeyondIntuition,
     GenericAttention,
     TransformerInputSampling,
+    TransitionAttention,
     VitCX,
     VTranM,
     objectives,
@@ -165,6 +167,21 @@ def test_an_image_whose_patches_are_all_alike_makes_no_mask(pictures):
     assert found[0].any()
 
 
+@pytest.mark.parametrize("entry", hard.ENTRIES)
+@pytest.mark.parametrize("method", [BeyondIntuition, TransitionAttention])
+@pytest.mark.parametrize(
+    ("case", "baselines"),
+    [("pictures", torch.ones(3, 3, 8, 8)), ("pictures", {"imagess": 0.0}), ("pictures", (0.0, 0.0)),
+     ("pictures", float("nan")), ("pictures", {"images": torch.full((8,), torch.inf)}),
+     ("texts", torch.ones(3, 5, 8)), ("texts", {"input_ids": 0}), ("texts", float("nan"))],
+)  # fmt: skip
+def test_baselines_that_do_not_fit(entry, method, case, baselines):
+    """Calls that do not walk the path refuse them as well."""
+    call, arguments = CALLS[f"{method.__name__}.{entry} of {case}"]
+    with pytest.raises(OptionError, match="^baselines: expected"):
+        call(**arguments, baselines=baselines)
+
+
 @pytest.mark.parametrize("layers", [3, [3], b"x", torch.ones(2), {"a": 1}, [None]], ids=repr)
 def test_layers_that_are_none(layers, pictures):
     with pytest.raises(OptionError, match="layers: expected a module, a pattern"):
@@ -274,6 +291,67 @@ def test_explaining_inside_compiled_code(method, pictures, left_as_found):
     beside = torch.compile(lambda x: apart(x, 1) + 1, backend="eager")
     torch.testing.assert_close(beside(images), expected + 1)
     torch.testing.assert_close(explain.attribute(images, 1), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_explaining_inside_compiled_code_without_breaks(pictures):
+    """torch raises an error of its own then, which quotes the package's."""
+    model, images = pictures
+    explain = GenericAttention(model)
+    for call in (explain.attribute, lambda x, _: GenericAttention(model).attribute(x, 1)):
+        compiled = torch.compile(lambda x, f=call: f(x, 1), backend="eager", fullgraph=True)
+        with pytest.raises(RuntimeError, match="AttnError.*explaining cannot be part of compiled"):
+            compiled(images)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", [GenericAttention, VTranM, AttnLRP])
+def test_models_compiled_without_breaks(method, pictures):
+    model, images = pictures
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    plain = compiled(images)
+    torch.testing.assert_close(
+        method(compiled).attribute(images, 1), method(model).attribute(images, 1)
+    )
+    assert torch.equal(compiled(images), plain)
+
+
+# ------------------------------------------------------------------ a default device
+class Places(nn.Module):
+    """Reads where tensors are made that name no device."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.seen = model, set[str]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.add(torch.zeros(1).device.type)
+        return self.model(images)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [m for m in hard.METHODS.values() if m.__name__ not in MEANT],
+    ids=lambda m: m.__name__,
+)
+def test_a_default_device_is_the_models_alone(method, pictures):
+    """On "meta" every tensor of the package's that names no device would have no numbers."""
+    model, images = Places(pictures[0]), pictures[1]
+
+    def objective(output: Tensor, target: Any) -> Tensor:
+        model.seen.add(torch.zeros(1).device.type)
+        return output[:, 1]
+
+    expected = method(model).attribute(images, objective=objective)
+    assert model.seen == {"cpu"}
+    model.seen.clear()
+    with torch.device("meta"):
+        found = method(model).attribute(images, objective=objective)
+        described = str(method(model).describe(images, 1))
+        assert torch.zeros(1).is_meta
+    torch.testing.assert_close(found, expected)
+    assert model.seen == {"meta"}
+    assert described == str(method(model).describe(images, 1))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -181,7 +181,7 @@ def test_tam_of_several_rows(plain_options):
 def test_baselines_that_do_not_fit_are_refused():
     x = inputs()
     model = by_hand(x, 1)[0]
-    with pytest.raises(OptionError, match="baselines: expected a number, or a tensor that fits"):
+    with pytest.raises(OptionError, match="baselines: expected a finite number, or a tensor"):
         TransitionAttention(model).attribute(x, 1, baselines=torch.zeros(2, 2, 2))
     with pytest.raises(OptionError, match="n_steps: expected a whole number from 1"):
         TransitionAttention(model).attribute(x, 1, n_steps=0)

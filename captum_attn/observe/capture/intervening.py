@@ -31,7 +31,7 @@ from captum_attn.observe.capture.tensor_notes import Scores, axes_after, mapped,
 # What a float mask adds to a key that must not be seen, less than the row's largest entry.
 _MASKED = -5e3
 _CONCATENATIONS = frozenset({torch.cat, torch.concat})
-_NOTHING = torch.empty(0)
+_NOTHING = torch.empty(0, device="cpu")
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from captum_attn.errors import AttnError
+from captum_attn.observe.capture.default_device import on_own_device
 from captum_attn.observe.capture.own_state import OwnState, alone, running_on
 from captum_attn.observe.capture.shared_state import Change, Undo, shared_state
 from captum_attn.observe.capture.tensor_kinds import check_weights
@@ -71,9 +72,10 @@ def left_as_found(roots: list[nn.Module]) -> Iterator[None]:
     from copied generators where other threads draw as well: these are the run's own (`OwnState`).
     Gradient checkpointing and `use_cache` are off, attention runs in a form that can be seen,
     compiled code runs eagerly: these are changed until the last run that needs them is out.
-    Buffers that a module replaces are put back. Gradients are on, for this thread.
+    Buffers that a module replaces are put back. Gradients are on, and the user's default device
+    is out of the way, for this thread.
     """
-    _check_that_it_runs()
+    check_that_it_runs()
     modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
     check_weights(modules)
     _warn_of_train_mode(modules)
@@ -81,6 +83,7 @@ def left_as_found(roots: list[nn.Module]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_random_state(modules))
         stack.enter_context(shared_state.changed(_changes(modules)))
+        stack.enter_context(on_own_device())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(running_on(own))
@@ -88,14 +91,20 @@ def left_as_found(roots: list[nn.Module]) -> Iterator[None]:
         own.check_unchanged()
 
 
-def _check_that_it_runs() -> None:
-    """Refuses to explain where code is recorded or compiled, not run."""
+def check_that_it_runs() -> None:
+    """Refuses to explain where code is recorded or compiled, not run.
+
+    `torch.compile` looks at the first lines of this; with `fullgraph=True` its own error quotes
+    what they raise.
+    """
+    if torch.compiler.is_compiling():
+        raise AttnError(_COMPILED)
     if torch.jit.is_tracing():
         raise AttnError(
             "explaining cannot be part of what `torch.jit.trace` records: trace the model alone, "
             "and explain outside of it"
         )
-    if torch.compiler.is_compiling() or _is_watched_by_dynamo():
+    if _is_watched_by_dynamo():
         raise AttnError(_COMPILED)
 
 
@@ -113,7 +122,7 @@ def attention_is_seen(roots: list[nn.Module]) -> Iterator[None]:
 
     Gradient checkpointing is off and compiled code runs eagerly; both are put back afterwards.
     """
-    _check_that_it_runs()
+    check_that_it_runs()
     modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
     wanted = ("attention form", "torch.compile", *_CHECKPOINTING)
     changes = (c for c in _changes(modules) if _kind(c) in wanted)
