@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -62,6 +62,22 @@ def shared_models_stay() -> Iterator[None]:
     yield
     changed = [case.name for case, kind in SHARED.items() if kind_of(case.model()) != kind]
     assert not changed, f"changed for the tests that follow: {changed}; use `Model.fresh`"
+
+
+def pairs(names: Iterable[str], methods: Iterable[str]) -> pytest.MarkDecorator:
+    """`name` and `method` of a test that takes long in sum: all pairs, three of four `slow`.
+
+    In the fast suite each method meets every fourth model, and each model every fourth method.
+    """
+    fast, slow = (), pytest.mark.slow
+    return pytest.mark.parametrize(
+        ("name", "method"),
+        [
+            pytest.param(name, method, marks=slow if (i + j) % 4 else fast, id=f"{name}-{method}")
+            for i, name in enumerate(names)
+            for j, method in enumerate(methods)
+        ],
+    )
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -24,6 +24,7 @@ from captum_attn import (
     VitCX,
 )
 from captum_attn.errors import AttnError, InputError, TargetError, WiringError
+from tests.conftest import pairs
 from tests.test_contract import NAMES, PADDED, arguments, close
 from tests.zoo import TWINS, ZOO, Case, Sample, output_tensor
 
@@ -83,8 +84,7 @@ def one_of(case: Case, sample: Sample, i: int) -> Any:
     return target[i : i + 1] if isinstance(target, list) else target
 
 
-@every_method
-@every_model
+@pairs(NAMES, METHODS)
 def test_result_is_that_of_each_example_alone(name: str, method: str) -> None:
     skip_refused(name, method)
     case = ZOO[name]
@@ -98,8 +98,7 @@ def test_result_is_that_of_each_example_alone(name: str, method: str) -> None:
         close(alone / scale, tokens[i : i + 1] / scale, 1e-4)
 
 
-@every_method
-@pytest.mark.parametrize("name", PADDED)
+@pairs(PADDED, METHODS)
 def test_padding_changes_nothing(name: str, method: str) -> None:
     skip_refused(name, method)
     case = ZOO[name]

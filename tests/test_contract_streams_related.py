@@ -23,6 +23,7 @@ from captum_attn import (
     VitCX,
 )
 from captum_attn.errors import AttnError
+from tests.conftest import pairs
 from tests.test_contract import close
 from tests.test_contract_streams import asked, single
 from tests.zoo_streams import CASES, STREAMS
@@ -59,8 +60,6 @@ REFUSED = {
 }
 # Grad-CAM and raw attention show the decoder, which reads latents, and none of the inputs.
 SHOWS_NOTHING = {("perceiver_text", "gradcam")}
-every_method = pytest.mark.parametrize("method", METHODS)
-every_model = pytest.mark.parametrize("name", list(STREAMS))
 
 
 @cache
@@ -87,8 +86,7 @@ def skip_refused(name: str, method: str) -> None:
         pytest.skip("refused, as it should be")
 
 
-@every_method
-@every_model
+@pairs(STREAMS, METHODS)
 def test_batch_equals_one_by_one(name: str, method: str) -> None:
     skip_refused(name, method)
     case, tokens = STREAMS[name], explained(name, method)
@@ -108,8 +106,7 @@ def test_batch_equals_one_by_one(name: str, method: str) -> None:
         close(alone[stream] / scale, values[1:2] / scale, 1e-4)
 
 
-@every_method
-@pytest.mark.parametrize("name", [case.name for case in CASES if case.padded and case.alone])
+@pairs([case.name for case in CASES if case.padded and case.alone], METHODS)
 def test_padding_changes_nothing(name: str, method: str) -> None:
     skip_refused(name, method)
     case, tokens = STREAMS[name], explained(name, method)

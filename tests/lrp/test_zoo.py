@@ -22,7 +22,7 @@ from captum_attn.objectives import logit
 from captum_attn.observe.capture.restore import left_as_found, modules_of
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.observation import watched
-from tests.conftest import skip_unless_double_runs
+from tests.conftest import pairs, skip_unless_double_runs
 from tests.lrp.conservation import Counting
 from tests.zoo import CASES, TWINS, ZOO, output_tensor
 
@@ -93,8 +93,7 @@ def test_shapes_and_numbers(name, method):
     assert sum(float(x.abs().sum()) for x in tensors(found)) > 0
 
 
-@every_model
-@pytest.mark.parametrize("method", ["AttnLRP", "TransformerLRP", "TransformerAttribution"])
+@pairs(NAMES, ["AttnLRP", "TransformerLRP", "TransformerAttribution"])
 def test_an_example_alone_is_explained_as_in_the_batch(name, method):
     case = ZOO[name]
     if case.random:
