@@ -43,9 +43,9 @@ class Detections:
         names (list of str): the classes' names, their numbers where they have none.
         maps (Tensor): (n, H, W), the attribution of the image's pixels, summed over the channels.
         tokens (dict): stream name -> (n, n_tokens), relevance of every token; empty for methods
-            that are not of this library.
+            that are not of this library, and for those that give relevance of pixels themselves.
         grid (Tensor or None): (n, h, w), relevance of the image's tokens as they lie on the whole
-            input; None where they form no grid.
+            input; None where they form no grid, and where `tokens` is empty.
     """
 
     boxes: Tensor
@@ -220,6 +220,8 @@ def _from_one_pass(
     def make(result: Result) -> Explanation:
         laid = result.attributions(inputs, interpolation)
         laid = laid[image] if image else laid
+        if result.of_tokens is None:  # relevance of pixels, made without any tokens
+            return laid.sum(1), {}, None
         grid = _grid(result, image or result.run.observation.names[0])
         return laid.sum(1), result.tokens(), grid
 

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from captum_attn import (
     AttentionRollout,
+    AttnLRP,
     GenericAttention,
     HeterogenousAttention,
     RawAttention,
+    TransformerLRP,
     objectives,
 )
 from captum_attn.detection import Detections, explain_detections
@@ -192,6 +194,15 @@ def test_one_forward_and_shared_backward_passes() -> None:
     found = explain_detections(explain, images(), threshold=uneven("Detr"))
     assert count == {"forward": 1, "backward": max(map(len, found))}
     assert max(map(len, found)) < sum(map(len, found))
+
+
+@pytest.mark.parametrize("kind", [AttnLRP, TransformerLRP])
+def test_relevance_of_pixels_needs_no_tokens(kind: type) -> None:
+    explain = kind(detector("Detr"))
+    (found,) = explain_detections(explain, images(1), queries=[4, 1])
+    assert found.tokens == {} and found.grid is None
+    for query, label, laid in zip([4, 1], found.labels.tolist(), found.maps, strict=True):
+        close(laid, explain.attribute(images(1), target=(query, label)).sum(1)[0])
 
 
 def test_options_reach_the_method() -> None:
