@@ -32,6 +32,7 @@ class AttentionStep:
     out: torch.Tensor | None = None  # (q, H d), A V of all heads
     gains: torch.Tensor | None = None  # (q, H d), what each query's output is multiplied with
     keeps: bool = True  # not so without a skip connection
+    behind: torch.Tensor | None = None  # (q, D), what multiplies each query's projected output
 
 
 @dataclass
@@ -86,6 +87,7 @@ def weighted_map(step, gradient, real, with_length=True, with_direction=True):
         for i in range(queries):
             values = step.V[h] if step.gains is None else step.V[h] * step.gains[i, own]
             after = values @ step.W[own]
+            after = after if step.behind is None else after * step.behind[i]
             w = transformation_weights(step.E, after, real, with_length, with_direction)
             for j in range(keys):
                 total[i, j] += max(float(gradient[h, i, j]), 0.0) * float(step.A[h, i, j]) * w[j]

@@ -73,16 +73,21 @@ class VTranM(AttentionAttribution):
     projections, grouped queries, LayerScale, parallel branches, gated and mixture-of-experts
     feed-forwards. What the paper leaves open is taken as follows:
 
-    - A gate on the attention's output, and the scale of a norm between the projection and the
-      addition, are held at what they were for the query i: Ẽ_h,j, and with it w_h, is that of its
-      map, U = I + E_h[∇A_h^+ ⊙ A_h ⊙ w_h] with w_h (q, k).
+    - A gate on the attention's output, in front of the projection or behind it, and the scale of a
+      norm between the projection and the addition, are held at what they were for the query i:
+      Ẽ_h,j, and with it w_h, is that of its map, U = I + E_h[∇A_h^+ ⊙ A_h ⊙ w_h] with w_h (q, k).
     - A skip connection that is projected (where the width or the grid changes): E are the projected
       vectors.
     - No skip connection: U without I, E the vectors that the values are projected from. Learned
       queries that pool the tokens, and are added to nothing: w is 1, with a warning. A feed-forward
       without one: U = I, so between the projection and the addition.
     - Vectors of another width than what they become have no angle to it: NECC is 1/n, with a
-      warning.
+      warning. Keys that are pooled of several tokens: E_j is their mean.
+    - Tokens that are rows of no tensor around the attention (channels that attend to each other,
+      keys that a convolution made behind their projection) have no vectors: lengths count as kept
+      and NECC is 1/n, w = 1/n, with a warning.
+    - A feed-forward of which it cannot be told which of the followed tokens it acts on: U = I, with
+      a warning.
 
     A block in which the skip connection or the linear map was not found is a `WiringError` that
     names it. Calls that are left out by `layers` and `start_layer` have U = I,
@@ -126,12 +131,12 @@ class VTranM(AttentionAttribution):
     def change_weights(self, run: Run[Options], change: VectorChange) -> Tensor:
         """w of Eq. 12 and 13, (B, H, n)."""
         weights = torch.ones_like(change.after)
+        if change.why and (run.options.direction or not change.measured):
+            _warn_of_directions(run, change)
         if run.options.length:
             weights = length_ratio(change.before, change.after)
         if run.options.direction:
             lengths = change.before * change.after
-            if change.dot is None:
-                _warn_of_widths(run, change.module)
             dot = torch.zeros_like(lengths) if change.dot is None else change.dot
             weights = weights * necc(length_ratio(lengths, dot), change.real)
         return weights
@@ -194,14 +199,13 @@ def _enters_first_block(run: Run[Any], state: State) -> bool:
     return isinstance(state, InitialState) and not any(state in one.parts for one in mixed)
 
 
-def _warn_of_widths(run: Run[Any], module: str) -> None:
-    warned = run.observation.notes.setdefault("other widths", set())
-    if module not in warned:
-        warned.add(module)
+def _warn_of_directions(run: Run[Any], change: VectorChange) -> None:
+    warned = run.observation.notes.setdefault("no directions", set())
+    if change.module not in warned:
+        warned.add(change.module)
         warnings.warn(
-            f"{module!r}: its values come from vectors of another width than those they become, so "
-            "the angle between the two is not defined: each token's direction counts alike (NECC = "
-            "1/n); set direction=False, or leave the block out with `layers=`",
+            f"{change.module!r}: {change.why}; each token's direction counts alike (NECC = 1/n): "
+            "set direction=False, or leave the block out with `layers=`",
             stacklevel=2,
         )
 

@@ -463,7 +463,52 @@ def walk_rms_normed_branch(block, x, steps):
     return feed_forward_step(x, block.mlp(block.norm2(x)), steps)
 
 
+def gated_output(block, x):
+    """A gate behind the projection, a number for each channel of each token."""
+    h = block.norm1(x)
+    x = x + block.attention(h) * block.attention.gate(h).sigmoid()
+    return x + block.mlp(block.norm2(x))
+
+
+def walk_gated_output(block, x, steps):
+    h = block.norm1(x)
+    gate = block.attention.gate(h).sigmoid()
+    branch = attention_step(block, x, h, steps) * gate
+    steps[-1].behind = gate
+    return feed_forward_step(x + branch, block.mlp(block.norm2(x + branch)), steps)
+
+
+def highway(block, x):
+    """One gate lets the skip connection through, the other what is left of the branch."""
+    g = block.attention.gate(x).sigmoid()
+    x = g * x + (1 - g) * block.attention(block.norm1(x))
+    return x + block.mlp(block.norm2(x))
+
+
+def walk_highway(block, x, steps):
+    g = block.attention.gate(x).sigmoid()
+    x = g * x + (1 - g) * attention_step(block, g * x, block.norm1(x), steps)
+    steps[-1].behind = 1 - g
+    return feed_forward_step(x, block.mlp(block.norm2(x)), steps)
+
+
+def gated_twice(block, x):
+    h = block.norm1(x)
+    merged = block.attention.merged(h) * block.attention.gate(h).sigmoid()
+    x = x + block.attention.out(merged) * block.attention.gate(h).tanh()
+    return x + block.mlp(block.norm2(x))
+
+
+def walk_gated_twice(block, x, steps):
+    h = block.norm1(x)
+    gate = block.attention.gate(h)
+    branch = held_step(block, x, h, steps, gate.sigmoid()) * gate.tanh()
+    steps[-1].behind = gate.tanh()
+    return feed_forward_step(x + branch, block.mlp(block.norm2(x + branch)), steps)
+
+
 HELD = [
+    (gated_output, walk_gated_output), (highway, walk_highway), (gated_twice, walk_gated_twice),
     (gated, walk_gated), (gated_and_scaled, walk_gated_and_scaled),
     (gated_convolution, walk_gated), (gated_heads, walk_gated_heads),
     (normed_branch, walk_normed_branch), (rms_normed_branch, walk_rms_normed_branch),
@@ -597,12 +642,6 @@ def test_attentions_side_by_side():
 
 
 # ---------------------------------------------------------------- what cannot be followed
-def gated_output(block, x):
-    """A gate behind the projection, a number for each channel of each token."""
-    h = block.norm1(x)
-    return x + block.attention(h) * block.attention.gate(h).sigmoid()
-
-
 def dropped(block, x):
     return x + block.attention.drop(block.attention(block.norm1(x)))
 
@@ -627,7 +666,6 @@ def overwritten(block, x):
 @pytest.mark.parametrize(
     ("style", "module", "words"),
     [
-        (gated_output, "'blocks.1.attention'", "one linear map"),
         (mixed, "'blocks.1.attention'", "one linear map"),
         (joined_to_its_input, "'blocks.1.attention'", "skip connection"),
         (overwritten, "", "overwritten in place"),
@@ -646,15 +684,20 @@ def test_a_block_that_cannot_be_followed_is_named(style, module, words):
         assert VTranM(made(style)).attribute(vectors(), 1, **plainly).abs().sum() > 0
 
 
-def test_dropout_in_train_mode_is_refused():
+def test_dropout_in_train_mode_is_held_as_a_gate():
+    """What it multiplied in this run; nothing is dropped of a branch that is let through."""
     model = made(dropped).train()
-    with pytest.warns(UserWarning, match="train mode"), pytest.raises(WiringError, match="eval"):
-        VTranM(model).attribute(vectors(), 1)
+    with pytest.warns(UserWarning, match="train mode"):
+        found = VTranM(model).relevance_maps(vectors(), 1)["x", "x"]
+    assert found.isfinite().all() and found.abs().sum() > 0
+    for block in model.blocks:
+        block.attention.drop.p = 0.0
+    close(VTranM(model).relevance_maps(vectors(), 1)["x", "x"], maps(attention_only))
 
 
 def test_a_left_out_block_need_not_be_followed():
     def only_the_second(block, x):
-        return standard(block, x) if block.easy else gated_output(block, x)
+        return standard(block, x) if block.easy else mixed(block, x)
 
     model = made(only_the_second)
     model.blocks[0].easy, model.blocks[1].easy = False, True
@@ -663,6 +706,122 @@ def test_a_left_out_block_need_not_be_followed():
     found = VTranM(model, layers="blocks.1*").attribute(vectors(), 1, length=False)
     assert torch.equal(found, VTranM(model).attribute(vectors(), 1, length=False, start_layer=1))
     assert found.abs().sum() > 0
+
+
+class OfChannels(nn.Module):
+    """Channels attend to each other (XCiT): rows of no tensor that is added to."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out, self.head = nn.Linear(D, 3 * D), nn.Linear(D, D), nn.Linear(D, 4)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, D // HEADS)).permute(2, 0, 3, 4, 1)
+        y = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT).softmax(-1) @ v
+        return self.head((x + self.out(y.permute(0, 3, 1, 2).flatten(2))).mean(1))
+
+
+class OfPooledKeys(nn.Module):
+    """Keys and values are pooled behind their projection (MViT)."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = Attention(), nn.Linear(D, 4)
+
+    def forward(self, x):
+        q, k, v = self.attention.qkv(x).chunk(3, -1)
+        k, v = (F.avg_pool1d(t.mT, 2, ceil_mode=True).mT for t in (k, v))
+        q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head((x + self.attention.out(y))[:, 0])
+
+
+def ready(model):
+    set_weights(model)
+    return model.double().eval().requires_grad_(False)
+
+
+@pytest.mark.filterwarnings("ignore:the output reads all", "ignore:tokens are mixed")
+@pytest.mark.filterwarnings("ignore:every element of")
+def test_tokens_without_vectors():
+    """Their lengths count as kept, their directions alike: w = 1/n, with a warning."""
+    model, x = ready(OfChannels()), vectors(2)
+    ((_, plainly),) = VTranM(model).layer_maps(x, 1, length=False, direction=False)
+    with pytest.warns(UserWarning, match="no rows of what it is added to"):
+        ((_, found),) = VTranM(model).layer_maps(x, 1)
+    close(found, plainly / (D // HEADS))
+    with pytest.warns(UserWarning, match="their lengths count as kept"):
+        tokens = VTranM(model).attribute(x, 1)
+    assert tokens.shape == x.shape and tokens.abs().sum() > 0
+
+
+def test_a_pooled_key_is_the_mean_of_its_tokens():
+    """Two tokens to a key, the last one alone: E is their mean, and each has half of the key."""
+    model, x = ready(OfPooledKeys()), plain.in_graph(vectors()[0])
+    pairs = torch.zeros(3, N, dtype=x.dtype)
+    pairs[[0, 0, 1, 1, 2], range(N)] = torch.tensor([0.5, 0.5, 0.5, 0.5, 1.0], dtype=x.dtype)
+    q, k, v = model.attention.qkv(x).chunk(3, -1)
+    q, k, v = (plain.heads_of(t, HEADS) for t in (q, pairs @ k, pairs @ v))
+    A, out = plain.attend(q, k, v)
+    y = x + model.attention.out(out)
+    close(model.head(y)[:1].detach(), model(vectors()))
+    (gradient,) = torch.autograd.grad(model.head(y)[0].softmax(-1)[1], A)
+    step = plain.AttentionStep(A, v, model.attention.out.weight.T, pairs @ x)
+    U = torch.eye(N) + plain.weighted_map(step, gradient, torch.ones(3, dtype=bool)) @ pairs
+    C = U @ torch.diag(x.detach().norm(dim=-1))
+    close(VTranM(model).relevance_maps(vectors(), 1)["x", "x"][0], C.detach())
+
+
+def test_a_feed_forward_on_other_tokens_too_is_left_out():
+    """Tokens that join behind the attention go through the same branch: U = I, with a warning."""
+
+    class Joined(Model):
+        def __init__(self):
+            super().__init__(standard, 1)
+            self.others = nn.Parameter(torch.ones(1, 2, D))
+
+        def forward(self, x):
+            x = torch.cat([self.blocks[0](x), self.others.expand(len(x), -1, -1)], 1)
+            x = x + self.blocks[0].other(x)
+            return self.head(self.norm(x)[:, 0])
+
+    model = ready(Joined())
+    x, steps = plain.in_graph(vectors()[0]), []
+    y = walk_standard(model.blocks[0], x, steps)
+    output = model.head(model.norm((y + model.blocks[0].other(y))[None, 0]))
+    C = plain.vtranm(plain.Trace(steps, output, plain.all_real(x)), plain.probability(1))
+    with pytest.warns(UserWarning, match="which of the tokens that are followed"):
+        found = VTranM(model).relevance_maps(vectors(), 1)["x", "x"]
+    close(found[0], C)
+
+
+@pytest.mark.filterwarnings("ignore:tokens are mixed")
+def test_embeddings_that_are_mixed_with_another_stream_before_the_first_attention():
+    """C0 of ids that no block holds as they are (a linear attention layer first): ‖their rows‖."""
+
+    class Hybrid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.image = nn.Embedding(9, D), Block(standard)
+            self.mixer, self.block = nn.Conv1d(D, D, 3, padding=1), Block(standard)
+            self.head = nn.Linear(D, 4)
+
+        def forward(self, ids, x):
+            x = torch.cat([self.embed(ids), self.image(x)], 1)
+            return self.head(self.block(x + self.mixer(x.mT).mT)[:, 0])
+
+    class OnlyLengths(VTranM):
+        def change_weights(self, run, change):
+            return torch.ones_like(change.after)
+
+    model, ids = ready(Hybrid()), torch.tensor([[1, 4, 4, 7], [2, 2, 0, 8]])
+    inputs = {"ids": ids, "x": vectors(2)}
+    found, plainly = (
+        OnlyLengths(model).attribute_tokens(inputs, 1, length=length) for length in (True, False)
+    )
+    close(found["ids"], plainly["ids"] * model.embed(ids).norm(dim=-1))
+    close(found["x"], plainly["x"] * inputs["x"].norm(dim=-1))
+    assert (found["ids"] > 0).all() and (found["x"] > 0).all()
 
 
 class PooledByAQuery(nn.Module):

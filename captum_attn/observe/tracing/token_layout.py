@@ -52,6 +52,14 @@ class TokenLayout:
         return all(len(row[row >= 0].unique()) == self.n for row in self.index)
 
     @property
+    def is_one_to_one(self) -> bool:
+        """Whether no two tokens stand at one position."""
+        if self.index is None:
+            return True
+        held = (row[row >= 0] for row in self.index)
+        return all(len(row.unique()) == len(row) for row in held)
+
+    @property
     def _last(self) -> int:
         """Number of axes of channels, which come last."""
         sizes = itertools.accumulate(self.shape, operator.mul)

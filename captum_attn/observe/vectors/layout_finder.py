@@ -53,6 +53,9 @@ class LayoutFinder:
             (found,) = self.wiring.tracer.maps(Downstream.rows(rows), [up])
             if not _fits(found):
                 return None
+            held = replace(layout, index=found.to)
+            if not held.is_one_to_one:
+                return None  # pooled on the way
             return replace(layout, index=inverse(found.to, rows.shape[1]))
 
         goal = self.graph.latest(self.graph.reach(operand))

@@ -4,8 +4,8 @@ A model's output projection, with whatever scale follows it, is read off autogra
 the branch with respect to the call's output is that map transposed. A weight that the graph holds
 is taken as a first guess; a probe with random vectors decides whether it, times a constant factor
 per channel, is the map of every token. Else the map is read off row by row. What multiplies each
-token's output by numbers of its own, a gate or a norm, is found by probes likewise, and is held at
-what it was in the run.
+token's output by numbers of its own, a gate in front of the projection or behind it, or a norm, is
+found by probes likewise, and is held at what it was in the run.
 """
 
 from __future__ import annotations
@@ -34,22 +34,30 @@ Probe = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class LinearMap:
-    """How a call's output becomes what is added: each query's one is (g_i ⊙ o_i) W.
+    """How a call's output becomes what is added: each query's one is ((g_i ⊙ o_i) W) ⊙ r_i.
 
     Args:
         matrix (Tensor): W, (H, d, D), the output projection with its scale.
         gains (Tensor or None): g, (B, F q, H, d), what a query's output is multiplied with: its
             gate, the scale of a norm behind the projection; None: 1.
+        behind (Tensor or None): r, (B, F q, D), a gate behind the projection; None: 1.
     """
 
     matrix: Tensor
     gains: Tensor | None = None
+    behind: Tensor | None = None
+
+    @property
+    def by_query(self) -> bool:
+        """Whether each query has numbers of its own."""
+        return self.gains is not None or self.behind is not None
 
     def apply(self, output: Tensor) -> Tensor:
         """(B, F q, H d) -> (B, F q, D)."""
         if self.gains is not None:
             output = output * self.gains.flatten(2)
-        return output @ self.matrix.flatten(0, 1)
+        rows = output @ self.matrix.flatten(0, 1)
+        return rows if self.behind is None else rows * self.behind
 
 
 @dataclass
@@ -121,12 +129,32 @@ class Branch:
                 raise WiringError(
                     f"{self.call.module!r}: between its attention and the addition onto the skip "
                     "connection its output is not transformed by one linear map for all tokens, "
-                    "nor by one behind a gate or before a norm (dropout in train mode, tokens "
-                    "that are mixed), so that the value vectors cannot be followed; call "
-                    "`model.eval()`, leave the block out with `layers=`, or set length=False and "
-                    "direction=False"
+                    "nor by one with a gate or a norm in front of it or behind (tokens are mixed "
+                    "on the way?), so that the value vectors cannot be followed; leave the block "
+                    "out with `layers=`, or set length=False and direction=False"
                 )
         return self._heads(matrix, gains)
+
+    def gate_behind(self, projection: Branch, generator: torch.Generator) -> Tensor | None:
+        """What multiplies each query's rows between a projection and here, (B, n_q, D).
+
+        Returns:
+            Tensor or None: None where something else happens there.
+        """
+        batch, n, width = self.layout.batch, self.layout.n, self.layout.width
+        if projection.layout.width != width:
+            return None
+        probe = torch.randn(batch, n, width, generator=generator)
+        of_ones, of_probe = (
+            self._gradient(rows, projection.edge) for rows in (torch.ones_like(probe), probe)
+        )
+        if of_ones is None or of_probe is None:
+            return None
+        gate, found = (projection.layout.tokens(g) for g in (of_ones, of_probe))
+        expected = take(probe.to(gate), self.layout.index) * gate
+        if bool((found - expected).norm() > self.tolerance * expected.norm()):
+            return None
+        return gate.to(working_dtype(gate.dtype))
 
     def _heads(self, matrix: Tensor, gains: Tensor | None = None) -> LinearMap:
         shape = (self.call.heads, matrix.shape[0] // self.call.heads)

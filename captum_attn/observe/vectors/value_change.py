@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.vectors.output_projection import LinearMap
+
+_WIDTHS = (
+    "its values come from vectors of another width than those they become, so the angle between "
+    "the two is not defined"
+)
 
 
 @dataclass
@@ -23,6 +29,8 @@ class VectorChange:
         real (Tensor or None): (B, 1, n) which of them are tokens of the example, no padding and no
             learned keys; None: all.
         module (str): where it happens.
+        why (str): where there is no `dot`, why there is none.
+        measured (bool): False where the lengths are not known either, and taken to be kept.
 
     Where what the transformation is depends on the query (behind a gate), an axis of queries stands
     before the last one: (B, 1, 1, n) and (B, H, q, n).
@@ -33,6 +41,8 @@ class VectorChange:
     dot: Tensor | None
     real: Tensor | None
     module: str
+    why: str = ""
+    measured: bool = True
 
 
 @dataclass
@@ -72,24 +82,49 @@ class ValueChange:
         """Without gains."""
         after = ((self.values @ self.products) * self.values).sum(-1).clamp_min(0).sqrt()
         dot = None if self.pulled is None else self.pulled.sum(-1)
-        lengths = self.vectors.norm(dim=-1)[:, None]
-        return VectorChange(lengths, after, dot, self.real, self.call.module)
+        lengths, why = self.vectors.norm(dim=-1)[:, None], "" if dot is not None else _WIDTHS
+        return VectorChange(lengths, after, dot, self.real, self.call.module, why)
 
     def of_queries(self, rows: Tensor | None) -> VectorChange:
-        """With the gains g_i of F q' queries: |(g_i ⊙ v_j) W| and E_j · (g_i ⊙ v_j) W."""
-        assert self.linear_map.gains is not None
-        gains = self.linear_map.gains.transpose(1, 2)  # (B, H, F q, d)
-        if rows is not None:
-            gains = gains.unflatten(2, (self.call.windows, -1)).index_select(3, rows).flatten(2, 3)
+        """With what F q' queries multiply: |Ẽ_ij| and E_j · Ẽ_ij, Ẽ_ij = ((g_i ⊙ v_j) W) ⊙ r_i."""
+        found = self.linear_map
+        gains, behind = (self._chosen(g, rows) for g in (found.gains, found.behind))
+        plain = self.change
+        if behind is not None:
+            after, dot = self._gated_behind(gains, behind)
+        else:
+            assert gains is not None
+            after, dot = self._gated_in_front(gains.transpose(1, 2))
+        real = None if plain.real is None else plain.real[:, :, None]
+        return VectorChange(plain.before[:, :, None], after, dot, real, plain.module, plain.why)
+
+    def _chosen(self, gains: Tensor | None, rows: Tensor | None) -> Tensor | None:
+        """(B, F q, ...) -> (B, F q', ...)."""
+        if gains is None or rows is None:
+            return gains
+        return gains.unflatten(1, (self.call.windows, -1)).index_select(2, rows).flatten(1, 2)
+
+    def _gated_in_front(self, gains: Tensor) -> tuple[Tensor, Tensor | None]:
+        """By g alone, (B, H, F q', d)."""
         one, plain = gains[..., :1], self.change
         if bool(((gains - one).abs() <= 1e-5 * one.abs()).all()):  # one number for a whole head
-            after = one.abs() * plain.after[..., None, :]
             dot = None if plain.dot is None else one * plain.dot[..., None, :]
-        else:
-            after = self._squares(gains).clamp_min(0).sqrt()
-            dot = None if self.pulled is None else gains @ self.pulled.mT
-        real = None if plain.real is None else plain.real[:, :, None]
-        return VectorChange(plain.before[:, :, None], after, dot, real, plain.module)
+            return one.abs() * plain.after[..., None, :], dot
+        after = self._squares(gains).clamp_min(0).sqrt()
+        return after, None if self.pulled is None else gains @ self.pulled.mT
+
+    def _gated_behind(self, gains: Tensor | None, behind: Tensor) -> tuple[Tensor, Tensor | None]:
+        """By r, (B, F q', D), and by g, (B, F q', H, d): then one query after the other."""
+        alike: list[tuple[Tensor | None, Tensor]] = [(None, behind)]
+        apart = [] if gains is None else zip(gains.split(1, 1), behind.split(1, 1), strict=True)
+        after, dot = [], []
+        for g, r in apart or alike:
+            values = self.values if g is None else self.values * g.transpose(1, 2)
+            rows, r = values @ self.linear_map.matrix, r[:, None]  # (B, H, n, D), (B, 1, q', D)
+            after.append((r.square() @ rows.square().mT).sqrt())
+            if self.pulled is not None:
+                dot.append(r @ (self.vectors[:, None] * rows).mT)
+        return torch.cat(after, 2), torch.cat(dot, 2) if dot else None
 
     def _squares(self, gains: Tensor) -> Tensor:
         """Σ_ab g_ia g_ib v_ja v_jb (W W^T)_ab, (B, H, q, n), one channel a after the other."""

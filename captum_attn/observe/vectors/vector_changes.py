@@ -6,6 +6,7 @@ E-tilde is what the values of a head, or a feed-forward branch, would add to the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -21,11 +22,12 @@ from captum_attn.observe.streams.states import (
     AttentionState,
     InitialState,
     ParallelState,
+    Part,
     RearrangedState,
     State,
 )
 from captum_attn.observe.tracing.autograd_graph import gradients
-from captum_attn.observe.tracing.token_index import inverse, take
+from captum_attn.observe.tracing.token_index import scatter_sum, take
 from captum_attn.observe.tracing.token_layout import TokenLayout, token_layouts
 from captum_attn.observe.vectors.layout_finder import LayoutFinder
 from captum_attn.observe.vectors.output_projection import Branch, LinearMap
@@ -34,7 +36,20 @@ from captum_attn.observe.vectors.recording_tap import RecordingTap, Term
 from captum_attn.observe.vectors.sublayers import FeedForward, Residual, SubLayers
 from captum_attn.observe.vectors.value_change import ValueChange, VectorChange
 
+_NO_VECTORS = (
+    "its tokens are no rows of what it is added to, or of what its values are projected from "
+    "(channels that attend to each other; tokens that are pooled or mixed on the way), so they "
+    "have no vectors whose change could be measured: their lengths count as kept"
+)
 _WAY_OUT = "leave the block out with `layers=`, or set length=False and direction=False"
+
+
+class _NoVectors(WiringError):
+    """What attends are no rows of the tensors around it."""
+
+
+class _NeverEnters(WiringError):
+    """No block was seen to take a stream's own tokens."""
 
 
 class VectorChanges:
@@ -74,15 +89,26 @@ class VectorChanges:
             return None
         call = update.call
         if call not in self._values:
-            self._values[call] = self._of_values(update)
-        if self._linear_map(call).gains is None:
+            try:
+                self._values[call] = self._of_values(update)
+            except _NoVectors:
+                return self._unmeasured(update)
+        if not self._linear_map(call).by_query:
             return self._values[call].change
         return self._values[call].of_queries(rows)
 
+    def _unmeasured(self, update: AttentionState) -> VectorChange:
+        """Where tokens have no vectors: as long after as before, and no angle."""
+        call, n = update.call, update.call.positions[1]
+        ones = torch.ones(call.examples, 1, n, device=call.v.device)
+        real = self.padding.keys(update)
+        alike = ones.expand(-1, call.heads, -1)
+        return VectorChange(ones, alike, None, real, call.module, _NO_VECTORS, measured=False)
+
     def _of_values(self, update: AttentionState) -> ValueChange:
+        before, real = self._keys(update)
         call, found = update.call, self._linear_map(update.call)
         values = call.fold(call.v.detach()).to(found.matrix)  # (B, F, H, k, d)
-        before, real = self._keys(update)
         values = values.transpose(1, 2).flatten(2, 3)  # (B, H, F k, d)
         return ValueChange(values, before.to(values), found, real, call)
 
@@ -96,7 +122,7 @@ class VectorChanges:
             WiringError: as `attention`, and where the projection is not the same for all queries.
         """
         call, found = update.call, self._linear_map(update.call)
-        if found.gains is not None:
+        if found.by_query:
             raise WiringError(
                 f"{call.module!r}: its output is multiplied with numbers of each query (a gate, a "
                 "norm before the skip connection), so the length of a value is not the same for "
@@ -113,25 +139,29 @@ class VectorChanges:
             try:
                 self._maps[call] = branch.linear_map(self._generator)
             except WiringError:
-                if not self._goes_on(call, branch):
+                if not self._in_steps(call, branch):
                     raise
         return self._maps[call]
 
-    def _goes_on(self, call: AttentionCall, branch: Branch) -> bool:
-        """Whether a feed-forward stands between a call's output projection and the addition.
+    def _in_steps(self, call: AttentionCall, branch: Branch) -> bool:
+        """Whether something stands between a call's output projection and the addition.
 
-        It has no skip connection of its own, and so counts as U = I; the projection is the map.
+        A gate belongs to the map. A feed-forward has no skip connection of its own, and so counts
+        as U = I; the projection is the map.
         """
         found = self.layers.first_projection(call, branch.edge)
-        if found is None or not found[1]:
+        layout = None if found is None else self.layouts.behind(call, found[0])
+        if found is None or layout is None or found[0].edge is None:
             return False
-        term, layout = found[0], self.layouts.behind(call, found[0])
-        if layout is None or term.edge is None:
-            return False
-        if not self.layouts.tokenwise(term.edge, branch.term, branch.layout):
-            return False
-        self._maps[call] = Branch(call, term, layout, self.graph).linear_map(self._generator)
-        self._longer.add(call)
+        projection = Branch(call, found[0], layout, self.graph)
+        gate = branch.gate_behind(projection, self._generator)
+        if gate is None:
+            if not (
+                found[1] and self.layouts.tokenwise(projection.edge, branch.term, branch.layout)
+            ):
+                return False
+            self._longer.add(call)
+        self._maps[call] = replace(projection.linear_map(self._generator), behind=gate)
         return True
 
     def _residual(self, call: AttentionCall) -> Residual:
@@ -150,8 +180,8 @@ class VectorChanges:
         found = self.layouts.behind(call, residual.branch)
         if found is None and residual.skip is not None:  # a branch that is scaled by 0
             found = self.layouts.before(call, "q", residual.skip)
-        if found is None:
-            raise WiringError(
+        if found is None or not found.is_one_to_one:
+            raise _NoVectors(
                 f"{call.module!r}: which of its {call.positions[0]} positions are which rows of "
                 f"the {tuple(residual.branch.value.shape)} that it is added to could not be "
                 f"observed (something else than attention mixes the tokens); {_WAY_OUT}"
@@ -166,7 +196,8 @@ class VectorChanges:
     def _keys(self, update: AttentionState) -> tuple[Tensor, Tensor | None]:
         """The vectors E of the key positions, (B, F k, D), and which of them are real tokens.
 
-        The tokens on the skip connection where the call reads those; else (another stream, other
+        The tokens on the skip connection where the call reads those (of several that are pooled to
+        one key their mean); else (another stream, other
         tokens of its own) the vectors that the values are projected from.
         """
         call, n = update.call, update.call.positions[1]
@@ -176,8 +207,7 @@ class VectorChanges:
             return rows, self._layout(call).held(real)
         parts = reads.parts if isinstance(reads, RearrangedState) else ()
         if rows is not None and parts and all(part.state is update.query_state for part in parts):
-            moved = [take(rows, inverse(part.to, n)) for part in parts]
-            return torch.stack(moved).sum(0), real
+            return torch.stack([_met(rows, part, n) for part in parts]).sum(0), real
         origin, layout = self._key_term(update)
         return layout.tokens(origin.vectors()), real
 
@@ -187,7 +217,7 @@ class VectorChanges:
         origin = self.tap.origins.get(call)
         layout = None if origin is None else self.layouts.before(call, "v", origin)
         if origin is None or layout is None:
-            raise WiringError(
+            raise _NoVectors(
                 f"{call.module!r}: the vectors that its values are made of could not be observed "
                 "(it reads other tokens than those it updates, and no tensor of one row for each "
                 f"of its {n} keys was projected to its values); {_WAY_OUT}"
@@ -213,19 +243,21 @@ class VectorChanges:
         residual = self.layers.residuals.get(update.call)
         if residual is None or residual.start is None:
             return
+        try:
+            layout = self._layout(update.call)
+        except _NoVectors:
+            return
         together = [c for c, r in self.layers.residuals.items() if r.addition is residual.addition]
         if together[0] is not update.call:  # several calls in one step: with the first of them
             return
         for part in residual.parallel:
-            layout = self._layout(update.call)
             if self.layouts.tokenwise(part.start, part.branch, layout):
                 yield self._changed(part, layout, update)
-        if residual.joined and self._are_linear(together):
-            layout = self._layout(update.call)
-            if self.layouts.tokenwise(residual.start, residual.branch, layout):
-                joined = self._joined(residual, together, update)
-                if joined is not None:
-                    yield joined
+        apart = residual.joined and self._are_linear(together)
+        if apart and self.layouts.tokenwise(residual.start, residual.branch, layout):
+            joined = self._joined(residual, together, update)
+            if joined is not None:
+                yield joined
 
     def _are_linear(self, calls: list[AttentionCall]) -> bool:
         """Whether what a branch adds beside the calls' output can be told from it."""
@@ -250,8 +282,13 @@ class VectorChanges:
         for call in together:
             output = positions(call.output_rows(self.tap.outputs[call].vectors()))
             rows = rows - self._linear_map(call).apply(output.to(rows))
-        gated = any(self._linear_map(call).gains is not None for call in together)
-        if gated and _are_alike(rows, layout, float(whole.norm(dim=-1).max())):
+        gate, rest = self._linear_map(together[0]).behind, rows
+        if gate is not None:
+            squares = gate.square().sum((0, 1))
+            fitted = (gate * rows).sum((0, 1)) / torch.where(squares == 0, 1, squares)
+            rest = rows - gate * fitted
+        gated = any(self._linear_map(call).by_query for call in together)
+        if gated and _are_alike(rest, layout, float(whole.norm(dim=-1).max())):
             return None  # the projection's bias
         skip = layout.tokens(residual.skip.vectors())
         return _change(skip, rows, self.padding.tokens(update), update.call.module)
@@ -282,10 +319,11 @@ class VectorChanges:
                 partly = True
         pieces = self._in_pieces(branch)
         if partly and not pieces:
-            raise WiringError(
-                f"{branch.addition.module!r}: which tokens its feed-forward branch "
-                f"{tuple(branch.branch.value.shape)} acts on could not be observed; leave the "
-                "blocks out with `layers=`"
+            warnings.warn(
+                f"{branch.addition.module!r}: which of the tokens that are followed its "
+                f"feed-forward branch {tuple(branch.branch.value.shape)} acts on could not be "
+                "observed, so it is left out (U = I)",
+                stacklevel=2,
             )
         return pieces
 
@@ -349,11 +387,29 @@ class VectorChanges:
     # ------------------------------------------------------------------------ tokens
     def initial(self, state: State) -> Tensor:
         """Lengths of the tokens that enter the first block, (B, n)."""
-        term, rows = self.entering(state)
+        try:
+            term, rows = self.entering(state)
+        except _NeverEnters:
+            looked_up = self._looked_up(state)
+            if looked_up is None:
+                raise
+            return looked_up
         if term is None:  # these tokens are asked for, and then no longer there
             device = self.tap.calls[0].v.device
             return torch.ones(self.layouts.batch, state.n, device=device)
         return _lengths(rows(term.vectors()))
+
+    def _looked_up(self, state: State) -> Tensor | None:
+        """Lengths of a stream's embeddings, where tokens are mixed before the first attention."""
+        entries = state.source.entries if isinstance(state, InitialState) else []
+        if len(entries) != 1 or entries[0].leaf.ids is None or entries[0].mixing is not None:
+            return None
+        leaf, to = entries[0].leaf, entries[0].to
+        lengths = leaf.elements(_lengths(leaf.tensor.detach()), self.layouts.batch)
+        lengths = lengths.expand(self.layouts.batch, -1)
+        if to is None:
+            return lengths
+        return scatter_sum(lengths[..., None], to, state.n)[..., 0]
 
     def entering(self, state: State) -> tuple[Term | None, Callable[[Tensor], Tensor]]:
         """The tensor of tokens that enter the first block, and how it is laid out.
@@ -364,7 +420,7 @@ class VectorChanges:
         """
         for branch, layout in self._by_state().get(state, []):
             return branch.skip, layout.tokens
-        asks = False
+        asks = nowhere = False
         for update in self.wiring.updates:
             for side, used in ((True, update.query_state), (False, update.key_state)):
                 parts = used.parts if isinstance(used, RearrangedState) else ()
@@ -374,12 +430,16 @@ class VectorChanges:
                 if side and not self.keeps(update):
                     asks = True
                     continue  # they may answer as well
-                term, layout = self._query_term(update) if side else self._key_term(update)
+                try:
+                    term, layout = self._query_term(update) if side else self._key_term(update)
+                except _NoVectors:
+                    nowhere = True
+                    continue
                 to = None if part is None else part.to
                 return term, partial(_placed, layout, to, part is not None)
-        if asks:
+        if asks or nowhere:
             return None, lambda tensor: tensor
-        raise WiringError(
+        raise _NeverEnters(
             f"the vectors of the stream {state.stream!r} before its first attention could not be "
             "observed; set length=False"
         )
@@ -432,6 +492,14 @@ class VectorChanges:
         skip = self._residual(update.call).skip
         assert skip is not None
         return skip, self._layout(update.call)
+
+
+def _met(rows: Tensor, part: Part, n: int) -> Tensor:
+    """Rows of a part at n positions; where several meet (pooled keys), their mean."""
+    if part.to is None or part.shares is None:
+        return rows
+    shares = part.shares.to(rows)[..., None]
+    return scatter_sum(rows * shares, part.to.to(rows.device), n)
 
 
 def _placed(layout: TokenLayout, to: Tensor | None, moved: bool, tensor: Tensor) -> Tensor:
