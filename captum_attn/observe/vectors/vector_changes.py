@@ -387,14 +387,17 @@ class VectorChanges:
     # ------------------------------------------------------------------------ tokens
     def initial(self, state: State) -> Tensor:
         """Lengths of the tokens that enter the first block, (B, n)."""
+        term: Term | None = None
         try:
             term, rows = self.entering(state)
+        except _NoVectors:
+            pass
         except _NeverEnters:
             looked_up = self._looked_up(state)
             if looked_up is None:
                 raise
             return looked_up
-        if term is None:  # these tokens are asked for, and then no longer there
+        if term is None:  # no vectors; or these tokens are asked for, and then no longer there
             device = self.tap.calls[0].v.device
             return torch.ones(self.layouts.batch, state.n, device=device)
         return _lengths(rows(term.vectors()))
@@ -420,7 +423,7 @@ class VectorChanges:
         """
         for branch, layout in self._by_state().get(state, []):
             return branch.skip, layout.tokens
-        asks = nowhere = False
+        asks, nowhere = False, None
         for update in self.wiring.updates:
             for side, used in ((True, update.query_state), (False, update.key_state)):
                 parts = used.parts if isinstance(used, RearrangedState) else ()
@@ -432,12 +435,14 @@ class VectorChanges:
                     continue  # they may answer as well
                 try:
                     term, layout = self._query_term(update) if side else self._key_term(update)
-                except _NoVectors:
-                    nowhere = True
+                except _NoVectors as error:
+                    nowhere = error  # they may be elsewhere
                     continue
                 to = None if part is None else part.to
                 return term, partial(_placed, layout, to, part is not None)
-        if asks or nowhere:
+        if nowhere is not None:
+            raise nowhere
+        if asks:
             return None, lambda tensor: tensor
         raise _NeverEnters(
             f"the vectors of the stream {state.stream!r} before its first attention could not be "
