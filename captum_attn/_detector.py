@@ -8,7 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_attn._checks import FAILURES, finite, flag, listed, number, one_of, scalar, shown, whole
+from captum_attn._checks import (
+    FAILURES,
+    finite,
+    flag,
+    listed,
+    number,
+    one_of,
+    scalar,
+    shown,
+    suggested,
+    whole,
+)
 from captum_attn.errors import InputError, OptionError, TargetError
 from captum_attn.observe.capture.attention_call import working_dtype
 from captum_attn.observe.capture.restore import modules_of
@@ -78,6 +89,71 @@ def probabilities(logits: Tensor, activation: str, config: Any, reads_text: bool
     if width < 2:
         raise OptionError("activation: expected 'sigmoid' for a single logit, got 'softmax'")
     return logits.softmax(-1)[..., :-1]
+
+
+def names_of_classes(config: Any, id2label: Mapping[int, str] | None) -> dict[int, str]:
+    """Class -> name, as given or as the model's configuration has it.
+
+    The stand-ins of transformers, "LABEL_6", are no names.
+    """
+    known = (getattr(config, "id2label", None) if id2label is None else id2label) or {}
+    return {
+        number: str(name)
+        for number, name in known.items()
+        if id2label is not None or str(name) != f"LABEL_{number}"
+    }
+
+
+def classes_of(given: Any, known: Mapping[int, str], count: int, boxes: int) -> list[int]:
+    """The classes of so many boxes, by their numbers or names."""
+    several = isinstance(given, (list, tuple)) or getattr(given, "ndim", 0) > 0
+    each = listed("label", given, "classes") if several else [given] * boxes
+    if len(each) != boxes:
+        raise TargetError(f"label: expected a class, or one for each of {boxes} boxes, got {given}")
+    numbers = {name.casefold(): number for number, name in reversed(list(known.items()))}
+    found = []
+    for one in each:
+        if isinstance(one, str):
+            if one.casefold() not in numbers:
+                names = list(known.values())
+                raise TargetError(
+                    f"label: expected a number below {count} or one of {names[:12]}, got {one!r}"
+                    f"{suggested(one, names)}"
+                )
+            one = numbers[one.casefold()]
+        found.append(whole("label", one, 0, count - 1, TargetError))
+    return found
+
+
+def checked_boxes(box: Any, size: Size) -> Tensor:
+    """Boxes (n, 4) in float64, each with an area inside the image."""
+    expected = "(x_min, y_min, x_max, y_max) in pixels of the image, or (n, 4) of them"
+    try:
+        found = torch.as_tensor(box, dtype=torch.float64, device="cpu").detach()
+    except FAILURES as problem:
+        raise InputError(f"box: expected {expected}, got {shown(box)}") from problem
+    found = found[None] if found.ndim == 1 else found
+    if found.ndim != 2 or found.shape[1] != 4 or not len(found):
+        raise InputError(f"box: expected {expected}, got {tuple(found.shape)}")
+    finite("box", found, expected)
+    height, width = size
+    x1, y1, x2, y2 = found.unbind(1)
+    if bool(((x1 >= x2) | (y1 >= y2)).any()):
+        raise InputError(f"box: expected {expected}, x_min < x_max and y_min < y_max; got {box}")
+    if bool(((x1 >= width) | (y1 >= height) | (x2 <= 0) | (y2 <= 0)).any()):
+        raise InputError(f"box: expected {expected}, of {width} x {height}; got {box}")
+    if bool((found.abs() <= 1).all()) and max(size) > 2:
+        raise InputError(f"box: expected {expected}, got {box}; multiply it by width and height")
+    return found
+
+
+def overlaps(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Of corners (n, 4) and (m, 4): IoU, and how far apart they are (L1), both (n, m)."""
+    one, two = boxes[:, None], others[None]
+    inside = (torch.minimum(one, two)[..., 2:] - torch.maximum(one, two)[..., :2]).clamp_min(0)
+    areas = [(b[..., 2:] - b[..., :2]).clamp_min(0).prod(-1) for b in (one, two)]
+    common = inside.prod(-1)
+    return common / (areas[0] + areas[1] - common), (one - two).abs().sum(-1)
 
 
 def ordered(scores: Tensor, threshold: float, queries: Any) -> tuple[list[Tensor], list[int]]:

@@ -18,13 +18,13 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_attn import _detector as detector
-from captum_attn._checks import names_of, shown
+from captum_attn._checks import names_of, number, shown
 from captum_attn.attr import AttentionAttribution, Result
-from captum_attn.errors import OptionError
+from captum_attn.errors import InputError, OptionError
 from captum_attn.observe.streams.states import InputMap
 from captum_attn.observe.streams.to_inputs import check_interpolation
 
-__all__ = ["Detections", "explain_detections"]
+__all__ = ["Detections", "Missed", "explain_detections", "explain_missed"]
 
 Explanation = tuple[Tensor, dict[str, Tensor], Tensor | None]  # map, tokens, grid
 
@@ -59,6 +59,37 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.queries)
+
+
+@dataclass(eq=False)
+class Missed(Detections):
+    """Objects that were not detected, each with the query that came nearest.
+
+    `boxes`, `scores`, `queries` and `maps` are that query's, `labels` and `names` the missed
+    classes: the score is the probability that the query gives the missed class.
+
+    Args:
+        overlaps (Tensor): (n,), intersection over union of the query's box and the object's.
+        lies_right (Tensor): (n,), bool: whether that is enough for a detection.
+        likeliest (list of str): the query's own likeliest class, whose probability is
+            `likeliest_scores` (n,).
+    """
+
+    overlaps: Tensor = field(default_factory=lambda: torch.empty(0))
+    lies_right: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+    likeliest: list[str] = field(default_factory=list)
+    likeliest_scores: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __str__(self) -> str:
+        lines = []
+        for i, name in enumerate(self.names):
+            where = "lies right" if self.lies_right[i] else "is the closest"
+            lines.append(
+                f"{name}: query {int(self.queries[i])} {where} (IoU {float(self.overlaps[i]):.2f}) "
+                f"with {name} {float(self.scores[i]):.2f}; likeliest: {self.likeliest[i]} "
+                f"{float(self.likeliest_scores[i]):.2f}"
+            )
+        return "\n".join(lines)
 
 
 def explain_detections(
@@ -116,11 +147,7 @@ def explain_detections(
         >>> found = explain_detections(GenericAttention(detr), inputs, target_sizes=sizes)
         >>> found[0].names, found[0].boxes, found[0].maps    # (n,), (n, 4), (n, H, W)
     """
-    if not isinstance(method, Attribution):
-        raise OptionError(
-            "method: expected a method on the detector, such as GenericAttention(detector); got "
-            f"{shown(method)}"
-        )
+    _check_method(method)
     detector.check_settings(threshold, activation, max_detections, id2label, show_progress)
     if queries is not None:
         detector.checked_queries(queries)
@@ -139,7 +166,7 @@ def explain_detections(
         likely = detector.probabilities(logits, activation, config, reads_text)
         scores, labels = likely.max(-1)  # (B, Q)
         order, kept = detector.ordered(scores, threshold, queries)
-        known = (getattr(config, "id2label", None) if id2label is None else id2label) or {}
+        known = detector.names_of_classes(config, id2label)
         for b, size in enumerate(sizes):
             own = order[b][: kept[b]][:max_detections]
             found.append(
@@ -148,7 +175,7 @@ def explain_detections(
                     labels=labels[b, own],
                     scores=scores[b, own],
                     queries=own,
-                    names=[str(known.get(label, label)) for label in labels[b, own].tolist()],
+                    names=[known.get(label, str(label)) for label in labels[b, own].tolist()],
                     maps=pixels.new_empty(0, *size),
                 )
             )
@@ -159,19 +186,137 @@ def explain_detections(
         ]
         return [[(query, int(labels[b, query])) for b, query in enumerate(row)] for row in rows]
 
+    return _explained(method, inputs, choose, found, (real, sizes), dict(options), show_progress)
+
+
+def explain_missed(
+    method: Attribution,
+    inputs: Tensor | Mapping[str, Any],
+    box: Tensor | Sequence[Any],
+    label: int | str | Sequence[int | str],
+    *,
+    min_overlap: float = 0.5,
+    activation: str = "auto",
+    target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+    id2label: Mapping[int, str] | None = None,
+    show_progress: bool = False,
+    **options: Any,
+) -> Missed:
+    r"""Explains why an object was not detected: the query that came nearest, and its map.
+
+    Of the queries whose boxes overlap the object's by `min_overlap`, the nearest is the one with
+    the highest probability of its class: it lies right, but its score is too low, or another class
+    is likelier. Where none does, no query looked there, and it is the one whose box overlaps most,
+    or whose corners are closest. What is attributed is its score of the missed class.
+
+    Args:
+        method (Attribution), inputs: as for `explain_detections`, of one image.
+        box (Tensor or sequence): (4,) or (n, 4), x_min, y_min, x_max, y_max of the missed objects
+            in pixels of the image.
+        label (int, str or sequence of these): the class, or the class of each box, by number or
+            name.
+        min_overlap (float): the intersection over union from which on a box lies right.
+            Default: 0.5.
+        activation, target_sizes, id2label, show_progress, **options: as for `explain_detections`.
+
+    Returns:
+        Missed: for each box the nearest query, which `visualize_detections` draws.
+
+    Raises:
+        InputError: for boxes that are none, or for several images.
+        TargetError: for a class that the detector has not.
+
+    Examples::
+
+        >>> missed = explain_missed(GenericAttention(detr), image, (12, 30, 90, 140), "cat")
+        >>> print(missed)
+        cat: query 17 lies right (IoU 0.82) with cat 0.31; likeliest: dog 0.62
+        >>> visualize_detections(missed, image).save("missed.png")
+    """
+    _check_method(method)
+    detector.check_settings(0.0, activation, None, id2label, show_progress)
+    number("min_overlap", min_overlap, 0, 1, open_ends="(")
+    if not isinstance(method, AttentionAttribution):
+        _check_options(method, options)
+    _, pixels = detector.images_of(inputs)
+    if len(pixels) != 1:
+        raise InputError(f"inputs: expected one image, got {len(pixels)}; explain each by itself")
+    real = detector.real_sizes(inputs, pixels)
+    sizes = real if target_sizes is None else detector.checked_sizes(target_sizes, 1)
+    wanted = detector.checked_boxes(box, sizes[0])
+    found: list[Detections] = []
+
+    def choose(output: Any) -> list[list[tuple[int, int]]]:
+        """The (query, class) of each missed object."""
+        logits, boxes = detector.logits_and_boxes(output, 1)
+        config = detector.config_of(method.forward_func)
+        reads_text = isinstance(inputs, Mapping) and "input_ids" in inputs
+        likely = detector.probabilities(logits, activation, config, reads_text)[0]  # (Q, classes)
+        known = detector.names_of_classes(config, id2label)
+        labels = detector.classes_of(label, known, likely.shape[1], len(wanted))
+        placed = detector.corners(boxes[0], sizes[0])
+        overlaps, apart = detector.overlaps(wanted.to(placed), placed)  # (n, Q)
+        scores = likely[:, labels].T  # (n, Q)
+        right = overlaps >= min_overlap
+        closest = torch.where((overlaps > 0).any(1), overlaps.argmax(1), apart.argmin(1))
+        likeliest = torch.where(right, scores, -1).argmax(1)
+        nearest = torch.where(right.any(1), likeliest, closest)
+        best, instead = likely[nearest].max(-1)
+        rows = torch.arange(len(wanted), device=nearest.device)
+        found.append(
+            Missed(
+                boxes=placed[nearest],
+                labels=torch.tensor(labels, device=nearest.device),
+                scores=scores[rows, nearest],
+                queries=nearest,
+                names=[known.get(one, str(one)) for one in labels],
+                maps=pixels.new_empty(0, *sizes[0]),
+                overlaps=overlaps[rows, nearest],
+                lies_right=right[rows, nearest],
+                likeliest=[known.get(one, str(one)) for one in instead.tolist()],
+                likeliest_scores=best,
+            )
+        )
+        return [[pair] for pair in zip(nearest.tolist(), labels, strict=True)]
+
+    places = (real, sizes)
+    (made,) = _explained(method, inputs, choose, found, places, dict(options), show_progress)
+    assert isinstance(made, Missed)
+    return made
+
+
+def _explained(
+    method: Attribution,
+    inputs: Any,
+    choose: Callable[[Any], Any],
+    found: list[Detections],
+    places: tuple[list[detector.Size], list[detector.Size]],
+    options: dict[str, Any],
+    show_progress: bool,
+) -> list[Detections]:
+    """What `choose` found, with its maps, from the images' real sizes to the wanted ones."""
     explain = _from_one_pass if isinstance(method, AttentionAttribution) else _from_own_passes
+    real, sizes = places
     made: list[list[Explanation]] = [[] for _ in sizes]
+    mode = options.get("interpolation", "bilinear")
     for j, (maps, tokens, grid) in enumerate(
-        explain(method, inputs, choose, dict(options), show_progress)
+        explain(method, inputs, choose, options, show_progress)
     ):
         for b, own in enumerate(found):
             if j < len(own):
                 height, width = real[b]
-                mode = options.get("interpolation", "bilinear")
                 laid = _resized(maps[b, :height, :width], sizes[b], mode)
                 streams = {name: rows[b] for name, rows in tokens.items()}
                 made[b].append((laid, streams, None if grid is None else grid[b]))
     return [_with(own, explained) for own, explained in zip(found, made, strict=True)]
+
+
+def _check_method(method: Any) -> None:
+    if not isinstance(method, Attribution):
+        raise OptionError(
+            "method: expected a method on the detector, such as GenericAttention(detector); got "
+            f"{shown(method)}"
+        )
 
 
 def _check_options(method: Attribution, options: Mapping[str, Any]) -> None:

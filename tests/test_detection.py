@@ -23,7 +23,7 @@ from captum_attn import (
     TransformerLRP,
     objectives,
 )
-from captum_attn.detection import Detections, explain_detections
+from captum_attn.detection import Detections, explain_detections, explain_missed
 from captum_attn.errors import AttnError, InputError, OptionError, TargetError
 from tests.plain import close
 from tests.zoo import set_weights
@@ -523,3 +523,69 @@ def test_the_model_is_left_as_found(left_as_found: Callable) -> None:
     with left_as_found(model, images()):
         found = explain_detections(GenericAttention(model), images(), threshold=0.3)
     assert all(isinstance(own, Detections) for own in found)
+
+
+# ------------------------------------------------------------------ what was missed
+class Placed(nn.Module):
+    """Queries at known places with known scores; what they see goes through one attention."""
+
+    BOXES = ((0.25, 0.5, 0.5, 1.0), (0.25, 0.5, 0.5, 0.5), (0.9, 0.9, 0.2, 0.2))  # centre, size
+    SCORES = ((0.7, 0.2), (0.1, 0.3), (0.2, 0.75))
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        patches = F.unfold(pixels, 8, stride=8).mT  # (B, 6, 192)
+        queries = patches.new_ones(len(pixels), 3, 192).cumsum(1) / 192
+        seen = F.scaled_dot_product_attention(queries, patches, patches).mean(-1, keepdim=True)
+        logits = torch.tensor(self.SCORES).to(seen).logit() + 1e-4 * seen
+        boxes = torch.tensor([self.BOXES]).to(seen).expand(len(pixels), 3, 4)
+        return {"logits": logits, "pred_boxes": boxes}
+
+
+def test_the_query_that_came_nearest_to_a_missed_object() -> None:
+    """A 32 x 48 image, its left half missed: the first query fills it, the second half of that."""
+    explain, image = GenericAttention(Placed()), images(1)
+    options: dict[str, Any] = {"activation": "sigmoid", "id2label": {0: "cat", 1: "dog"}}
+    left, away = [0, 0, 24, 32], [40, 0, 48, 8]
+    missed = explain_missed(explain, image, [left, left, away], ["dog", 0, "dog"], **options)
+    # Both lie right at 0.5; nothing overlaps the last, whose closest is the lower right corner.
+    assert missed.queries.tolist() == [1, 0, 2]
+    assert missed.overlaps.tolist() == pytest.approx([0.5, 1.0, 0.0])
+    assert missed.lies_right.tolist() == [True, True, False]
+    assert missed.scores.tolist() == pytest.approx([0.3, 0.7, 0.75], abs=1e-3)
+    assert missed.names == ["dog", "cat", "dog"] and missed.likeliest == ["dog", "cat", "dog"]
+    boxes = [[0, 8, 24, 24], [0, 0, 24, 32], [38.4, 25.6, 48, 32]]
+    torch.testing.assert_close(missed.boxes, torch.tensor(boxes).double())
+    for j, target in enumerate([(1, 1), (0, 0), (2, 1)]):
+        close(missed.maps[j], explain.attribute(image, target=target).sum(1)[0])
+    assert str(missed).splitlines()[2].startswith("dog: query 2 is the closest (IoU 0.00) with dog")
+    (strict,) = explain_missed(explain, image, left, "dog", min_overlap=0.6, **options).queries
+    assert int(strict) == 0
+
+
+@pytest.mark.parametrize(
+    ("box", "label", "said"),
+    [
+        ((0, 0, 24), 0, "box: expected"),
+        ((5, 0, 5, 9), 0, "x_min < x_max"),
+        ((50, 0, 60, 9), 0, "of 48 x 32"),
+        ((0.1, 0.1, 0.5, 0.5), 0, "multiply it"),
+        ((0, 0, 24, 32), "dgo", "did you mean 'dog'"),
+        ((0, 0, 24, 32), 2, "from 0 to 1"),
+        ((0, 0, 24, 32), [0, 1], "one for each of 1 boxes"),
+    ],
+)
+def test_missed_objects_that_are_none(box: Any, label: Any, said: str) -> None:
+    with pytest.raises((InputError, TargetError), match=said):
+        explain_missed(GenericAttention(Placed()), images(1), box, label, activation="sigmoid",
+                       id2label={0: "cat", 1: "dog"})  # fmt: skip
+
+
+def test_stand_ins_of_transformers_are_no_names() -> None:
+    model = detector("Detr")
+    known, model.config.id2label = model.config.id2label, NAMES | {0: "LABEL_0", 1: "LABEL_1"}
+    try:
+        (found,) = explain_detections(RawAttention(model), images(1), threshold=0)
+    finally:
+        model.config.id2label = known
+    labels = found.labels.tolist()
+    assert found.names == [NAMES[label] if label > 1 else str(label) for label in labels]

@@ -42,6 +42,14 @@ Method = Annotated[
         f"Default: {METHOD}. Where a method has discard_self, it is on.",
     ),
 ]
+Attention = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A .html page on which a layer, a head and a token are chosen, of one attention "
+        "method and one model. Default: none.",
+    ),
+]
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="Default: a GPU, if there is one.")
 ]
@@ -97,6 +105,7 @@ def explain_text_command(
             "repeated. Default: none.",
         ),
     ] = None,
+    attention: Attention = None,
     top: Annotated[int, typer.Option(metavar="N", min=1, help="Words to print.")] = 10,
     device: Device = None,
 ) -> None:
@@ -108,11 +117,13 @@ def explain_text_command(
     """  # fmt: skip
     asked_for, outs = _methods(method), _checked_outs(out)
     _check_models(model)
+    _check_attention(attention, asked_for, model)
     if labels is not None and "topics" not in model:
         raise OptionError(f"--labels are for the model topics; '{model[0]}' has its own")
-    if generate is not None and (token or text2 or target != "predicted" or len(model) > 1):
+    alone = token or text2 or target != "predicted" or len(model) > 1 or attention
+    if generate is not None and alone:
         raise OptionError("--generate goes on from one text with one model: leave out --text2, "
-                          "--token, --target and a second --model")  # fmt: skip
+                          "--token, --target, --attention and a second --model")  # fmt: skip
     # Imported here, so that --help and a mistyped option do not wait for them.
     from captum_attn.explain.ranking import encoded, ranking
     from captum_attn.visualization import visualize_text
@@ -132,6 +143,9 @@ def explain_text_command(
         _announce(answer.asked, name if len(model) > 1 else "")
         print(ranking(answer.words, top), end="\n\n" if name != model[-1] else "\n")
         answers.append(answer)
+        if attention is not None:
+            page = {"tokens": _tokens_of(loaded, inputs), "title": answer.asked.question}
+            _write_attention(attention, loaded, inputs, answer.asked, asked_for, page)
     words = {kind: [answer.words[kind] for answer in answers] for kind in asked_for}
     _write(outs, answers, about, lambda: visualize_text(words, titles=_titles(answers)))
 
@@ -159,6 +173,7 @@ def explain_image_command(
             "Default: explanation.png.",
         ),
     ] = None,
+    attention: Attention = None,
     device: Device = None,
 ) -> None:
     """Explain a picture: where in it the model saw a class.
@@ -167,6 +182,7 @@ def explain_image_command(
     """
     asked_for, outs = _methods(method), _checked_outs(out or [Path("explanation.png")])
     _check_models(model)
+    _check_attention(attention, asked_for, model)
     if not is_file(image):
         raise InputError(f"no picture at '{image}'; give the path of an image file")
     # Imported here, so that --help and a mistyped option do not wait for them.
@@ -186,6 +202,9 @@ def explain_image_command(
         maps = {kind: values[0].sum(0) for kind, values in found[-1].items()}
         answers.append(Answer(name, asked, maps=maps))
         seen.append(loaded.shown(pixels[0]))
+        if attention is not None:
+            page = {"images": seen[-1], "title": asked.question}
+            _write_attention(attention, loaded, pixels, asked, asked_for, page)
         _announce(asked, name if len(model) > 1 else "")
     maps = {kind: [one[kind][0] for one in found] for kind in asked_for}
     gone = {kind: [one[kind][0] for one in marks] for kind in marks[0]}
@@ -206,6 +225,16 @@ def _check_models(names: Sequence[str]) -> None:
         raise OptionError("--model: expected different models")
 
 
+def _check_attention(path: Path | None, methods: Methods, models: Sequence[str]) -> None:
+    if path is None:
+        return
+    if path.suffix.lower() != ".html":
+        raise OptionError(f"--attention: expected a file ending in .html, got '{path}'")
+    if len(methods) > 1 or len(models) > 1:
+        raise OptionError("--attention shows one method on one model; give one of each")
+    _check_place("--attention", path)
+
+
 def _checked_outs(outs: list[Path] | None) -> list[Path]:
     """Refuses before a model is loaded what could not be written after it has run."""
     for out in outs or []:
@@ -214,11 +243,15 @@ def _checked_outs(outs: list[Path] | None) -> list[Path]:
                 f"--out: expected a file ending in {', '.join(PICTURES + NUMBERS[:1])} or "
                 f"{NUMBERS[1]}, got '{out}'"
             )
-        if not is_folder(out.parent):
-            raise InputError(f"no folder at '{out.parent}'; give --out a file in a folder of yours")
-        if is_folder(out) or not os.access(out if is_file(out) else out.parent, os.W_OK):
-            raise InputError(f"cannot write to '{out}'; give --out a file of yours")
+        _check_place("--out", out)
     return list(outs or [])
+
+
+def _check_place(option: str, path: Path) -> None:
+    if not is_folder(path.parent):
+        raise InputError(f"no folder at '{path.parent}'; give {option} a file in a folder of yours")
+    if is_folder(path) or not os.access(path if is_file(path) else path.parent, os.W_OK):
+        raise InputError(f"cannot write to '{path}'; give {option} a file of yours")
 
 
 # ---------------------------------------------------------------------------- the explanation
@@ -319,6 +352,33 @@ def _left_out(loaded: Loaded, inputs: Any, asked: Explained, methods: Methods) -
             attribution, options = _on_the_model(loaded, kind, given)
             marks[name] = attribution.left_out(inputs, target=asked.target, **options)
     return marks
+
+
+def _tokens_of(loaded: Loaded, inputs: Any) -> Any:
+    fast = getattr(inputs, "encodings", None)
+    ids = inputs["input_ids"][0].tolist()
+    return inputs if fast else loaded.tokenizer.convert_ids_to_tokens(ids)
+
+
+def _write_attention(
+    path: Path, loaded: Loaded, inputs: Any, asked: Explained, methods: Methods, page: Any
+) -> None:
+    from captum_attn.attr import AttentionAttribution
+    from captum_attn.visualization import attention_page
+
+    ((name, (kind, given)),) = methods.items()
+    attribution, options = _on_the_model(loaded, kind, given)
+    if not isinstance(attribution, AttentionAttribution):
+        raise OptionError(f"--attention: expected a method of captum_attn, got {name}")
+    row = asked.target[0] if isinstance(asked.target, tuple) else None
+    options = {"target": asked.target, **options}
+    try:
+        layers = attribution.layer_maps(inputs, **options)
+        final = attribution.relevance_maps(inputs, **options)
+    except AttnError as problem:  # of methods that make no map of each head
+        raise OptionError(f"--attention: {name}: {problem}") from problem
+    made = attention_page(layers, final, row=row, **page)
+    print(f"written to {made.save(path)}")
 
 
 # ---------------------------------------------------------------------------- what is said

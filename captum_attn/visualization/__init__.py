@@ -1,8 +1,9 @@
 """Pictures of attributions, in the manner of `captum.attr.visualization`.
 
-Every function returns a :class:`Picture`, a matplotlib `Figure` that nothing has shown and that
-`save` writes as PNG, SVG, PDF or HTML. They take the attributions of any method of Captum or of
-this library, for one example or for a batch, and have Captum's options `sign` and `outlier_perc`.
+Every function but `attention_page`, whose page is clicked, returns a :class:`Picture`, a
+matplotlib `Figure` that nothing has shown and that `save` writes as PNG, SVG, PDF or HTML. They
+take the attributions of any method of Captum or of this library, for one example or for a batch,
+and have Captum's options `sign` and `outlier_perc`.
 
 Orange speaks for the target, purple against it; maps without a sign go from dark to light
 (viridis). A map that is zero everywhere is drawn as empty, with a note in the picture and a
@@ -18,6 +19,7 @@ except ModuleNotFoundError as missing:
         'captum_attn.visualization needs matplotlib: pip install "captum_attn[visualization]"'
     ) from missing
 
+from captum_attn.visualization.attention_page import AttentionPage, attention_page
 from captum_attn.visualization.detections import visualize_detections
 from captum_attn.visualization.flow import visualize_heads, visualize_layers
 from captum_attn.visualization.image_text import (
@@ -33,8 +35,10 @@ from captum_attn.visualization.words import Word, words_of
 from captum_attn.visualization.words_on_image import visualize_words_on_image
 
 __all__ = [
+    "AttentionPage",
     "Picture",
     "Word",
+    "attention_page",
     "text_records",
     "unpack_patches",
     "visualize_detections",

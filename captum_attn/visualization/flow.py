@@ -87,7 +87,7 @@ def visualize_layers(
     """
     if images is not None and tokens is not None:
         raise OptionError("expected `images` or `tokens`, got both")
-    names, maps = _checked(layer_maps, examples)
+    names, maps = checked_layers(layer_maps, examples)
     means = [one.mean((1, 2)) for one in maps]  # (B, q, k)
     batch = len(means[0])
     check_counts(batch, {"titles": titles})
@@ -179,7 +179,7 @@ def visualize_heads(
 
         >>> visualize_heads(GenericAttention(vit).layer_maps(images, target=3), row=0)
     """
-    names, maps = _checked(layer_maps, examples)
+    names, maps = checked_layers(layer_maps, examples)
     sign = resolved_sign(sign, maps)
     batch, most = len(maps[0]), max(one.shape[2] for one in maps)
     check_counts(batch, {"titles": titles})
@@ -214,7 +214,7 @@ def visualize_heads(
     return figure
 
 
-def _checked(
+def checked_layers(
     layer_maps: Sequence[tuple[Any, Any]], examples: int | None
 ) -> tuple[list[str], list[np.ndarray]]:
     """Names of the layers, and their maps (B, F, H, q, k)."""

@@ -144,3 +144,22 @@ def test_a_flat_map_is_noted_on_the_command_line(capsys):
     assert told.startswith("note: the output reads all tokens") and told.count("\n") == 1
     assert run(["explain-text", "The band sang.", "--model", "topics"]) == 0
     assert not capsys.readouterr().err
+
+
+def test_a_page_of_layers_and_heads(bert, scene, tmp_path, capsys):
+    asked = ["explain-text", "A fine film.", "--model", bert, "--attention", "page.html"]
+    assert "written to page.html" in printed(capsys, *asked)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    assert [one["text"] for one in data["keys"]] == ["[CLS]", "a", "fine", "film", ".", "[SEP]"]
+    assert [layer["final"] for layer in data["layers"]] == [True, False]
+    printed(capsys, "explain-image", scene, "--model", "digit-vit", "--attention", "see.html",
+            "--out", "why.json")  # fmt: skip
+    assert '"grid":[8,8]' in (tmp_path / "see.html").read_text(encoding="utf-8")
+    for more, said in [
+        (["--method", "GAE, VTranM"], "one method on one model"),
+        (["--method", "ViT-CX"], "--attention: VitCX"),
+        (["--attention", "page.png"], "ending in .html"),
+    ]:
+        assert run([str(a) for a in [*asked, *more]]) == 2
+        assert said in capsys.readouterr().err
