@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FAILURES", "callable_of", "finite", "flag", "is_file", "is_folder", "listed", "names_of",
     "number", "one_of", "plain",
-    "scalar", "shown", "shown_error", "size_of", "suggested", "text", "texts", "whole",
+    "scalar", "shown", "shown_error", "size_of", "suggested", "text", "texts", "way_out", "whole",
 ]  # fmt: skip
 
 LONGEST = 80  # letters of a value in an error
@@ -93,6 +93,27 @@ def suggested(value: Any, known: Collection[Any]) -> str:
     words = [str(word) for word in known]
     near = get_close_matches(str(value), words, 1) if isinstance(value, str) else []
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def way_out(inputs: Any) -> str:
+    """What to do with a text, lists of ids, arrays and pictures, which people give for tensors."""
+    first = inputs
+    if isinstance(first, Mapping):
+        first = next(iter(first.values()), None)
+        if isinstance(first, (list, tuple)) or hasattr(first, "__array__"):
+            return '; pass return_tensors="pt" to the tokenizer or processor'
+        return ""
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    if isinstance(first, str):
+        return '; pass tokenizer(text, return_tensors="pt")'
+    if is_tensor(first):
+        return "; pass a tuple of them, or torch.stack(...) of a batch"
+    if isinstance(first, int):
+        return "; pass torch.tensor([ids]), with an axis for the examples"
+    if hasattr(first, "getbands"):  # of Pillow
+        return '; pass transform(image)[None], or processor(images=image, return_tensors="pt")'
+    return "; pass torch.from_numpy(...) of it" if hasattr(first, "__array__") else ""
 
 
 # ---------------------------------------------------------------------------- numbers

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attn._checks import FAILURES, shown, shown_error, whole
+from captum_attn._checks import FAILURES, shown, shown_error, way_out, whole
 from captum_attn.errors import AttnError, InputError
 from captum_attn.observe.capture.restore import modules_of
 
@@ -200,10 +200,12 @@ def _by_name(inputs: Any, parameters: list[str]) -> dict[str, Any]:
     else:
         raise InputError(
             "expected a prompt (B, p) of token ids, or a Mapping with it (a tokenizer's output); "
-            f"got {type(inputs).__name__}"
+            f"got {type(inputs).__name__}{way_out(inputs)}"
         )
     if not any(isinstance(value, Tensor) for value in values.values()):
-        raise InputError(f"expected a Mapping with tensors, got entries {list(values)}")
+        raise InputError(
+            f"expected a Mapping with tensors, got entries {list(values)}{way_out(values)}"
+        )
     return values
 
 

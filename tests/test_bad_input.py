@@ -10,9 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -98,6 +100,25 @@ def test_objective_that_is_no_scalar_per_example(
 def test_empty_batch(method: Any, vit: nn.Module, images: Tensor, left_as_found: Any) -> None:
     with left_as_found(vit), pytest.raises(AttnError, match="(?i)empty|batch|example"):
         method(vit).attribute(images[:0], target=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("a text", r'got str; pass tokenizer\(text, return_tensors="pt"\)'),
+        (["a", "b"], 'return_tensors="pt"'),
+        ({"input_ids": [[1, 2]], "attention_mask": [[1, 1]]}, 'pass return_tensors="pt" to the'),
+        ({"input_ids": np.ones((1, 2), int)}, 'pass return_tensors="pt" to the'),
+        ([[1, 2]], r"torch.tensor\(\[ids\]\)"),
+        ([torch.rand(1, 2)], "a tuple of them"),
+        (np.ones((1, 2)), "torch.from_numpy"),
+        (Image.new("RGB", (8, 8)), "processor"),
+    ],
+    ids=range(8),
+)
+def test_what_is_no_tensor_is_told_how_to_become_one(given: Any, said: str, vit: nn.Module) -> None:
+    with pytest.raises(InputError, match=said):
+        GenericAttention(vit).attribute(given, target=1)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)

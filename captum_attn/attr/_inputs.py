@@ -9,7 +9,7 @@ import torch
 from captum._utils.common import _format_tensor_into_tuples
 from torch import Tensor
 
-from captum_attn._checks import FAILURES, shown, shown_error
+from captum_attn._checks import FAILURES, shown, shown_error, way_out
 from captum_attn.errors import InputError
 from captum_attn.observe.capture.tensor_kinds import check_kind
 
@@ -25,7 +25,7 @@ def checked(inputs: Any, additional: Any) -> tuple[Tensor, ...] | Mapping[str, A
     ):
         raise InputError(
             "expected a Tensor, a tuple of Tensors or a Mapping of them (a tokenizer's or "
-            f"processor's output), got {type(inputs).__name__}"
+            f"processor's output), got {type(inputs).__name__}{way_out(inputs)}"
         )
     _check_additional(additional)
     formatted: tuple[Tensor, ...] = _format_tensor_into_tuples(inputs)
@@ -62,7 +62,9 @@ def _checked_mapping(inputs: Mapping[str, Any], additional: Any) -> Mapping[str,
         )
     tensors = {name: v for name, v in inputs.items() if isinstance(v, Tensor)}
     if not tensors:
-        raise InputError(f"expected a Mapping with tensors, got entries {list(inputs)}")
+        raise InputError(
+            f"expected a Mapping with tensors, got entries {list(inputs)}{way_out(inputs)}"
+        )
     for name, value in tensors.items():
         if not value.is_complex():  # rotations, which are no tokens
             check_kind(repr(name), value)

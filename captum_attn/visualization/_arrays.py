@@ -92,6 +92,7 @@ def image_list(images: Any) -> tuple[list[np.ndarray], bool]:
             "images: expected tensors (C, H, W) or (B, C, H, W), arrays (H, W, C) or PIL images, "
             f"with 1 or 3 channels; got {tuple(np.shape(images))}"
         )
+    check_two_sides("images", values.shape[-3:-1])
     batched = values.ndim == 4
     shown = [_displayed(image) for image in (values if batched else values[None])]
     return shown, batched
@@ -167,9 +168,19 @@ def map_list(
         )
     if 0 in found.shape:
         raise InputError(f"{name}: expected a map, got the empty shape {found.shape}")
+    check_two_sides(name, found.shape[1:])
     if images is not None and len(found) != len(images):
         raise InputError(_unlike_counts(name, len(found), len(images)))
     return list(found)
+
+
+def check_two_sides(name: str, size: Sequence[int]) -> None:
+    """Refuses a row of tokens, or of samples: it would be drawn as a line of pixels."""
+    if min(size) == 1 < max(size):
+        raise InputError(
+            f"{name}: expected a picture, got {max(size)} values in a row, {tuple(size)}; use "
+            "visualize_text for tokens and visualize_signal for audio and series"
+        )
 
 
 def _unlike_counts(name: str, found: int, images: int) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -68,6 +69,14 @@ def families(texts: Iterable[str]) -> list[str]:
     return [*own, *found]
 
 
+@contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """Without matplotlib's warning for each letter that no font has: `families` gives one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")
+        yield
+
+
 def _region(letters: set[int]) -> str:
     """The ending of Noto's fonts whose forms of Chinese characters fit these letters."""
     if any(0x3040 <= letter <= 0x30FF for letter in letters):
@@ -76,7 +85,8 @@ def _region(letters: set[int]) -> str:
 
 
 def _is_drawn(letter: str) -> bool:
-    return unicodedata.category(letter)[0] not in "CZ" and unicodedata.category(letter) != "Mn"
+    # Private and unassigned letters (Co, Cn) are drawn, as boxes.
+    return unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn")
 
 
 def _script(letter: str) -> str:

@@ -83,8 +83,7 @@ def draw_matrix(
     shares = np.abs(shares_of(values, sign, limit)) if sign != "all" else values / (limit or 1.0)
     colours = colormaps[cmap] if isinstance(cmap, str) else cmap
     colours = colours or colormaps[DIVERGING if sign == "all" else SEQUENTIAL]
-    colours = colours.copy()
-    colours.set_bad(UNKNOWN)
+    colours = colours.with_extremes(bad=UNKNOWN)
     shown = np.ma.masked_array(shares.clip(-1, 1), False if mask is None else mask)
     drawn = ax.imshow(shown, cmap=colours, vmin=-1 if sign == "all" else 0, vmax=1, aspect="auto")
     cells = cells or cells_of(values.shape)

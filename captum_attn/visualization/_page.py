@@ -10,7 +10,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 
-from captum_attn.visualization._fonts import direction, families, finished, in_sight
+from captum_attn.visualization._fonts import (
+    direction,
+    families,
+    finished,
+    in_sight,
+    without_glyph_warnings,
+)
 from captum_attn.visualization._style import GREY, LEFT_OUT, signed, tint
 from captum_attn.visualization.picture import Picture
 from captum_attn.visualization.words import Word
@@ -62,7 +68,9 @@ class Page(Picture):
         """The width of a text."""
         properties = FontProperties(family=self._families, **font)
         renderer = self.canvas.get_renderer()  # type: ignore[attr-defined]
-        return renderer.get_text_width_height_descent(text, properties, False)[0] * 72 / self.dpi
+        with without_glyph_warnings():
+            size = renderer.get_text_width_height_descent(text, properties, False)
+        return size[0] * 72 / self.dpi
 
     def cut(self, text: str, width: float, **font: Any) -> str:
         """As much of a text as there is room for."""

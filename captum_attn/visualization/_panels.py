@@ -16,6 +16,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Rectangle
 
 from captum_attn.errors import InputError, OptionError
+from captum_attn.visualization._hover import Numbers
 from captum_attn.visualization._style import (
     BARS,
     DIVERGING,
@@ -28,12 +29,14 @@ from captum_attn.visualization._style import (
     of_sign,
     scale_limit,
 )
+from captum_attn.visualization.picture import Picture
 
 VIEWS = (*visualization.ImageVisualizationMethod.__members__, "contour")
 UNSIGNED = ("masked_image", "alpha_scaling")  # show how much, not for or against
 NO_OUTLIERS = 1e-9  # they are cut off; at 0 Captum fails where its sum is rounded
 NOTHING = (0.0, 0.0, 0.0, 0.0)
 PLACE: dict[str, Any] = {"location": "bottom", "aspect": 22, "pad": 0.03, "shrink": 0.85}
+PALE = 0.4  # how much of white an image has below a blended map
 LEVELS = (0.25, 0.5, 0.75)  # of the scale, where contours are drawn
 
 
@@ -119,6 +122,8 @@ def draw_map(
 
     A map without relevance of that sign is an empty panel with a note, and a warning.
     """
+    if isinstance(figure, Picture):
+        figure.numbers.append(Numbers(ax, values))
     shown = of_sign(values, style.sign)
     limit = scale_limit(shown, style.outlier_perc)
     if limit == 0:
@@ -136,9 +141,12 @@ def draw_map(
         show_image(ax, image, values.shape, grey=True)
         mappable: ScalarMappable | None = _contours(ax, values, limit, style)
     else:
+        below = image
+        if style.view == "blended_heat_map" and image is not None:
+            below = PALE + (1 - PALE) * image  # orange on black would be brown
         visualization.visualize_image_attr(
             (values / limit).clip(-1, 1)[..., None],  # Captum takes small numbers for zeros
-            image,
+            below,
             method=style.view,
             sign=style.sign,
             plt_fig_axis=(figure, ax),
@@ -148,6 +156,8 @@ def draw_map(
             use_pyplot=False,
         )
         bare(ax)
+        if below is not image:
+            ax.images[0].set_clim(0, 255)  # Captum's would be stretched to black again
         drawn = style.view in ("heat_map", "blended_heat_map")
         mappable = ax.images[-1] if drawn else None
         if style.view == "blended_heat_map" and style.cmap is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import re
 import warnings
@@ -21,6 +20,7 @@ from captum_attn._checks import shown, text, texts, whole
 from captum_attn.errors import InputError, OptionError
 from captum_attn.visualization._arrays import array, image_list, pair_of
 from captum_attn.visualization._examples import Tokens, token_lists
+from captum_attn.visualization._hover import json_in_page
 from captum_attn.visualization._options import checked_options, within
 from captum_attn.visualization.flow import checked_layers
 from captum_attn.visualization.words import PADDING, words_of
@@ -200,10 +200,7 @@ def attention_page(
 
 def _filled(title: str, data: Mapping[str, Any]) -> str:
     """The page; what a text has in it stays text."""
-    made = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    for letter in "<>&":  # so that no token ends the element that holds it
-        made = made.replace(letter, f"\\u{ord(letter):04x}")
-    parts = {"title": escape(title), "data": made}
+    parts = {"title": escape(title), "data": json_in_page(data)}
     template = TEMPLATE.read_text(encoding="utf-8")
     return re.sub(r"\{\{(title|data)\}\}", lambda found: parts[found[1]], template)
 

@@ -128,19 +128,20 @@ def visualize_image(
     if unknown := set(captions or {}) - set(columns):
         raise InputError(f"captions: expected some of {list(columns)}, got {sorted(unknown)}")
     original = pictures is not None and show_original
-    shapes = [maps[0].shape for maps in columns.values()]
-    tall = max(height / width for height, width in shapes)
+    tall = [_tall([maps[i].shape for maps in columns.values()]) for i in range(rows)]
     below = 0.35 * show_colorbar + 0.2 * bool(captions)
     above = 0.35 + 0.17 * (len(views) > 1)
+    heights = [panel_size * high + above + below for high in tall]
+    signed = cmap is None and any(style.sign in ("all", "negative") for _, style in styles)
     picture = Picture(
         alt=_alt(columns, titles),
         figsize=(
             panel_size * (len(styles) + original),
-            rows * (panel_size * min(max(tall, 0.4), 2.5) + above + below) + 0.3,
+            sum(heights) + 0.3 * signed,
         ),
         layout="constrained",
     )
-    grid = picture.subplots(rows, len(styles) + original, squeeze=False)
+    grid = picture.subplots(rows, len(styles) + original, squeeze=False, height_ratios=heights)
     for row, axes in enumerate(grid):
         image = None if pictures is None else pictures[row]
         if original:
@@ -163,10 +164,15 @@ def visualize_image(
             title(axes[0], titles[row], panel_size, **heading)
         elif titles is not None:
             axes[0].set_ylabel(titles[row], fontsize=10, fontweight="bold")
-    if cmap is None and any(style.sign in ("all", "negative") for _, style in styles):
+    if signed:
         picture.supxlabel(LEGEND, fontsize=9, color=GREY)
     finished(picture)
     return picture
+
+
+def _tall(shapes: Sequence[tuple[int, ...]]) -> float:
+    """The height of a row, of its panels' width; of pictures like ribbons not less than of bars."""
+    return min(max(max(shape[0] / shape[1] for shape in shapes), 0.1), 4.0)
 
 
 def _frames(boxes: Sequence[Any], pictures: list[np.ndarray]) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ from captum_attn._checks import FAILURES, listed, names_of, shown, texts, whole
 from captum_attn.errors import InputError
 from captum_attn.visualization._arrays import array, check_counts
 from captum_attn.visualization._fonts import finished
+from captum_attn.visualization._hover import Numbers
 from captum_attn.visualization._matrix import cells_of, divide, draw_matrix, labels_of
 from captum_attn.visualization._options import checked_options
 from captum_attn.visualization._panels import colour_bar
@@ -289,6 +290,7 @@ def _draw(
         drawn: ScalarMappable = draw_matrix(
             ax, table.values, table.rows, table.columns, sign, limit, cmap, table.mask, cells[i]
         )
+        figure.numbers.append(Numbers(ax, table.values, table.rows, table.columns, table.mask))
         divide(ax, table.groups)
         ax.set_ylabel(axes[0], fontsize=9)
         ax.set_xlabel(axes[1], fontsize=9)

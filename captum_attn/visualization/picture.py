@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 
 from captum_attn._checks import listed, number, shown, text
 from captum_attn.errors import InputError, OptionError
+from captum_attn.visualization._fonts import without_glyph_warnings
+from captum_attn.visualization._hover import Numbers, numbers_html
 
 DPI = 150
 SHARPEST = 4800.0  # dots per inch
@@ -41,6 +43,12 @@ class Picture(Figure):
             options["figsize"] = _size(options["figsize"])
         super().__init__(**options)
         self.alt = text("alt", alt)
+        self.numbers: list[Numbers] = []
+
+    def draw(self, renderer: Any) -> None:
+        """As of a Figure, without its warning for each letter that no font has: ours is one."""
+        with without_glyph_warnings():
+            super().draw(renderer)
 
     def save(self, path: str | Path, dpi: float = DPI) -> Path:
         """Writes the picture; the file's ending says how.
@@ -96,11 +104,13 @@ class Picture(Figure):
         return f'<img alt="{alt}" style="{style}" src="data:image/png;base64,{data}">'
 
     def page(self, dpi: float = DPI) -> str:
-        """A whole page around :meth:`html`."""
+        """A whole page around :meth:`html`; the pointer shows the numbers."""
+        body = self.html(dpi)
+        body += f"\n{numbers_html(self.numbers)}"  # once it is drawn, the panels have their places
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(self.alt)}</title></head>\n<body>\n{self.html(dpi)}\n</body>\n</html>\n"
+            f"<title>{escape(self.alt)}</title></head>\n<body>\n{body}</body>\n</html>\n"
         )
 
     def _repr_png_(self) -> bytes:

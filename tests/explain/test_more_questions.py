@@ -158,7 +158,7 @@ def test_a_page_of_layers_and_heads(bert, scene, tmp_path, capsys):
     assert '"grid":[8,8]' in (tmp_path / "see.html").read_text(encoding="utf-8")
     for more, said in [
         (["--method", "GAE, VTranM"], "one method on one model"),
-        (["--method", "ViT-CX"], "--attention: VitCX"),
+        (["--method", "Attn-LRP"], "--attention: AttnLRP"),
         (["--attention", "page.png"], "ending in .html"),
     ]:
         assert run([str(a) for a in [*asked, *more]]) == 2

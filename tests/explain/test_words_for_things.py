@@ -35,6 +35,16 @@ def test_every_alias_is_of_a_class(alias):
     assert issubclass(method_class("methods", alias), captum.attr.Attribution)
 
 
+@pytest.mark.parametrize("name", captum_attn.attr.__all__)
+def test_a_method_goes_by_the_short_name_that_it_gives_itself(name):
+    method = getattr(captum_attn.attr, name)
+    if issubclass(method, captum.attr.Attribution) and name != "AttentionAttribution":
+        said = method.get_name()
+        short = said[said.index("(") + 1 : -1] if "(" in said else said.split()[-1]
+        if "(" in said or "-" in short:
+            assert list(methods_of("methods", short).values()) == [(name, {})]
+
+
 def test_captums_names_are_read_without_importing_it():
     assert _of_captum() == captum.attr.__all__
 

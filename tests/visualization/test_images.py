@@ -10,6 +10,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
+from captum_attn.errors import InputError
 from captum_attn.visualization import visualize_image
 from captum_attn.visualization._panels import NOTHING
 from captum_attn.visualization._style import OVERLAYS, of_sign, scale_limit
@@ -117,7 +118,8 @@ def test_views_of_one_map_beside_each_other():
     heat, blended, masked, alpha, contour = panels(picture)
     share = drawn(heat)
     np.testing.assert_array_equal(drawn(blended), share)
-    grey = IMAGES[0].mean(0).double().numpy() * 255
+    grey = (0.4 + 0.6 * IMAGES[0].mean(0).double().numpy()) * 255  # pale, whatever it spans
+    assert blended.images[0].get_clim() == (0, 255)
     np.testing.assert_allclose(np.asarray(blended.images[0].get_array()), grey, atol=1.0)
     colour = IMAGES[0].permute(1, 2, 0).double().numpy()
     np.testing.assert_allclose(drawn(masked), 255 * colour * share[..., None], atol=2.0)
@@ -236,3 +238,19 @@ def test_of_sign_is_what_it_says():
     assert of_sign(values, "negative").tolist() == [2, 0, 0]
     assert of_sign(values, "positive").tolist() == [0, 0, 3]
     assert of_sign(values, "absolute_value").tolist() == [2, 0, 3]
+
+
+@pytest.mark.parametrize("images", [None, torch.rand(1, 12), torch.rand(1, 1, 12)])
+def test_a_row_of_values_is_no_picture(images):
+    with pytest.raises(InputError, match="12 values in a row, .*visualize_text .*visualize_signal"):
+        visualize_image(torch.rand(1, 12), images, method="heat_map")
+
+
+def test_every_row_has_the_height_of_its_own_picture():
+    images = [torch.rand(3, 10, 50), torch.rand(3, 50, 50)]
+    maps = [torch.rand(10, 50), torch.rand(50, 50)]
+    both = visualize_image(maps, images, show_colorbar=False)
+    alone = [visualize_image(m, i, show_colorbar=False) for m, i in zip(maps, images, strict=True)]
+    heights = [picture.get_size_inches()[1] for picture in alone]
+    assert both.get_size_inches()[1] == pytest.approx(sum(heights))
+    assert heights[1] - heights[0] == pytest.approx(0.8 * 2.2)  # of panels 2.2 inches wide

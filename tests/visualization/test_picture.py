@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 from captum_attn.errors import AttnError, MissingExtraError, OptionError
 from captum_attn.visualization import visualize_image, visualize_matrix, visualize_text
+from tests.insights.browser import MARKS, opened
 
 IMAGE, MAP = torch.rand(3, 8, 8), torch.rand(8, 8)
 
@@ -64,3 +67,38 @@ def test_a_missing_extra_names_itself(module):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert 'pip install "captum_attn[visualization]"' in done.stdout, done.stderr
     assert issubclass(MissingExtraError, AttnError) and issubclass(MissingExtraError, ImportError)
+
+
+def test_the_page_has_the_numbers_of_each_panel():
+    values = torch.tensor([[1.0, -0.25], [0.5, 0.0]])
+    maps = visualize_image({"a</script>": values}, torch.rand(3, 2, 2))
+    matrix = visualize_matrix(values, ["<b>", "y"], mask=values == 0.5)
+    for picture, name in [(maps, "a</script>"), (matrix, "")]:
+        page = picture.page()
+        assert "</script>," not in page and "<b>" not in page
+        (panel,) = json.loads(re.search(r'id="numbers">(.*?)</script>', page)[1])
+        levels = np.frombuffer(base64.b64decode(panel["values"]), "<i2").reshape(panel["shape"])
+        known = levels != -32768
+        found = (levels * panel["step"])[known]
+        np.testing.assert_allclose(found, values.numpy()[known], atol=1e-4)
+        assert panel["name"].replace(" ", "") == name
+        left, top, wide, high = panel["place"]
+        assert 0 <= left < left + wide <= 1 and 0 <= top < top + high <= 1
+    assert not known[1, 0] and panel["rows"] == ["<b>", "y"]
+
+
+@pytest.mark.browser
+@MARKS[1]
+def test_the_pointer_shows_the_number_below_it(tmp_path):
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    picture = visualize_image({"GAE": values}, torch.rand(3, 2, 2), show_original=False)
+    path = picture.save(tmp_path / "why.html")
+    (ax,) = [one.ax for one in picture.numbers]
+    place = ax.get_position()
+    with opened(path.as_uri(), str(tmp_path / "profile")) as page:
+        box = page.locator("img").bounding_box()
+        x, y = place.x0 + 0.25 * place.width, 1 - place.y1 + 0.75 * place.height
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        assert page.inner_text("#said") == "GAE, row 1, column 0: 3.00"
+        page.mouse.move(box["x"] + 1, box["y"] + 1)
+        assert not page.is_visible("#said")

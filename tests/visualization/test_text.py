@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from html.parser import HTMLParser
 
 import pytest
@@ -215,3 +216,13 @@ def test_tints_are_white_at_nothing_and_light_enough_for_black_letters():
         luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
         assert (luminance + 0.05) / 0.05 >= 4.5  # WCAG AA
     assert tint(1.0)[0] > tint(1.0)[2] and tint(-1.0)[2] > tint(-1.0)[0]
+
+
+def test_a_letter_without_a_font_is_warned_of_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("captum_attn.visualization._fonts.font_manager.fontManager.ttflist", [])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        visualize_text(torch.ones(2), ["\u6c17", "ok"]).save(tmp_path / "why.png")
+        said = [str(one.message) for one in caught]
+    assert any("no installed font has the letters \u6c17" in one for one in said)
+    assert not any("Glyph" in one for one in said)
