@@ -43,7 +43,7 @@ ANSWER_METHODS = "RawAttention, AttentionRollout, AttentionGradCam, GradSam, Att
     "TransitionAttention(n_steps=5), BeyondIntuition(n_steps=5), GenericAttention, " \
     "HeterogenousAttention, HeterogenousAttention(correction='full'), VTranM, " \
     "TransformerAttribution, AttnLRP, CPLRP, ConservativeLRP, InputXGradient, " \
-    "IntegratedGradients(n_steps=20), FeatureAblation, KernelShap(n_samples=50), " \
+    "IntegratedGradients(n_steps=20), DeepLift, FeatureAblation, KernelShap(n_samples=50), " \
     "RandomAttribution"  # fmt: skip
 ANSWER_METRICS = "place_hit, place_rank, place_share, comprehensiveness(steps=(0.05, 0.1, 0.2))"
 KNOWN_ANSWERS = "known-answers"

@@ -5,12 +5,14 @@ Every prompt is explained once for both rows of a method: what is left out is wh
 
     python -m tests.benchmarks.known_answers --limit 24 --out FOLDER
     python -m tests.benchmarks.known_answers --methods "AttnLRP, FeatureAblation" --out FOLDER
+    torchrun --nproc-per-node 2 -m tests.benchmarks.known_answers --limit 24 --out FOLDER
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,7 @@ def measured(
         names (sequence of str): of the measures.
         seed (int): of the prompts.
     """
+    begun = any(folder.glob("*"))  # before the first of several processes writes
     inner, tokenizer = load_smollm2()
     model = NextToken(inner).eval()
     data = prompts_of(model, tokenizer, -(-limit // len(TASKS)), seed)
@@ -105,7 +108,7 @@ def measured(
         removal = {}
     results = evaluate(
         model, data, rows, metrics, perturbation=removal, batch_size=len(TASKS), limit=limit,
-        seed=seed, out=folder, resume=any(folder.glob("*")),
+        seed=seed, out=folder, resume=begun,
     )  # fmt: skip
     return results, data
 
@@ -121,8 +124,10 @@ def main() -> None:
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     results, data = measured(args.limit, args.out, args.methods, args.metrics)
-    print(f"{data}\n\n{results}")
-    (args.out / "tried.json").write_text(json.dumps({k: vars(v) for k, v in data.tried.items()}))
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{data}\n\n{results}")
+        tried = json.dumps({k: vars(v) for k, v in data.tried.items()})
+        (args.out / "tried.json").write_text(tried)
 
 
 if __name__ == "__main__":

@@ -184,6 +184,19 @@ def test_captums_methods_at_the_embeddings_are_those_of_embeddings(llama, tokeni
     torch.testing.assert_close(method.attribute(ids, **given, n_steps=8), plain)
 
 
+def test_deep_lift_is_a_gradient_times_a_difference_in_a_llama(llama, tokenizer) -> None:
+    """Captum has a rule for none of its operations: SiLU, norms, a softmax that is no module."""
+    ids, words = torch.tensor([[5, 6, 7, 8], [9, 5, 8, 6]]), llama.model.get_input_embeddings()
+    vectors = words(ids).detach().requires_grad_()
+    value = llama.model(inputs_embeds=vectors).logits[:, -1]
+    (gradient,) = torch.autograd.grad(value[0, 3] + value[1, 4], vectors)
+    blank = words(torch.full_like(ids, known.blank_of(tokenizer)))
+    found = AtEmbeddings("DeepLift", llama, tokenizer).attribute(
+        ids, target=torch.tensor([3, 4]), additional_forward_args=(torch.ones_like(ids),)
+    )
+    torch.testing.assert_close(found, (gradient * (vectors - blank)).sum(-1))
+
+
 def test_a_model_is_evaluated_on_what_it_knows(llama, tokenizer) -> None:
     """A random model has nothing right; on prompts by heart the measures are those of loops."""
     book = by_heart(["copying"])
