@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
+from captum_attn.attr import _gradient_rules, _relevance_rules
 from captum_attn.attr._gradient_rules import attn_lrp, conservative, cp_lrp
 from captum_attn.attr._relevance_rules import transformer_lrp
 from captum_attn.errors import OptionError
@@ -24,6 +26,11 @@ RULE_SETS: dict[str, Rules] = {
 }
 FORMS: dict[str, Form] = dict.fromkeys(RULE_SETS, "gradient")
 FORMS["transformer_lrp"] = "relevance"
+# Rules hand on the form of their module's tables; those of users are taken at their word.
+_MODULES: dict[str, Form] = {
+    _gradient_rules.__name__: "gradient",
+    _relevance_rules.__name__: "relevance",
+}
 
 
 def overlaid(table: Rules, given: Mapping[str, Any] | str | None, form: Form) -> Rules:
@@ -50,5 +57,22 @@ def overlaid(table: Rules, given: Mapping[str, Any] | str | None, form: Form) ->
                 f"rules[{kind!r}]: expected Shares, a callable (operation, what arrives) -> what "
                 f"each operand gets, or None; got {rule!r}"
             )
+        if (other := _form_of(rule, form)) != form:
+            raise OptionError(
+                f"rules[{kind!r}]: {_bare(rule).__name__} hands on {_HANDED_ON[other]}, and this "
+                f"method's rules hand on {_HANDED_ON[form]}; take a rule of the same form"
+            )
     changed = {**table, **given}
     return {kind: rule for kind, rule in changed.items() if rule is not None}
+
+
+_HANDED_ON: dict[Form, str] = {"gradient": "a gradient", "relevance": "relevance"}
+
+
+def _bare(rule: Any) -> Any:
+    return rule.func if isinstance(rule, partial) else rule
+
+
+def _form_of(rule: Any, default: Form) -> Form:
+    """What a rule of this package hands on; of any other, what the method expects."""
+    return _MODULES.get(getattr(_bare(rule), "__module__", ""), default)

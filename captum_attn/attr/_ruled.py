@@ -69,7 +69,8 @@ def check_ruled(run: Watched, goals: Collection[Any], rules: Rules) -> None:
     raise RuleError(
         "relevance cannot be followed from the output to where it is wanted: no rule for "
         f"{', '.join(listed[:4])}{where}; use AttnLRP, which takes the gradient there, confine an "
-        'attention method with `layers=` to the calls behind it, or give rules={"other": ...}'
+        "attention method with `layers=` to the calls behind it, or give a rule of your own, "
+        'rules={"other": ...} (TransformerLRP, TransformerAttribution, PartialLRP)'
     )
 
 

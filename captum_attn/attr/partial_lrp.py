@@ -3,6 +3,7 @@ Wolf, CVPR 2021, use it as a baseline."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from captum_attn.attr._base import AttentionAttribution, Block, Run
 from captum_attn.attr._layers import calls_of_layer
 from captum_attn.attr._relevance_rules import transformer_lrp
+from captum_attn.attr._rule_sets import overlaid
 from captum_attn.observe.capture.restore import modules_of
 from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.streams.states import AttentionState, State
@@ -29,6 +31,8 @@ class PartialLRP(AttentionAttribution):
             last), or the module or pattern of module names that it runs in. Default: -1.
         renorm, joint (bool): see `TransformerLRP`; both False: the authors' "partial LRP" baseline.
             Default: True.
+        rules (Mapping or str, optional): other rules for some kinds of operations in the relevance
+            pass, see `captum_attn.attr.rules`. Default: None.
 
     Examples::
 
@@ -40,6 +44,7 @@ class PartialLRP(AttentionAttribution):
         layer: int | str | nn.Module = -1
         renorm: bool = True
         joint: bool = True
+        rules: Mapping | str | None = None
 
     @classmethod
     def get_name(cls) -> str:
@@ -47,7 +52,8 @@ class PartialLRP(AttentionAttribution):
 
     @classmethod
     def rules(cls, options: Options) -> Rules:
-        return transformer_lrp(options.renorm, options.joint)
+        table = transformer_lrp(options.renorm, options.joint)
+        return overlaid(table, options.rules, "relevance")
 
     def weigh_heads(self, run: Run[Options], block: Block) -> Tensor:
         return run.attention_relevance(block).clamp_min_(0)

@@ -3,12 +3,14 @@ Visualization", CVPR 2021."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from captum_attn.attr._base import AttentionAttribution, Block, LinearRule, Run
 from captum_attn.attr._relevance_rules import transformer_lrp
+from captum_attn.attr._rule_sets import overlaid
 from captum_attn.observe.operators.bridge import Rules
 
 
@@ -32,6 +34,8 @@ class TransformerAttribution(AttentionAttribution):
         normalize (bool): True divides each row of I + Ā by its sum, as the authors' code for BERT
             does and that for ViT does not. Default: False.
         renorm, joint (bool): see `TransformerLRP`. Default: True.
+        rules (Mapping or str, optional): other rules for some kinds of operations in the relevance
+            pass, see `captum_attn.attr.rules`. Default: None.
 
     Examples::
 
@@ -43,6 +47,7 @@ class TransformerAttribution(AttentionAttribution):
         normalize: bool = False
         renorm: bool = True
         joint: bool = True
+        rules: Mapping | str | None = None
 
     @classmethod
     def get_name(cls) -> str:
@@ -50,7 +55,8 @@ class TransformerAttribution(AttentionAttribution):
 
     @classmethod
     def rules(cls, options: Options) -> Rules:
-        return transformer_lrp(options.renorm, options.joint)
+        table = transformer_lrp(options.renorm, options.joint)
+        return overlaid(table, options.rules, "relevance")
 
     def weigh_heads(self, run: Run[Options], block: Block) -> Tensor:
         return weighed(run.attention_gradient(block), run.attention_relevance(block))

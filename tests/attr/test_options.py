@@ -47,8 +47,10 @@ OWN = {
     CPLRP: {"rules": None, "eps": 0.0, "gamma": None, "gamma_attention": True},
     ConservativeLRP: {"rules": None, "norm": "mean"},
     TransformerLRP: {"rules": None, "renorm": True, "joint": True},
-    PartialLRP: {"layer": -1, "renorm": True, "joint": True},
-    TransformerAttribution: {"normalize": False, "renorm": True, "joint": True},
+    PartialLRP: {"layer": -1, "renorm": True, "joint": True, "rules": None},
+    TransformerAttribution: {
+        "normalize": False, "renorm": True, "joint": True, "rules": None,
+    },
     VTranM: {"length": True, "direction": True, "aggregate": True},
     AttentionGradCam: {"weights": "map"},
     GradSam: {"axis": "key"},

@@ -105,6 +105,9 @@ MAPS = [
     ("last_layer", PartialLRP, {}, 1e-8),
     ("second_layer", PartialLRP, {"layer": 1}, 1e-6),
     ("orig_last_layer", PartialLRP, OLDER, 1e-8),
+    # Of one layer alone R = I + A_bar: behind the class token's own column it is the map.
+    ("last_layer_ablation", TransformerAttribution, {"start_layer": 2}, 1e-6),
+    ("orig_last_layer_ablation", TransformerAttribution, OLDER | {"start_layer": 2}, 1e-6),
 ]
 
 
@@ -132,6 +135,23 @@ def test_chefer_relevance_of_the_maps(vit, chefer):
     for layer, (_, map_) in enumerate(weighed):
         product = expected["attn_cam"][layer] * expected["attn_grad"][layer]
         assert error(map_[0], product.clamp(min=0)) < 1e-6
+
+
+def test_chefer_map_of_one_layer_weighed_by_its_gradient(vit, chefer):
+    images, expected = chefer
+    method = TransformerAttribution(vit, layers="blocks.1.*")
+    found = each(method, images, TARGETS, tokens=True)
+    assert error(found[..., 1:], expected["second_layer_ablation"]) < 1e-6
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_chefer_rollout_of_relevance(vit, chefer, start):
+    images, expected = chefer
+    for k, target in enumerate(TARGETS):
+        product = torch.eye(17, dtype=torch.float64)
+        for _, positive in PartialLRP(vit).layer_maps(images, target)[start:]:
+            product = (torch.eye(17) + positive.mean(1)) @ product
+        assert error(product[:, 0, 1:], expected[f"rollout_cam_start{start}"][:, k]) < 1e-6
 
 
 def test_chefer_relevance_of_the_tokens(vit, chefer):

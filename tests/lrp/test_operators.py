@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captum_attn import CPLRP, AttnLRP, ConservativeLRP, TransformerAttribution, TransformerLRP
-from captum_attn.attr.rules import KINDS, RULE_SETS, Shares
+from captum_attn import (
+    CPLRP,
+    AttnLRP,
+    ConservativeLRP,
+    PartialLRP,
+    TransformerAttribution,
+    TransformerLRP,
+)
+from captum_attn.attr.rules import KINDS, RULE_SETS, Shares, add, epsilon, z_apart, z_plus
+from captum_attn.attr.rules import gamma as gamma_rule
 from captum_attn.errors import InputError, OptionError, ReadoutError, RuleError, TargetError
 from captum_attn.objectives import pairwise
 from captum_attn.observe.operators import kinds
@@ -290,6 +299,33 @@ def test_rules_can_be_changed_by_kind():
 def test_rules_that_are_none(rules, message):
     with pytest.raises(OptionError, match=message):
         AttnLRP(Recurrent().double()).attribute(X, 1, rules=rules)
+
+
+@pytest.mark.parametrize(
+    ("method", "rule", "message"),
+    [(TransformerLRP, epsilon, "epsilon hands on a gradient, and .* hand on relevance"),
+     (TransformerAttribution, partial(gamma_rule, value=0.25), "gamma hands on a gradient"),
+     (CPLRP, z_plus, "z_plus hands on relevance, and .* hand on a gradient")],
+)  # fmt: skip
+def test_rules_of_the_other_form_are_refused(method, rule, message):
+    """Taken for its own a method would give wrong numbers, and no error."""
+    with pytest.raises(OptionError, match=message):
+        method(Recurrent().double()).attribute(X, 1, rules={"linear": rule})
+
+
+def test_methods_that_weigh_maps_take_rules_of_their_relevance_pass():
+    case = ZOO["vit_cls"]
+    model, sample = case.fresh().double(), case.sample().to(torch.float64)
+    method, arguments = TransformerAttribution(case.function(model)), (sample.inputs, 1)
+    apart = {"linear": z_apart, "add": partial(add, normalize=False)}
+    older = method.attribute(*arguments, renorm=False, joint=False)
+    close(method.attribute(*arguments, rules=apart), older)
+    assert not torch.allclose(method.attribute(*arguments), older)
+    (map_, *_) = PartialLRP(case.function(model)).layer_maps(*arguments, rules=apart)
+    (expected, *_) = PartialLRP(case.function(model)).layer_maps(
+        *arguments, renorm=False, joint=False
+    )
+    close(map_[1], expected[1])
 
 
 @pytest.mark.parametrize("gamma", [1.0, (1.0,), (-1.0, 0.0), ("a", "b"), (True, 0.0)])
