@@ -252,6 +252,30 @@ def test_relevance_refuses_what_has_no_rule():
         TransformerLRP(Hiding()).attribute(X)
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_learned_table_read_at_places_that_the_input_gives_is_a_constant(joined):
+    """Positions of packed patches; beside them or added, relevance is not asked for at places."""
+
+    class Placed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Parameter(numbers(1, 4, 3, 3)), nn.Linear(4, 3).double()
+
+        def forward(self, x, places):
+            grid = places.view(1, -1, 1, 2)
+            read = F.grid_sample(self.table, grid, align_corners=False)
+            read = read[0, :, :, 0].T.view_as(x)
+            tokens = torch.cat([x, read], 1) if joined else x + read
+            return self.out(tokens).mean(1)
+
+    model, places = Placed(), numbers(2, 3, 2, seed=1).tanh()
+    for method in (AttnLRP, TransformerLRP):
+        found = method(model).attribute((X, places), 1)
+        assert bool(found[0].any()) and not bool(found[1].any())
+    model.table.requires_grad_(False)
+    close(TransformerLRP(model).attribute((X, places), 1)[0], found[0])
+
+
 def test_a_rule_for_whatever_else():
     def keep(op, relevance):
         return [relevance / 3 for _ in op.operands]

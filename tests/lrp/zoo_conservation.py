@@ -8,6 +8,7 @@ OFFSET), and METHODS, a comma between. One line for each case and method:
     leaks       another share, with the worst operations
     output      it is not the plain model's, nor the model's with a gradient for its inputs, with
                 which torch takes other kernels in some models
+    no path     nothing arrives at any input: the value does not depend on them with a gradient
     ruled       every operation that computes has a relevance rule (TransformerLRP)
     refused     a RuleError: what has none
     error       whatever else
@@ -108,6 +109,8 @@ def judged(model: Scalar, inputs: Any, rules: Any, form: str, tolerance: float) 
                 return "output", f"differs by {float((run.output - without).abs().max()):.1e}"
         leaves = [leaf.tensor for leaf in run.tap.leaves if leaf.name]
         value = run.output.clone()
+        if len(value) != run.batch:  # some models have several rows for an example
+            value = value.view(run.batch, -1).sum(1)
         if form == "relevance":
             nodes = [torch.autograd.graph.get_gradient_edge(t).node for t in leaves]
             check_ruled(run, nodes, rules)
@@ -119,6 +122,8 @@ def judged(model: Scalar, inputs: Any, rules: Any, form: str, tolerance: float) 
                 gradient is None or bool(torch.isfinite(gradient).all())
             )
             return ("not finite", "") if own else ("not finite itself", "")
+        if not any(a is not None and bool(a.any()) for a in arrived):
+            return "no path", ""
         if form == "relevance":
             return "ruled", ""
         return _books(operators[-1], value, tolerance)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from captum_attn.observe.operators.bridge import Bridge, Gate, Rules, Shares
+from captum_attn.observe.operators.bridge import Bridge, Gate, Rules, Shares, factor_of
 from captum_attn.observe.operators.rewrites import StandIn
 
 # Nodes that move, pick, mask or cast entries, by the beginnings of their names.
@@ -45,7 +45,7 @@ def nodes_without_rule(start: Any, goals: Collection[Any], rules: Rules) -> list
         start (graph node): the output's.
         goals (collection of graph nodes): where relevance is wanted.
     """
-    leads = _leading_to(start, set(goals))
+    leads = _leading_to(start, set(goals), rules)
     queue: list[tuple[Any, str]] = [(start, "")] if start in leads else []
     seen, found = {start}, []
     for node, reader in queue:
@@ -80,11 +80,11 @@ def nodes_behind(top: Any, before: Callable[[Any], Iterable[Any]]) -> list[Any]:
     return list(reversed(done))
 
 
-def _leading_to(start: Any, goals: set[Any]) -> set[Any]:
-    """The nodes from which some of the goals are reached."""
+def _leading_to(start: Any, goals: set[Any], rules: Rules) -> set[Any]:
+    """The nodes from which a pass with `rules` reaches some of the goals."""
     leads: set[Any] = set()
     for node in reversed(_below(start)):
-        if node in goals or any(n in leads for n, _ in node.next_functions):
+        if node in goals or any(n in leads for n, _ in _followed(node, "", rules)):
             leads.add(node)
     return leads
 
@@ -97,6 +97,8 @@ def _below(start: Any) -> list[Any]:
 def _followed(node: Any, reader: str, rules: Rules) -> Iterator[tuple[Any, str]]:
     """What a pass reaches from a node, and the operation with a rule that it comes from."""
     following = [before for before, _ in node.next_functions]
+    if getattr(node, "_forward_cls", None) is Gate and factor_of(rules, node.uses) == 0.0:
+        return iter(())  # nothing passes
     operation = getattr(node, "operation", None) if _is_ours(node) else None
     if operation is None:
         return ((before, reader) for before in following)

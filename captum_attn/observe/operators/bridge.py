@@ -80,16 +80,21 @@ class Cell:
 
     def factor(self, uses: Sequence[tuple[str, int, bool]]) -> float:
         """The product of a gate's shares."""
-        product = 1.0
-        for kind, index, alone in uses:
-            rule = self.rules.get(kind) if self.rules is not None else None
-            if isinstance(rule, Shares):
-                product *= rule.of(index, alone)
-        return product
+        return 1.0 if self.rules is None else factor_of(self.rules, uses)
 
     def formula(self, kind: str) -> Formula | None:
         rule = self.rules.get(kind) if self.rules is not None else None
         return None if rule is None or isinstance(rule, Shares) else rule
+
+
+def factor_of(rules: Rules, uses: Sequence[tuple[str, int, bool]]) -> float:
+    """What a gate multiplies by under `rules`: the product of its shares."""
+    product = 1.0
+    for kind, index, alone in uses:
+        rule = rules.get(kind)
+        if isinstance(rule, Shares):
+            product *= rule.of(index, alone)
+    return product
 
 
 @dataclass(eq=False)

@@ -470,16 +470,18 @@ class Operators(TorchFunctionMode):
     def _reduce(self, call: Call) -> Tensor:
         slot = call.slot(0, "input", "self")
         x = call.at(slot)
-        if not self.is_activation(x):
-            return self._unknown(call)  # sampled at places that depend on the input
         places = call.slot(1, "grid") if call.name == "grid_sample" else None
         if places is not None and self.is_activation(call.at(places)):
             self.ran["places"] += 1
             if "places" in self._gated:
                 held = Gate.apply(call.at(places), self.cell, [("places", 0, False)])
                 call = call.having([places], [held])
+                if not self.is_activation(x):  # a learned table: its entries are constants
+                    return self._note(call.run(), LEARNED)
             else:
                 self._name_unruled(call.name)
+        if not self.is_activation(x):
+            return self._unknown(call)
         out, _ = self._through("reduce", call, [slot])
         mean = Version.of(x) if call.name == "mean" and out.ndim == x.ndim else None
         return self._note(out, Note(statistic=self.chains[x].statistic, mean_of=mean))
