@@ -139,6 +139,13 @@ def test_learned_tokens_are_constants():
     (found,) = arriving(f, X, rules=ATTN, at_output=G)
     close(found, G @ w.detach().mT)
 
+    def scaled(x):
+        return x * torch.cat([v, v])[:4].expand_as(x)
+
+    v = numbers(4, seed=3).requires_grad_()
+    (found,) = arriving(scaled, X, rules=ATTN, at_output=G)  # the shape of x is all it takes of it
+    close(found, G * v.detach())
+
 
 def test_integers_and_constants_are_run_as_they_are():
     def f(x):

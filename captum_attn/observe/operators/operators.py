@@ -512,8 +512,8 @@ class Operators(TorchFunctionMode):
         """Moves, picks and repeats entries: what is known goes along."""
         if call.name in kinds.LIKE_ANOTHER:
             active = [x for x in active if x is call.args[0]]
-            if not active:
-                return call.run()
+            if not active:  # `scale.expand_as(tokens)` is as learned as `scale`
+                return self._note(call.run(), LEARNED)
         first, still = active[0], len(active) == 1 and call.name in kinds.STILL
         if first.grad_fn is None:  # an input's leaf
             names = frozenset(leaf.name for leaf in self.tap.leaves if leaf.tensor is first)
