@@ -33,8 +33,8 @@ MAY_IMPORT = {
         "metrics", "objectives", "_method_names", "_on_demand", "_pictures", "_checks", "errors",
     },
     "insights": {
-        "attr", "observe", "metrics", "visualization", "_method_names", "_on_demand", "_pictures",
-        "_checks", "errors",
+        "attr", "observe", "detection", "metrics", "visualization", "_method_names", "_on_demand",
+        "_pictures", "_checks", "errors",
     },
     "explain": {
         "attr", "generation", "evaluation", "metrics", "visualization", "_checks", "errors",

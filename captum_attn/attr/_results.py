@@ -85,6 +85,9 @@ class Result:
         """Where tokens were left out, bool, in the container and the shapes of the inputs."""
         masks = {s: mask.to(self.run.like) for s, mask in together(self.left_out).items()}
         of = Result(self.run, masks)
+        if not masks:  # a method that explains elements may know no sources
+            nowhere = {name: values * 0 for name, values in self.of_elements.items()}
+            of = Result(self.run, None if self.of_tokens is None else {}, nowhere)
         found = {name: of._attribution(name, "nearest") for name in self.run.observation.names}
         if isinstance(inputs, Mapping):
             return {name: laid > 0 for name, laid in found.items() if laid is not None}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_attn.attr._base import AttentionAttribution, Block, BlockRow, Relevance, Run
-from captum_attn.attr._propagate import columns_of, dense, read_parts
+from captum_attn.attr._propagate import add, columns_of, dense, read_parts
 from captum_attn.errors import MissingExtraError, OptionError
 from captum_attn.observe.streams.states import (
     AttentionState,
@@ -68,7 +68,14 @@ class AttentionFlow(AttentionAttribution):
         return block.attention()
 
     def relevance(self, run: Run[AttentionAttribution.Options]) -> Relevance:
-        return self._read_out(run, run.weights, False)
+        # Only rows that are read are solved, and another target may read others of the same run.
+        read = ((s, tuple(map(tuple, w.nonzero().tolist()))) for s, w in run.weights.items())
+        flows = run.cached(("flows", *read), lambda: self.matrices(run, run.weights))
+        found: Relevance = {}
+        for state, weights in run.weights.items():
+            for source, block in flows[state].items():
+                add(found, source, (weights[:, None] @ block)[:, 0])
+        return found
 
     def matrices(
         self, run: Run[AttentionAttribution.Options], last: Iterable[State]

@@ -10,7 +10,7 @@ from captum_attn.errors import OptionError
 
 __all__ = ["dashboard_command"]
 
-MODELS = "digits, topics, questions"
+MODELS = "digits, topics, questions, detector, smollm2"
 
 
 def dashboard_command(
@@ -29,8 +29,8 @@ def dashboard_command(
     """Open a dashboard on the package's own models; stop it with Ctrl-C.
 
     Choose an example, or bring a picture or a text of your own, and see what two methods make of
-    the prediction, beside each other. With your own model: captum_attn.insights. Needs pip install
-    "captum_attn[demo,insights]".
+    the prediction, a detection or a language model's next token. With your own model:
+    captum_attn.insights. Needs pip install "captum_attn[demo,insights]".
     """
     known = MODELS.split(", ")
     chosen = list(dict.fromkeys(name.strip() for name in models.split(",")))

@@ -12,19 +12,23 @@ from captum_attn.insights.examples import Example
 from captum_attn.insights.features import FeatureOutput
 from captum_attn.insights.methods import MAX_STEPS
 from captum_attn.insights.session import STEPS, Explanation, Prediction, Session
+from captum_attn.insights.tab import ExamplesTab
 from captum_attn.insights.uploads import MAX_BYTES, MAX_PIXELS
 from captum_attn.metrics import Curve
 
 __all__ = [
     "CSS",
     "HEADER",
+    "bar",
     "caption",
     "curves",
     "hint",
+    "key",
     "limits",
     "message",
     "panel",
     "predictions",
+    "title_of",
 ]
 
 HEADER = (
@@ -61,6 +65,9 @@ CSS = """
   white-space: nowrap; }
 .ca-message { border-left: 4px solid #b91c1c; padding: .6rem 1rem; border-radius: 4px;
   background: var(--background-fill-secondary); overflow-wrap: anywhere; }
+.ca-found img, .ca-images.ca-one img { width: min(100%, 26rem); }
+.ca-found { background: #fff; padding: .4rem; border-radius: 6px; }
+.ca-written { margin: 0; padding-left: 1.6rem; } .ca-written p { margin: .5rem 0 .2rem; }
 .ca-upload .icon-wrap { display: none; }
 .ca-card img { max-width: 100%; height: auto; border-radius: 4px; }
 """
@@ -87,7 +94,7 @@ def message(text: str) -> str:
     return f'<div class="ca-message" role="alert">{escape(text)}</div>'
 
 
-def caption(session: Session, index: int) -> str:
+def caption(session: ExamplesTab, index: int) -> str:
     """One line for an example: its number, its words if it has any, and its label."""
     from captum_attn.visualization import text_records
 
@@ -103,6 +110,12 @@ def caption(session: Session, index: int) -> str:
     return " ".join(filter(None, [f"{index + 1}.", example.name or text, label]))
 
 
+def title_of(session: ExamplesTab, example: Example) -> str:
+    """One line for an example of the list, or for what the user brought."""
+    known = [i for i, one in enumerate(session.examples) if one is example]
+    return caption(session, known[0]) if known else example.name
+
+
 def predictions(
     session: Session, example: Example, predicted: Sequence[Prediction], target: int | None
 ) -> str:
@@ -110,13 +123,12 @@ def predictions(
     scale = max((abs(p.score) for p in predicted), default=0) or 1
     scale = 1.0 if scale <= 1 else scale  # probabilities are shares of the whole width
     bars = "".join(
-        _bar(p.label, f"{p.score:.3f}", abs(p.score) / scale, p.target == target) for p in predicted
+        bar(p.label, f"{p.score:.3f}", abs(p.score) / scale, p.target == target) for p in predicted
     )
     right = example.label
     said = "" if right is None else f"label: <b>{escape(label_of(session, right))}</b> · "
     named = "the score" if target is None else f"<b>{escape(label_of(session, target))}</b>"
-    known = [i for i, one in enumerate(session.examples) if one is example]
-    title = caption(session, known[0]) if known else example.name
+    title = title_of(session, example)
     note = f'<p class="ca-note">{escape(session.note)}</p>' if session.note else ""
     return (
         f'<div class="ca-card"><p class="ca-input">{escape(title)}</p><h3>Prediction</h3>{bars}'
@@ -129,15 +141,17 @@ def panel(why: Explanation, label: str = "the score") -> str:
     several = len([o for o in why.outputs if o.type != "empty"]) > 1
     inputs = "".join(_input(o, several) for o in why.outputs if o.type != "empty")
     signed = any(bool((values < 0).any()) for values in why.attributions)
+    return f'<div class="ca-card"><h3>{escape(why.method)}</h3>{inputs}{key(label, signed)}</div>'
+
+
+def key(label: str, signed: bool) -> str:
+    """What the colours say about what is explained."""
     colours = {"#e08214": "for", **({"#8073ac": "against"} if signed else {})}
-    key = " &nbsp; ".join(
+    said = " &nbsp; ".join(
         f'<i style="background: {colour}"></i> {said} {escape(label)}'
         for colour, said in colours.items()
     )
-    return (
-        f'<div class="ca-card"><h3>{escape(why.method)}</h3>{inputs}'
-        f'<p class="ca-note ca-key">{key}</p></div>'
-    )
+    return f'<p class="ca-note ca-key">{said}</p>'
 
 
 def _input(output: FeatureOutput, several: bool) -> str:
@@ -151,7 +165,7 @@ def _input(output: FeatureOutput, several: bool) -> str:
         return f'{heading}<div class="ca-text">{_words(output)}</div>'
     if output.type == "general":
         pairs = zip(output.base, output.modified, strict=True)
-        bars = (_bar(str(n), f"{v:+.0f}", abs(v) / 100, v > 0) for n, v in pairs)
+        bars = (bar(str(n), f"{v:+.0f}", abs(v) / 100, v > 0) for n, v in pairs)
         return heading + "".join(bars)
     return heading + message(f"a feature of type {output.type!r} cannot be drawn here")
 
@@ -163,7 +177,7 @@ def _words(output: FeatureOutput) -> str:
     return visualize_text(torch.tensor(output.modified), output.base, legend=False).html()
 
 
-def _bar(name: str, said: str, share: float, on: bool) -> str:
+def bar(name: str, said: str, share: float, on: bool) -> str:
     name = escape(name)
     kind = "ca-bar ca-on" if on else "ca-bar"
     width = f"{100 * min(share, 1):.1f}%"
@@ -234,5 +248,6 @@ def _drawn_curves(measured: Mapping[str, Curve], chance: Curve, ink: str) -> Any
     return picture
 
 
-def label_of(session: Session, index: int) -> str:
-    return session.classes[index] if 0 <= index < len(session.classes) else str(index)
+def label_of(session: ExamplesTab, index: int) -> str:
+    classes = getattr(session, "classes", [])  # a detector's have names of their own
+    return classes[index] if 0 <= index < len(classes) else str(index)

@@ -24,6 +24,7 @@ from captum_attn.attr import (
     GradEclip,
     GradSam,
     HeterogenousAttention,
+    Odam,
     PartialLRP,
     RawAttention,
     TransformerAttribution,
@@ -40,6 +41,7 @@ __all__ = [
     "CAPTUM_METHODS",
     "MAX_STEPS",
     "METHODS",
+    "OF_DETECTIONS",
     "OF_WORDS",
     "Option",
     "help_of",
@@ -74,8 +76,12 @@ METHODS: tuple[type[AttentionAttribution], ...] = (
     AttentionFlow,
     VitCX,
 )
-# Without those that explain pixels; `Odam` explains detections, and a dashboard asks for classes.
+# Without those that explain pixels, and `Odam`, which explains detections.
 OF_WORDS = tuple(method for method in METHODS if method is not VitCX)
+# What explains one of a detector's queries: ODAM, and what reads attention or goes back by
+# gradients. Grad-ECLIP reads one token's row, and masks of tokens move the detections themselves.
+_NOT_OF_DETECTIONS = (GradEclip, TransformerInputSampling, VitCX)
+OF_DETECTIONS = (*(m for m in METHODS if m not in _NOT_OF_DETECTIONS), Odam)
 # Beside ours, where every input is of floats; on token ids they fail.
 CAPTUM_METHODS: tuple[Method, ...] = (IntegratedGradients, Saliency)
 

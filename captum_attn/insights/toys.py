@@ -1,4 +1,4 @@
-"""The package's own models as dashboards: digits, topics of texts, questions about a picture."""
+"""The package's own models as dashboards: pictures, texts, both, a detector, a language model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from captum_attn.insights.detected import DetectionSession
 from captum_attn.insights.features import (
     Batch,
     EmptyFeature,
@@ -16,6 +17,8 @@ from captum_attn.insights.features import (
     TextFeature,
 )
 from captum_attn.insights.session import Session
+from captum_attn.insights.tab import Absent, Tab
+from captum_attn.insights.writing import WritingSession
 
 if TYPE_CHECKING:
     from captum_attn.insights.uploads import Picture
@@ -23,6 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["DASHBOARDS"]
 
 EXAMPLES = 12
+PROMPTS = (
+    "The capital of France is",
+    "Tom lives in Paris. Anna lives in Rome. Kim lives in Oslo. Anna lives in the city of",
+    "When Mary and John went to the store, John gave a drink to",
+    "The keys to the cabinet",
+)
 
 
 def digits() -> Session:
@@ -113,6 +122,34 @@ def questions() -> Session:
     )  # fmt: skip
 
 
+def detector() -> DetectionSession:
+    """A DETR that finds the digits of a scene; a picture of digits may be uploaded."""
+    from captum_attn.demo.image import PATCH, fit_picture
+    from captum_attn.toy.digit_detr import load_digit_detr
+    from captum_attn.toy.scenes import scenes
+
+    def upload(picture: Picture) -> Tensor:
+        return fit_picture(picture)[0]
+
+    batch = scenes(EXAMPLES, split="test", seed=0)
+    names = [f"a {a} and a {b}" for a, b in batch.labels.tolist()]
+    scene = ImageFeature("Scene", baseline_transforms=ground, upload=upload, patch_size=PATCH)
+    return DetectionSession(
+        {"digit DETR": load_digit_detr()}, scene, [Batch(batch.images, names=names)],
+        id2label={digit: f"digit {digit}" for digit in range(10)},
+        note="Each map explains the class of one box: its object query looked there.",
+    )  # fmt: skip
+
+
+def smollm2() -> Tab:
+    """A real language model, if its package is installed; a prompt may be typed."""
+    from captum_attn.toy.smollm2 import HOW_TO_GET_IT, is_installed, load_smollm2
+
+    if not is_installed():
+        return Absent(HOW_TO_GET_IT)
+    return WritingSession(load_smollm2, None, PROMPTS, name="SmolLM2-135M-Instruct")
+
+
 class Answers(nn.Module):
     """LXMERT with its inputs by position and its answers as the output, as Captum wants it."""
 
@@ -136,8 +173,10 @@ def softmax(logits: Tensor) -> Tensor:
     return logits.softmax(-1)
 
 
-DASHBOARDS: dict[str, Callable[[], Session]] = {
+DASHBOARDS: dict[str, Callable[[], Tab]] = {
     "digits": digits,
     "topics": topics,
     "questions": questions,
+    "detector": detector,
+    "smollm2": smollm2,
 }

@@ -1,56 +1,29 @@
-"""`AttributionVisualizer`: the dashboard of Captum Insights, for every captum."""
+"""`AttributionVisualizer`: the dashboard of Captum Insights, for every captum; and its kin."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from captum_attn._checks import flag, whole
 from captum_attn.errors import AttnError, MissingExtraError
+from captum_attn.insights.detected import DetectionSession
 from captum_attn.insights.hosts import KnownHosts, checked_hosts
 from captum_attn.insights.session import Session
+from captum_attn.insights.tab import Tab
 from captum_attn.insights.uploads import MAX_BYTES
+from captum_attn.insights.writing import WritingSession
 
-__all__ = ["AttributionVisualizer", "serve"]
+__all__ = ["AttributionVisualizer", "DetectionVisualizer", "GenerationVisualizer", "serve"]
 
 VISITORS = 50  # whose fields Gradio remembers; the page sends all of them with every question
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 
 
-class AttributionVisualizer(Session):
-    r"""A dashboard in the browser: examples, predictions, and two methods side by side.
-
-    It takes what `captum.insights.AttributionVisualizer` takes.
-
-    Args:
-        models (Module, list of Module, or Mapping of str to Module): the models to choose from.
-        classes (list of str): names of the model's outputs.
-        features (BaseFeature or list of BaseFeature): one for each input of the model.
-        dataset (iterable of Batch): the examples; it may be endless.
-        score_func (callable, optional): from the model's output to the scores shown, such as a
-            softmax. Default: the output itself.
-        use_label_for_attr (bool): False for a model with one score. Default: True.
-        methods (list of type or str, optional): classes of Captum attributions to choose from, or
-            their names, "GAE". Default:
-            captum_attn's, and two of Captum's where all inputs are of floats.
-        num_examples (int): how many examples of the data set can be chosen. Default: 32.
-        presets (Mapping, optional): values that options of methods start from, by their names,
-            such as {"discard_self": True}. Default: the methods' own defaults.
-        note (str): a sentence about the examples, shown above the prediction. Default: none.
-
-    Raises:
-        AttnError: one of its subclasses, for a data set that does not fit the features.
-
-    Examples::
-
-        >>> visualizer = AttributionVisualizer(
-        ...     models=model, classes=names, features=[ImageFeature("Photo")],
-        ...     dataset=[Batch(images, labels)], score_func=lambda out: out.softmax(-1),
-        ... )
-        >>> visualizer.serve(port=7860, blocking=True)
-    """
+class Served:
+    """A tab that can be served as a page of its own."""
 
     _page: Any = None
 
@@ -85,7 +58,9 @@ class AttributionVisualizer(Session):
             >>> port = visualizer.serve()
         """
         self.close()
-        self._page, port = serve({"": self}, blocking, debug, port, bind_all, hosts=hosts)
+        self._page, port = serve(
+            {"": cast("Tab", self)}, blocking, debug, port, bind_all, hosts=hosts
+        )
         return port
 
     def render(self, debug: bool = False) -> int:
@@ -102,7 +77,7 @@ class AttributionVisualizer(Session):
             >>> visualizer.render()
         """
         self.close()
-        self._page, port = serve({"": self}, debug=debug, inline=True)
+        self._page, port = serve({"": cast("Tab", self)}, debug=debug, inline=True)
         return port
 
     def close(self) -> None:
@@ -112,8 +87,80 @@ class AttributionVisualizer(Session):
             self._page = None
 
 
+class AttributionVisualizer(Served, Session):
+    r"""A dashboard in the browser: examples, predictions, and two methods side by side.
+
+    It takes what `captum.insights.AttributionVisualizer` takes.
+
+    Args:
+        models (Module, list of Module, or Mapping of str to Module): the models to choose from.
+        classes (list of str): names of the model's outputs.
+        features (BaseFeature or list of BaseFeature): one for each input of the model.
+        dataset (iterable of Batch): the examples; it may be endless.
+        score_func (callable, optional): from the model's output to the scores shown, such as a
+            softmax. Default: the output itself.
+        use_label_for_attr (bool): False for a model with one score. Default: True.
+        methods (list of type or str, optional): classes of Captum attributions to choose from, or
+            their names, "GAE". Default:
+            captum_attn's, and two of Captum's where all inputs are of floats.
+        num_examples (int): how many examples of the data set can be chosen. Default: 32.
+        presets (Mapping, optional): values that options of methods start from, by their names,
+            such as {"discard_self": True}. Default: the methods' own defaults.
+        note (str): a sentence about the examples, shown above the prediction. Default: none.
+
+    Raises:
+        AttnError: one of its subclasses, for a data set that does not fit the features.
+
+    Examples::
+
+        >>> visualizer = AttributionVisualizer(
+        ...     models=model, classes=names, features=[ImageFeature("Photo")],
+        ...     dataset=[Batch(images, labels)], score_func=lambda out: out.softmax(-1),
+        ... )
+        >>> visualizer.serve(port=7860, blocking=True)
+    """
+
+
+class DetectionVisualizer(Served, DetectionSession):
+    """A dashboard of a detector: its detections in a picture, and two maps of the chosen one.
+
+    Args:
+        models (Module, list of Module, or Mapping of str to Module): detectors of the DETR family,
+            or whatever `captum_attn.detection.explain_detections` takes.
+        feature (ImageFeature): the picture; its `input_transforms` are the normalisation.
+        dataset (iterable of Batch): the examples.
+        threshold (float): a detection's probability is above it; a visitor may change it. Default:
+            0.5.
+        activation, id2label: as for `explain_detections`.
+        methods, num_examples, presets, note: as for `AttributionVisualizer`.
+
+    Examples::
+
+        >>> photo = ImageFeature("Photo", input_transforms=normalize)
+        >>> DetectionVisualizer(detr, photo, [Batch(images)]).serve(blocking=True)
+    """
+
+
+class GenerationVisualizer(Served, WritingSession):
+    """A dashboard of a causal language model: the next tokens of a prompt, and why one of them.
+
+    Args:
+        model (Module or callable): ids (1, n) -> logits (1, n, vocabulary), alone or as `.logits`;
+            or without a `tokenizer` a callable that loads it, () -> (model, tokenizer), when the
+            page is asked for the first time.
+        tokenizer (optional): the model's, as transformers has them.
+        prompts (sequence of str): examples.
+        name (str): of the model. Default: "the model".
+        methods, presets, note: as for `AttributionVisualizer`.
+
+    Examples::
+
+        >>> GenerationVisualizer(llm, tokenizer, ["The capital of France is"]).serve(blocking=True)
+    """
+
+
 def serve(
-    sessions: Mapping[str, Session],
+    sessions: Mapping[str, Tab],
     blocking: bool = False,
     debug: bool = False,
     port: int | None = None,

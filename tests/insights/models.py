@@ -67,6 +67,55 @@ class TinyPair(nn.Module):
         return self.head(self.blocks(tokens)[:, 0])
 
 
+class TinyDetector(nn.Module):
+    """Images (B, 3, 16, 16) -> logits (B, 3, 2) and boxes (B, 3, 4) of three object queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.block = nn.Conv2d(3, 8, 4, 4), Block(8)
+        self.queries = nn.Parameter(torch.randn(1, 3, 8))
+        self.reading = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.classes, self.boxes = nn.Linear(8, 2), nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        tokens = self.block(self.patches(images).flatten(2).mT)
+        asked = self.queries.expand(len(images), -1, -1)
+        found = asked + self.reading(asked, tokens, tokens)[0]
+        return {"logits": self.classes(found), "pred_boxes": self.boxes(found).sigmoid()}
+
+
+class TinyWriter(nn.Module):
+    """Ids (B, n) -> logits (B, n, words), each from the words up to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(len(WORDS), 8), nn.Embedding(600, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, len(WORDS))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        n = ids.shape[1]
+        tokens = self.words(ids) + self.places(torch.arange(n))
+        later = torch.ones(n, n, dtype=torch.bool).triu(1)
+        return self.head(tokens + self.attention(tokens, tokens, tokens, attn_mask=later)[0])
+
+
+class TinyTokenizer:
+    """Words to their numbers and back, as transformers' tokenizers are called."""
+
+    def __init__(self, eos: int | None = None) -> None:
+        self.eos_token_id = eos
+
+    def __call__(self, text: str, return_tensors: str = "pt") -> dict[str, Tensor]:
+        return {"input_ids": torch.tensor([[WORDS.index(word) for word in text.split()]])}
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [WORDS[i] for i in ids]
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(WORDS[i] for i in ids)
+
+
 class Broken(nn.Module):
     """A model that fails."""
 
