@@ -178,6 +178,14 @@ def test_the_grid_is_what_nearest_interpolation_shows(name: str) -> None:
     close(found.maps[0], nearest.sum(1)[0])
 
 
+def test_a_method_of_pixels_has_maps_and_no_tokens() -> None:
+    model, batch = detector("Detr"), images()
+    (found, _) = explain_detections(AttnLRP(model), batch, threshold=0, max_detections=1)
+    assert found.tokens == {} and found.grid is None
+    target = (int(found.queries[0]), int(found.labels[0]))
+    close(found.maps[0], AttnLRP(model).attribute(batch[:1], target=target).sum(1)[0])
+
+
 def test_one_forward_and_shared_backward_passes() -> None:
     model, count = detector("Detr"), {"forward": 0, "backward": 0}
 

@@ -49,6 +49,7 @@ CSS = """
 .ca-images img { width: calc(50% - .3rem); min-width: 0; }
 .ca-night { display: none; } .dark .ca-night { display: block; } .dark .ca-day { display: none; }
 .ca-key i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; }
+.ca-key i.ca-dashed { border: 1px dashed currentColor; }
 .ca-card, .ca-card * { overflow-wrap: anywhere; }
 @media (max-width: 520px) { .ca-two { flex-direction: column; }
   .ca-images { flex-direction: column; } .ca-images img { width: 100%; }
@@ -144,13 +145,14 @@ def panel(why: Explanation, label: str = "the score") -> str:
     return f'<div class="ca-card"><h3>{escape(why.method)}</h3>{inputs}{key(label, signed)}</div>'
 
 
-def key(label: str, signed: bool) -> str:
+def key(label: str, signed: bool, left_out: bool = False) -> str:
     """What the colours say about what is explained."""
     colours = {"#e08214": "for", **({"#8073ac": "against"} if signed else {})}
     said = " &nbsp; ".join(
         f'<i style="background: {colour}"></i> {said} {escape(label)}'
         for colour, said in colours.items()
     )
+    said += ' &nbsp; <i class="ca-dashed"></i> left out' if left_out else ""
     return f'<p class="ca-note ca-key">{said}</p>'
 
 

@@ -20,22 +20,9 @@ LOADING = '<p class="ca-note">The model is being loaded, the first time for abou
 
 def writing_tab(session: WritingSession, opened: Callable[..., Any]) -> None:
     """The fields of a language model; `opened` is the event by which its first prompt is read."""
-    prompts = [*session.prompts]
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=250):
-            example = gr.Dropdown(
-                prompts, value=prompts[0] if prompts else None, label="Example",
-                elem_classes="ca-example", visible=len(prompts) > 1,
-            )  # fmt: skip
-            prompt = gr.Textbox(
-                prompts[0] if prompts else "", label="Prompt", lines=2, max_lines=6,
-                max_length=MAX_LETTERS, elem_classes="ca-prompt",
-            )  # fmt: skip
-            button = gr.Button("Next tokens", variant="primary", elem_classes="explain")
-            leave_out = gr.Checkbox(
-                True, label="Leave out sink and self",
-                info="The token that nearly all heads look at whatever is asked, and the last one.",
-            )  # fmt: skip
+            example, prompt, button, leave_out = _what(session)
             first, second = sides(session)
         with gr.Column(scale=3, min_width=280):
             likely = gr.HTML(LOADING, elem_classes="predictions")
@@ -44,14 +31,7 @@ def writing_tab(session: WritingSession, opened: Callable[..., Any]) -> None:
             )
             with gr.Row(equal_height=False, elem_classes="ca-two"):
                 panels = [gr.HTML(elem_classes=f"panel-{side}") for side in ("one", "two")]
-            with gr.Row(equal_height=True, elem_classes="ca-write"):
-                append = gr.Button("Append the chosen token", elem_classes="append")
-                count = gr.Number(
-                    5, label="Tokens to write", precision=0, minimum=1, maximum=MAX_WRITTEN,
-                    min_width=120,
-                )  # fmt: skip
-                write = gr.Button("Write on", elem_classes="write")
-            written = gr.HTML(elem_classes="written")
+            append, count, write, written = _writing()
     asked = [prompt, chosen, leave_out]
     fields = [*asked, *first.components, *second.components]
     border = len(asked) + len(first.components)
@@ -88,6 +68,33 @@ def writing_tab(session: WritingSession, opened: Callable[..., Any]) -> None:
     opened(why, **given, show_progress="hidden")
 
 
+def _what(session: WritingSession) -> tuple[Any, Any, Any, Any]:
+    """Example, prompt, button, and whether sink and self are left out."""
+    prompts = [*session.prompts]
+    first = prompts[0] if prompts else None
+    example = gr.Dropdown(
+        prompts, value=first, label="Example", elem_classes="ca-example", visible=len(prompts) > 1
+    )
+    prompt = gr.Textbox(first or "", label="Prompt", lines=2, max_lines=6, max_length=MAX_LETTERS)
+    button = gr.Button("Next tokens", variant="primary", elem_classes="explain")
+    leave_out = gr.Checkbox(
+        True, label="Leave out sink and self",
+        info="The token that nearly all heads look at whatever is asked, and the last one.",
+    )  # fmt: skip
+    return example, prompt, button, leave_out
+
+
+def _writing() -> tuple[Any, Any, Any, Any]:
+    """What goes on from the prompt: buttons, how many tokens, and what was written."""
+    with gr.Row(equal_height=True, elem_classes="ca-write"):
+        append = gr.Button("Append the chosen token", elem_classes="append")
+        count = gr.Number(
+            5, label="Tokens to write", precision=0, minimum=1, maximum=MAX_WRITTEN, min_width=120
+        )
+        write = gr.Button("Write on", elem_classes="write")
+    return append, count, write, gr.HTML(elem_classes="written")
+
+
 def _why(
     session: WritingSession, prompt: Any, token: Any, out: Any,
     two: list[tuple[str, dict[str, Any]]],
@@ -98,7 +105,7 @@ def _why(
         yield [said, gr.Radio([], value=None), "", ""]
         return
     tokens, chosen = found
-    choice = gr.Radio([(f"{t.text} {t.probability:.2f}", t.token) for t in tokens], value=chosen)
+    choice = gr.Radio([(f"{t.text} {t.probability:.3f}", t.token) for t in tokens], value=chosen)
     yield [said, choice, "", ""]
     name, panels = next(t.text for t in tokens if t.token == chosen), ["", ""]
     for i, (method, options) in enumerate(two):
@@ -135,7 +142,7 @@ def _panel(
     why = session.explain(prompt, token, method, options, bool(out))
     return why, (
         f'<div class="ca-card"><h3>{escape(method)}</h3>{_words(why)}'
-        f"{drawing.key(name, signed=bool((why.relevance < 0).any()))}</div>"
+        f"{drawing.key(name, bool((why.relevance < 0).any()), bool(why.left_out.any()))}</div>"
     )
 
 

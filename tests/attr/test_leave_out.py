@@ -134,9 +134,11 @@ def test_every_method_leaves_out_just_these_and_is_otherwise_as_before(method: t
     assert torch.equal(made.left_out(IDS, 0, **options), AT | LAST)
 
 
-def test_nothing_is_left_out_unless_asked() -> None:
-    method = VTranM(WithSink())
-    assert not method.left_out(IDS, 0).any()
+@pytest.mark.parametrize("method", [VTranM, AttnLRP])
+def test_nothing_is_left_out_unless_asked(method: type) -> None:
+    method = method(WithSink())
+    found = method.left_out(IDS, 0)
+    assert found.shape == IDS.shape and found.dtype == torch.bool and not found.any()
     assert "left out" not in str(method.describe(IDS, 0))
     assert bool((method.attribute(IDS, 0)[AT | LAST] != 0).any())
 

@@ -9,7 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from captum_attn import AttentionFlow, DeepIntegratedExplanations, Odam
+from captum_attn import (
+    AttentionFlow,
+    AttentionRollout,
+    DeepIntegratedExplanations,
+    Odam,
+    RawAttention,
+)
 from captum_attn.attr import attention_flow as flow
 from captum_attn.errors import MissingExtraError, OptionError, TargetError
 from tests import plain_related as plain
@@ -174,6 +180,18 @@ def test_odam_on_detr(detr, case):  # noqa: F811
     assert expected.numel() == len(tokens)
     large = torch.nn.functional.interpolate(expected[None, None], image.shape[2:], mode="bilinear")
     close(projected.sum(1)[0], large[0, 0])
+
+
+@pytest.mark.parametrize("method", [AttentionFlow, AttentionRollout, RawAttention])
+def test_targets_that_read_other_rows_of_one_run(method):
+    """What does not depend on the class does depend on the query that is read."""
+    case = STREAMS["detr"]
+    sample, explain = case.sample(), method(case.model())
+    targets = [(1, 2), (3, 0), (1, 1)]
+    for found, target in zip(explain.attribute_each(sample.inputs, targets), targets, strict=True):
+        expected = explain.attribute(sample.inputs, target)["pixel_values"]
+        assert expected.any()
+        torch.testing.assert_close(found["pixel_values"], expected)
 
 
 def test_odam_of_many_detections_and_batches():
