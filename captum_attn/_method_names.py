@@ -35,8 +35,6 @@ ALIASES = {
     "DIX": "DeepIntegratedExplanations",
     "ViT-CX": "VitCX",
     "BI": "BeyondIntuition",
-    "TIS": "TransformerInputSampling",
-    "DIX": "DeepIntegratedExplanations",
     "flow": "AttentionFlow",
     "CP-LRP": "CPLRP",
     "Attn-LRP": "AttnLRP",
