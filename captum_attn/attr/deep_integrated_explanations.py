@@ -61,8 +61,8 @@ class DeepIntegratedExplanations(AttentionAttribution):
             super().__post_init__()
             whole("n_steps", self.n_steps, least=1, most=2**31)
             chosen = self.blocks
-            alike = len(set(chosen)) < len(chosen)
-            if not chosen or alike or any(type(b) is not int for b in chosen):
+            ints = all(type(b) is int for b in chosen)  # else it may have no hash
+            if not chosen or not ints or len(set(chosen)) < len(chosen):
                 raise OptionError(
                     "layers_integrated: expected an int, or several different ones, got "
                     f"{shown(self.layers_integrated)}"

@@ -1,6 +1,7 @@
 """Memory of the dashboard's server over thousands of questions, asked over HTTP.
 
     python -m tests.benchmarks.dashboard_memory [--questions 2000] [--every 100]
+    python -m tests.benchmarks.dashboard_memory --printed LOG --plot tutorials/dashboard_memory.png
 
 Every question is another visitor's: it explains an example by two methods, with the deletion
 curve. The server runs in a process of its own, whose resident memory is read between them. Exit
@@ -59,14 +60,41 @@ def measured(questions: int, every: int, light: bool = False) -> list[tuple[int,
     return found
 
 
+def printed(text: str) -> list[tuple[int, float]]:
+    """What `measured` printed."""
+    rows = (line.split() for line in text.splitlines() if " questions " in line)
+    return [(int(row[0]), float(row[2])) for row in rows]
+
+
+def plot(found: list[tuple[int, float]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*found, strict=True), "o-", color="#0072b2", markersize=4)
+    axes.set(xlabel="questions answered", ylabel="resident memory, MiB")
+    axes.set_ylim(0, 1.2 * max(used for _, used in found))
+    axes.set_xlim(0, None)
+    axes.grid(alpha=0.3)
+    axes.set_title("The dashboard's server", fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--room", type=float, default=25.0, help="MiB")
     parser.add_argument("--light", action="store_true", help="one method, no deletion curve")
+    parser.add_argument("--printed", type=Path, help="read what an earlier call printed")
+    parser.add_argument("--plot", type=Path, help="where the picture goes")
     options = parser.parse_args()
-    found = measured(options.questions, options.every, options.light)
+    if options.printed:
+        found = printed(options.printed.read_text())
+    else:
+        found = measured(options.questions, options.every, options.light)
+    if options.plot:
+        plot(found, options.plot)
     half = [used for _, used in found[len(found) // 2 :]]
     grown = max(half[-3:]) - max(half[:3])
     print(f"the second half grew by {grown:.1f} MiB (room: {options.room:.0f})")

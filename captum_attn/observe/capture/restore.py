@@ -262,12 +262,11 @@ def _kept_statistics(module: nn.Module) -> Undo:
 
 def _run_eagerly() -> Undo:
     """Compiled code is hidden from a tap: `torch.compile` runs it eagerly for the while."""
-    stack = ExitStack()
     try:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stance = torch.compiler.set_stance("force_eager")  # from here on
     except RuntimeError as error:
         raise AttnError(_COMPILED) from error
-    return stack.close
+    return lambda: stance.__exit__(None, None, None)
 
 
 def _seen_form(config: Any, modules: list[nn.Module]) -> str:
