@@ -124,13 +124,16 @@ def size(name: str, value: Any) -> tuple[int, int]:
 def fractions_of(steps: int | Sequence[float] | str) -> Tensor:
     """The fractions removed, float64 (L,): `steps` equal steps from 0 to 1, or as they are."""
     if isinstance(steps, str) and steps == "gae":
-        return torch.tensor(GAE_STEPS, dtype=torch.float64)
+        return torch.tensor(GAE_STEPS, dtype=torch.float64, device="cpu")
     if isinstance(steps, int):
-        return torch.arange(positive_int("steps", steps) + 1, dtype=torch.float64) / steps
+        return (
+            torch.arange(positive_int("steps", steps) + 1, dtype=torch.float64, device="cpu")
+            / steps
+        )
     try:
-        levels = torch.as_tensor(steps, dtype=torch.float64)
+        levels = torch.as_tensor(steps, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError):
-        levels = torch.zeros(0)
+        levels = torch.zeros(0, device="cpu")
     rising = levels.ndim == 1 and len(levels) and bool((levels[1:] > levels[:-1]).all())
     if not rising or not 0 <= float(levels[0]) <= float(levels[-1]) <= 1:
         raise OptionError(

@@ -181,7 +181,7 @@ def select(output: Tensor, target: Any) -> Tensor:
     """The number (S,) that the target selects from an output (S, ...), as in Captum."""
     each = target if isinstance(target, (Tensor, list)) else None
     if each is not None and output.ndim == 2 and not any(isinstance(t, tuple) for t in each):
-        classes = torch.as_tensor(each)
+        classes = torch.as_tensor(each, device="cpu")
         if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < output.shape[1]:
             raise TargetError(
                 f"the labels reach from {int(classes.min())} to {int(classes.max())}, but the "

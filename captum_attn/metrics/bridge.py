@@ -67,11 +67,15 @@ def _explained(
     model: nn.Module, inputs: Any, targets: Any, method: Any, device: Any, sum_channels: bool,
     options: dict[str, Any],
 ) -> np.ndarray:  # fmt: skip
-    place = next((p for p in model.parameters()), torch.zeros(0))
+    place = next((p for p in model.parameters()), torch.zeros(0, device="cpu"))
     where = place.device if device is None else device
-    values = torch.as_tensor(np.asarray(inputs)).to(where)
+    values = torch.as_tensor(np.asarray(inputs), device="cpu").to(where)
     values = values.to(place.dtype) if values.is_floating_point() else values
-    target = None if targets is None else torch.as_tensor(np.asarray(targets)).to(where).long()
+    target = (
+        None
+        if targets is None
+        else torch.as_tensor(np.asarray(targets), device="cpu").to(where).long()
+    )
     found = method(model).attribute(values, target=target, **options)
     found = one_map(found)
     found = found.sum(1, keepdim=True) if sum_channels else found

@@ -159,7 +159,7 @@ def coco_bootstrap(
         scored.evalImgs = matched[:, rng.integers(images, size=images)].ravel().tolist()
         drawn.append(_numbers(scored))
     return {
-        name: torch.tensor([numbers[name] for numbers in drawn], dtype=torch.float64)
+        name: torch.tensor([numbers[name] for numbers in drawn], dtype=torch.float64, device="cpu")
         for name in drawn[0]
     }
 

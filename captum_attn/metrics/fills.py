@@ -154,7 +154,9 @@ class NoisyLinear(Fill):
         channels, *size = inputs.shape[1:]
         laplacian = _laplacian(*size)
         rng = torch.Generator().manual_seed(self.seed)
-        noise = self.noise * torch.randn(channels, *size, generator=rng, dtype=torch.float64)
+        noise = self.noise * torch.randn(
+            channels, *size, generator=rng, dtype=torch.float64, device="cpu"
+        )
         pixels = inputs.detach().double().cpu().flatten(2).numpy()  # (B, C, HW)
 
         def imputed(row: int, gone: np.ndarray) -> np.ndarray:
@@ -276,7 +278,11 @@ def _value(value: Any) -> float | Tensor:
             f"fill: expected one of {list(_NAMED)}, a number, a tensor or one of "
             f"captum_attn.metrics.fills, got {type(value).__name__}"
         )
-    found = a_tensor("fill", value) if isinstance(value, Tensor) else torch.as_tensor(value)
+    found = (
+        a_tensor("fill", value)
+        if isinstance(value, Tensor)
+        else torch.as_tensor(value, device="cpu")
+    )
     if not found.isfinite().all():
         raise InputError("fill: expected finite values, got NaN or infinity")
     return value

@@ -153,7 +153,7 @@ def segmentation(
     correct = ((found == truth) & valid).flatten(1).sum(1)
     return Segmentation(
         correct.cpu(), valid.flatten(1).sum(1).cpu(), intersection.cpu(), union.cpu(),
-        torch.tensor(precision, dtype=torch.float64),
+        torch.tensor(precision, dtype=torch.float64, device="cpu"),
     )  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def pointing_game(attributions: Attributions, masks: Tensor, *, tolerance: int =
         there = torch.tensor([place // width, place % width], device=on.device)
         pixels = object_.nonzero() - there
         hits.append(float((pixels**2).sum(1).min() <= tolerance**2))
-    return torch.tensor(hits, dtype=torch.float64)
+    return torch.tensor(hits, dtype=torch.float64, device="cpu")
 
 
 def energy_inside(attributions: Attributions, masks: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ def rationale_spans(
         predicted, marked = _spans(c), _spans(t)
         iou = np.array([[len(p & m) / len(p | m) for m in marked] for p in predicted]) >= min_iou
         met.append([iou.any(1).mean(), iou.any(0).mean()])
-    return Spans(*torch.tensor(met, dtype=torch.float64).unbind(1))
+    return Spans(*torch.tensor(met, dtype=torch.float64, device="cpu").unbind(1))
 
 
 def rationale_iou_f1(
@@ -174,7 +174,7 @@ def rationale_auprc(
     for s, t, c in zip(scores.cpu(), truth.cpu(), counted.cpu(), strict=True):
         precision, recall, _ = precision_recall_curve(t[c].numpy(), s[c].numpy())
         areas.append(auc(recall, precision))
-    return torch.tensor(areas, dtype=torch.float64)
+    return torch.tensor(areas, dtype=torch.float64, device="cpu")
 
 
 def _against(

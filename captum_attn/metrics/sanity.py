@@ -113,7 +113,7 @@ class RandomAttribution(Attribution):
 
 def _uniform(shape: torch.Size, seed: int, dtype: torch.dtype) -> Tensor:
     rng = torch.Generator().manual_seed(seed)
-    return (torch.rand(shape, generator=rng, dtype=torch.float64) - 0.5).to(dtype)
+    return (torch.rand(shape, generator=rng, dtype=torch.float64, device="cpu") - 0.5).to(dtype)
 
 
 def _entries(values: Mapping[Key, Any], names: Sequence[str] | None) -> list[Key]:
@@ -249,7 +249,9 @@ def parameter_randomization(
                     parameter.copy_(new)
             columns.append([_spearman(a, b) for a, b in zip(before, attribute(), strict=True)])
             bar.update(1)
-    return ParameterRandomization(tuple(names), torch.tensor(columns, dtype=torch.float64).T)
+    return ParameterRandomization(
+        tuple(names), torch.tensor(columns, dtype=torch.float64, device="cpu").T
+    )
 
 
 def _cascade(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
@@ -270,7 +272,9 @@ def _cascade(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
 
 
 def _normal(_name: str, parameter: Tensor, rng: torch.Generator) -> Tensor:
-    draw = torch.randn(parameter.shape, generator=rng, dtype=torch.float64).to(parameter.device)
+    draw = torch.randn(parameter.shape, generator=rng, dtype=torch.float64, device="cpu").to(
+        parameter.device
+    )
     own = parameter.double()
     return own.mean() + draw * own.std(correction=0)
 

@@ -79,7 +79,7 @@ def random_orders(ready: Perturbation, subsets: int, seed: int) -> Iterator[Tens
     """Numbers per unit (1, n) by whose order sets are taken."""
     rng = torch.Generator().manual_seed(seed)
     for _ in range(subsets):
-        yield torch.rand(1, ready.scores.shape[1], generator=rng, dtype=torch.float64)
+        yield torch.rand(1, ready.scores.shape[1], generator=rng, dtype=torch.float64, device="cpu")
 
 
 def correlations(ready: Perturbation, counts: Tensor, orders: Iterator[Tensor]) -> Tensor:

@@ -91,7 +91,8 @@ def text_records(
     records = []
     for i, words in enumerate(examples):
         shown = _shown(words, show_special)
-        values = torch.tensor([word.relevance for word in shown], dtype=torch.float64)
+        relevance = [word.relevance for word in shown]
+        values = torch.tensor(relevance, dtype=torch.float64, device="cpu")
         largest = float(values.abs().max()) if len(values) else 0.0
         given = {
             "pred_prob": pred_prob,

@@ -31,6 +31,15 @@ def test_the_right_call_is_right(name: str) -> None:
         lambda: function(**arguments))[1])  # fmt: skip
 
 
+@pytest.mark.parametrize("name", [n for n in CALLS if n != "segment_detections"])  # it makes some
+def test_a_default_device_changes_nothing(name: str) -> None:
+    """On "meta" every tensor of the package's that names no device would have no numbers."""
+    function, arguments = CALLS[name]
+    expected = hard.outcome(lambda: function(**arguments))
+    with torch.device("meta"):
+        assert hard.outcome(lambda: function(**arguments)) == expected
+
+
 @settings(max_examples=600, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_wrong_values_are_refused(data: Any) -> None:

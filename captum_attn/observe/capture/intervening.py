@@ -11,6 +11,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,8 +125,10 @@ class Intervening(TorchFunctionMode):
         self._waiting = {change.call.event: change.call.module for change in changes}
 
     def __enter__(self) -> Intervening:
-        self._modules.__enter__()
-        super().__enter__()
+        with ExitStack() as entered:
+            entered.enter_context(self._modules)
+            super().__enter__()
+            entered.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:

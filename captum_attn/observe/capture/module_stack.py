@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain, islice
@@ -44,13 +44,15 @@ class ModuleStack:
     def __enter__(self) -> ModuleStack:
         root = self._root
         change: Change
-        if root is not None and _has_compiled_parts(root):  # they warn of hooks on all modules
-            change = ("hooks", id(self)), partial(_hook_those_in, root, self)
-        else:
-            change = ("hooks", "all modules"), _hook_all
-            _here.stacks.append(self)
-            self._hooked.callback(_here.stacks.remove, self)
-        self._hooked.enter_context(shared_state.changed([change]))
+        with ExitStack() as hooked:  # taken back where one of the steps fails
+            if root is not None and _has_compiled_parts(root):  # they warn of hooks on all modules
+                change = ("hooks", id(self)), partial(_hook_those_in, root, self)
+            else:
+                change = ("hooks", "all modules"), _hook_all
+                hooked.callback(_here.stacks.remove, self)
+                _here.stacks.append(self)
+            hooked.enter_context(shared_state.changed([change]))
+            self._hooked = hooked.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -111,9 +113,11 @@ def _hook_all() -> Callable[[], None]:
             stack.leave(module)
 
     # the second one is also called for a module that raises: the model may go on without it
-    return _off(
-        register_module_forward_pre_hook(entered),
-        register_module_forward_hook(left, always_call=True),
+    return _hung(
+        [
+            partial(register_module_forward_pre_hook, entered),
+            partial(register_module_forward_hook, left, always_call=True),
+        ]
     )
 
 
@@ -129,18 +133,30 @@ def _hook_those_in(root: nn.Module, stack: ModuleStack) -> Callable[[], None]:
         if threading.get_ident() == thread:
             stack.leave(module)
 
-    pairs = [
-        (m.register_forward_pre_hook(entered), m.register_forward_hook(left, always_call=True))
+    pairs = (
+        (
+            partial(m.register_forward_pre_hook, entered),
+            partial(m.register_forward_hook, left, always_call=True),
+        )
         for m in root.modules()
-    ]
-    return _off(*chain.from_iterable(pairs))
+    )
+    return _hung(chain.from_iterable(pairs))
 
 
-def _off(*handles: RemovableHandle) -> Callable[[], None]:
+def _hung(hooks: Iterable[Callable[[], RemovableHandle]]) -> Callable[[], None]:
+    """Hangs hooks up, all or none of them; returns what takes them off."""
+    handles: list[RemovableHandle] = []
+
     def off() -> None:
         for handle in handles:
             handle.remove()
 
+    try:
+        for hook in hooks:
+            handles.append(hook())
+    except BaseException:
+        off()
+        raise
     return off
 
 
