@@ -212,6 +212,7 @@ def test_options_of_the_commands_exist():
     commands = re.findall(r"python -m (tests\.benchmarks\.\w+)(.*)", RESULTS)
     assert {module for module, _ in commands} == {
         "tests.benchmarks.benchmark",
+        "tests.benchmarks.dashboard_memory",
         "tests.benchmarks.digit_share",
         "tests.benchmarks.detector_share",
         "tests.benchmarks.vqa_share",
