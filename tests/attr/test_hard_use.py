@@ -265,6 +265,28 @@ def test_many_targets_with_batch_norm_in_train_mode(method, left_as_found):
         torch.testing.assert_close(one, other)
 
 
+class Rebinding(nn.Module):
+    """Puts another tensor in place of a buffer: of another size, and of the same numbers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("table", torch.zeros(1))
+        self.register_buffer("alike", torch.ones(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.table, self.alike = torch.linspace(0, 1, 4), self.alike.clone()
+        return self.model(images) + self.table[0]
+
+
+@pytest.mark.parametrize("method", [GenericAttention, AttnLRP])
+def test_buffers_that_the_forward_binds_anew(method, pictures, left_as_found):
+    model, images = Rebinding(pictures[0]), pictures[1]
+    with left_as_found(model, images):
+        found = method(model).attribute(images, 1)
+    torch.testing.assert_close(found, method(pictures[0]).attribute(images, 1))
+
+
 def test_an_objective_that_is_saturated_is_no_zero_map(pictures):
     """A probability of exactly 1 has no gradient: its maps would be zero."""
     model, images = pictures

@@ -11,7 +11,6 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,10 +124,12 @@ class Intervening(TorchFunctionMode):
         self._waiting = {change.call.event: change.call.module for change in changes}
 
     def __enter__(self) -> Intervening:
-        with ExitStack() as entered:
-            entered.enter_context(self._modules)
+        self._modules.__enter__()
+        try:
             super().__enter__()
-            entered.pop_all()
+        except BaseException:
+            self._modules.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: Any) -> None:

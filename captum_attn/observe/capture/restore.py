@@ -240,7 +240,9 @@ def _kept_buffers(module: nn.Module) -> Undo:
     before, transient = dict(module._buffers), set(module._non_persistent_buffers_set)
 
     def put_back() -> None:
-        if list(module._buffers.items()) != list(before.items()):
+        now = module._buffers
+        kept = list(now) == list(before) and all(now[name] is before[name] for name in before)
+        if not kept:
             module._buffers.clear()
             module._buffers.update(before)
         module._non_persistent_buffers_set.intersection_update(transient)
