@@ -27,8 +27,14 @@ from captum_attn.observe import AttentionCall, observe
 from captum_attn.observe.capture.attention_call import detached
 from captum_attn.observe.capture.default_device import on_users_device
 from captum_attn.observe.capture.module_stack import outputs_of
-from captum_attn.observe.capture.restore import drawing_again, left_as_found, modules_of
+from captum_attn.observe.capture.restore import (
+    drawing_again,
+    every_module,
+    left_as_found,
+    modules_of,
+)
 from captum_attn.observe.capture.tap import Tap
+from captum_attn.observe.known import observe_or_know
 from captum_attn.observe.observation import watched
 from captum_attn.observe.operators.bridge import Rules
 from captum_attn.observe.streams.structure_cache import StructureCache
@@ -125,16 +131,23 @@ class Engine:
         request: Request,
         options: SharedOptions,
         roots: list[nn.Module],
+        whole: bool = False,
     ) -> Run:
-        """One forward pass, of which nothing is explained yet."""
+        """One forward pass, of which nothing is explained yet.
+
+        Args:
+            whole (bool): whether gradients of the inputs are wanted.
+        """
         additional = request.additional_forward_args
         values = checked(inputs, additional)
         rules = self.rules(options)
-        draw_again = drawing_again([m for root in roots for m in root.modules()])
-        observation = observe(
-            forward_func, values, additional, roots, self.structure, self.tap,
-            () if rules is None else (rules,),
-        )  # fmt: skip
+        draw_again = drawing_again(every_module(roots))
+        given = forward_func, values, additional, roots, self.structure
+        if whole or self.needs_gradient or self.keeps_graph or self.tap is not Tap or rules:
+            tables = () if rules is None else (rules,)
+            observation = observe(*given, self.tap, tables)
+        else:
+            observation = observe_or_know(*given, draw_again)
         for mixing in observation.wiring.mixings:
             mixing.draws = options.mixing_draws or mixing.draws
         states = observation.wiring.updates
@@ -287,7 +300,8 @@ class Engine:
         """Names of the inputs that what is explained has a gradient for."""
         roots = modules_of(forward_func)
         with left_as_found(roots), torch.enable_grad():
-            seen = self._observed(forward_func, inputs, request, options, roots).observation
+            run = self._observed(forward_func, inputs, request, options, roots, whole=True)
+            seen = run.observation
             value = explained_value(seen, request, self.needs_gradient).objective
             leaves = [leaf for leaf in seen.tap.leaves if leaf.name]
             ones = torch.ones_like(value)

@@ -83,6 +83,7 @@ class InputEngine(Engine):
         request: Request,
         options: SharedOptions,
         roots: list[nn.Module],
+        whole: bool = False,
     ) -> Run:
         if options.leave_out:  # what heads look at, and which row is read, the wiring says
             wired = super()._observed(forward_func, inputs, request, options, roots)
@@ -152,6 +153,7 @@ class TokenEngine(InputEngine):
         request: Request,
         options: SharedOptions,
         roots: list[nn.Module],
+        whole: bool = False,
     ) -> Run:
         run = Engine._observed(self, forward_func, inputs, request, options, roots)
         return InputRun(run.observation, options, run.active)

@@ -17,6 +17,7 @@ from captum_attn.errors import AttnError, InputError, NoAttentionFoundError
 from captum_attn.observe.capture.default_device import on_users_device
 from captum_attn.observe.capture.leaf import PACKED
 from captum_attn.observe.capture.reasons import reasons_named
+from captum_attn.observe.capture.steps import KnownRun
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.capture.tensor_kinds import check_kind
 from captum_attn.observe.operators.bridge import Rules
@@ -95,7 +96,7 @@ def observe(
     additional_forward_args: Any,
     roots: list[nn.Module],
     structure: StructureCache,
-    tap_class: type[Tap] = Tap,
+    tap_class: Callable[[nn.Module | None], Tap] = Tap,
     tables: Sequence[Rules] = (),
 ) -> Observation:
     """Runs the model once on `inputs` and reads off how its attention is wired.
@@ -110,11 +111,15 @@ def observe(
     return wired(run, structure)
 
 
-def wired(run: Watched, structure: StructureCache) -> Observation:
-    """Reads off which token streams a run's attention calls ask and read."""
+def wired(run: Watched, structure: StructureCache, known: KnownRun | None = None) -> Observation:
+    """Reads off which token streams a run's attention calls ask and read.
+
+    Args:
+        known (KnownRun, optional): what is known of its parts that have no graph.
+    """
     tap = run.tap
     _check_seen(tap)
-    graph = Graph(tap.calls, tap.leaves, run.batch)
+    graph = Graph(tap.calls, tap.leaves, run.batch, known)
     root = Root.of(run.output, tap.detached_from(run.output))
     wiring = _settled(tap, graph, root, run.batch, structure)
     warn_of_unseen(root, wiring, graph)
@@ -126,7 +131,7 @@ def watched(
     inputs: tuple[Tensor, ...] | Mapping[str, Any],
     additional_forward_args: Any,
     roots: list[nn.Module],
-    tap_class: type[Tap] = Tap,
+    tap_class: Callable[[nn.Module | None], Tap] = Tap,
     tables: Sequence[Rules] = (),
 ) -> Watched:
     """Runs the model once on `inputs`, which enter as leaves, and watches its operations."""

@@ -12,7 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from captum_attn import AttentionRollout, GenericAttention, VTranM
+from captum_attn import (
+    AttentionFlow,
+    AttentionRollout,
+    GenericAttention,
+    RawAttention,
+    VTranM,
+)
 from captum_attn.errors import AttnError
 from captum_attn.observe.tracing import token_tracer
 from tests.observe.test_traps import DIM, Trap, random, ready
@@ -161,6 +167,49 @@ def test_padding_that_is_overwritten_in_place_is_seen_in_every_run(method):
     seasoned = method(model)
     seasoned.attribute(whole, 1)
     close(seasoned.attribute(padded, 1), method(model).attribute(padded, 1), 1e-10)
+
+
+# ---------------------------------------------------------------------------- without a graph
+class Notes(Layers):
+    """Writes down whether gradients are on between its layers."""
+
+    def between(self, x):
+        self.with_graph = torch.is_grad_enabled()
+        return x
+
+
+class Trades(Layers):
+    """What the inputs hold decides which of two the second layer asks from: by no function."""
+
+    def forward(self, x, y):
+        x, y = x + self.first(x, x), self.mlp(y)
+        one, other = (x, y) if bool(x[0, 0, 0] > 0) else (y, x)
+        one = one + self.second(one, other)
+        return self.head(one[:, 0])
+
+
+@pytest.mark.parametrize("method", [AttentionRollout, RawAttention, AttentionFlow])
+def test_a_known_structure_runs_without_a_graph(method):
+    model = ready(Notes)
+    seasoned = method(model)
+    seasoned.attribute(text(5), target=1)
+    assert model.with_graph
+    found = seasoned.attribute(text(5, seed=1), target=1)
+    assert not model.with_graph
+    close(found, method(model).attribute(text(5, seed=1), target=1), 1e-10)
+    assert torch.is_grad_enabled()
+
+
+def test_a_known_structure_is_told_by_where_tensors_come_from():
+    """Not by the functions alone, and in any order of the inputs."""
+    model = ready(Trades)
+    seasoned = AttentionRollout(model)
+    for seed in range(6):
+        inputs = text(5, seed=seed), text(5, seed=seed + 6)
+        found = seasoned.attribute_tokens(inputs, target=1)
+        expected = AttentionRollout(model).attribute_tokens(inputs, target=1)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def turns(model, x):

@@ -48,13 +48,15 @@ def attention_map(
         queries, keys = (torch.arange(n, device=q.device) for n in scores.shape[-2:])
         seen = keys <= (queries if rows is None else rows)[:, None]
         scores = scores.masked_fill(~seen, -math.inf)
-    if mask is None:
-        return scores.softmax(-1)
-    if mask.dtype == torch.bool:
+    if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, -math.inf)
-    else:
+    elif mask is not None:
         scores = scores + mask.to(scores.dtype)
-    return scores.softmax(-1).nan_to_num(0.0)  # a row masked everywhere attends to nothing
+    # in place where no gradient needs the scores: new memory costs as much as the softmax
+    weights = torch.softmax(scores, -1, out=None if scores.requires_grad else scores)
+    if mask is None:
+        return weights
+    return weights.nan_to_num(0.0)  # a row masked everywhere attends to nothing
 
 
 def detached(call: AttentionCall, like: AttentionCall) -> AttentionCall:

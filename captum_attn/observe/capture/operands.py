@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from captum_attn.observe.capture.contraction import Contraction
+from captum_attn.observe.capture.contraction import Contraction, align
 from captum_attn.observe.capture.tensor_notes import Scores
 
 
@@ -31,3 +31,19 @@ def with_lead(operand: Tensor, lead: torch.Size, rows: int) -> Tensor:
     if operand.numel() % (math.prod(lead) * rows) == 0:
         return operand.reshape(*lead, rows, -1)
     return operand
+
+
+def scores_of(product: Contraction) -> Scores | None:
+    """QK^T with its two factors, if a product may be that: an outer product is not."""
+    rows = product.free(0)[-1:], product.free(1)[-1:]
+    if not (all(rows) and product.contracted):
+        return None
+    lead = product.lead()
+    one, other = (
+        align(
+            product.operand(side), product.axes(side), lead + rows[side] + product.contracted
+        ).flatten(len(lead) + 1)
+        for side in (0, 1)
+    )
+    axes = [(product.out.index(row) - len(product.out),) for row in rows]
+    return Scores(operands=(one, other), detached_from=(), axes=(axes[0], axes[1]))

@@ -44,7 +44,12 @@ from captum_attn.observe.capture.lookups import (
     table_and_index,
 )
 from captum_attn.observe.capture.module_stack import ModuleStack
-from captum_attn.observe.capture.operands import contracts_keys, is_parameter, with_lead
+from captum_attn.observe.capture.operands import (
+    contracts_keys,
+    is_parameter,
+    scores_of,
+    with_lead,
+)
 from captum_attn.observe.capture.origins import Origins
 from captum_attn.observe.capture.own_state import OwnState, own_state
 from captum_attn.observe.capture.tensor_notes import (
@@ -98,6 +103,7 @@ class Tap(TorchFunctionMode):
         self._given: dict[str, Tensor] = {}
         self._learned: dict[int, tuple[Tensor, Tensor]] = {}
         self.events: dict[str, int] = {}
+        self.step = 0  # of the functions that ran, for taps that count them
 
     def enter(self, name: str, tensor: Tensor) -> Tensor:
         """Makes an input a leaf (floats) or remembers where it goes (integers)."""
@@ -124,6 +130,24 @@ class Tap(TorchFunctionMode):
         name = self.modules.name()
         self.events[name] = self.events.get(name, 0) + 1
         return name, self.events[name] - 1
+
+    # ------------------------------------------------------------------------ for other taps
+    @property
+    def cuts(self) -> bool:
+        """Whether the graph begins anew behind the call at hand."""
+        return False
+
+    @property
+    def _is_blind(self) -> bool:
+        return not torch.is_grad_enabled()
+
+    def _passed_on(self, out: Tensor) -> Tensor:
+        """The output of a call, as the model goes on with it."""
+        return out
+
+    def _note_call(self, call: AttentionCall, scores: Scores | None = None) -> None:
+        """A call has been seen; `scores` are those of the inline form."""
+        self.calls.append(call)
 
     @property
     def is_paused(self) -> bool:
@@ -186,12 +210,12 @@ class Tap(TorchFunctionMode):
         event = self._event()
         if enable_gqa:
             options["enable_gqa"] = True
-        if not torch.is_grad_enabled():
+        if self._is_blind:
             return self._unseen(
                 F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, **options)
             )
         detached_from = sum((self.detached_from(t) for t in (query, key, value)), ())
-        if not any(t.requires_grad for t in (query, key, value)):
+        if not (self.cuts or any(t.requires_grad for t in (query, key, value))):
             query = self._born(query)
         weights = None
         if dropout_p:  # a map that lost entries cannot be recomputed: form it, drop, keep it
@@ -203,9 +227,10 @@ class Tap(TorchFunctionMode):
             out = F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
         weights = changed_weights(out, weights)
         attn_mask, is_causal = changed_mask(out, attn_mask, is_causal)
+        out = self._passed_on(out)
         call = AttentionCall(
             index=len(self.calls),
-            module=self.modules.name(),
+            module=event[0],
             q=query,
             k=key,
             v=repeat_heads(value, query),
@@ -218,7 +243,7 @@ class Tap(TorchFunctionMode):
             detached_from=detached_from,
             event=event,
         )
-        self.calls.append(call)
+        self._note_call(call)
         return out
 
     def _product(self, func: Callable, args: tuple, kwargs: dict) -> Any:
@@ -232,21 +257,10 @@ class Tap(TorchFunctionMode):
         out = func(*args, **kwargs)
         self._follow(func, args, kwargs, out)
         if product is not None and not any(map(is_parameter, (product.lhs, product.rhs))):
-            rows = product.free(0)[-1:], product.free(1)[-1:]
-            if all(rows) and product.contracted:  # it may be QK^T; an outer product is not
-                lead, detached_from = product.lead(), self.detached_from(product.lhs)
-                self._scores[out] = Scores(
-                    operands=tuple(  # type: ignore[arg-type]
-                        align(
-                            product.operand(side),
-                            product.axes(side),
-                            lead + rows[side] + product.contracted,
-                        ).flatten(len(lead) + 1)
-                        for side in (0, 1)
-                    ),
-                    detached_from=detached_from + self.detached_from(product.rhs),
-                    axes=tuple((product.out.index(row) - len(product.out),) for row in rows),  # type: ignore[arg-type]
-                )
+            scores = scores_of(product)
+            if scores is not None:
+                past = self.detached_from(product.lhs) + self.detached_from(product.rhs)
+                self._scores[out] = replace(scores, detached_from=past, step=self.step)
         return out
 
     def _inline(
@@ -259,9 +273,9 @@ class Tap(TorchFunctionMode):
         scores: Scores,
     ) -> Any:
         weights, value = product.operand(side), product.operand(1 - side)
-        if not torch.is_grad_enabled():
+        if self._is_blind:
             return self._unseen(func(*args, **kwargs))
-        if not (weights.requires_grad or value.requires_grad):
+        if not (self.cuts or weights.requires_grad or value.requires_grad):
             leaf = self._born(weights)
             args = mapped(lambda tensor: leaf if tensor is weights else tensor, args)
             kwargs = {n: leaf if v is weights else v for n, v in kwargs.items()}
@@ -274,6 +288,7 @@ class Tap(TorchFunctionMode):
         # Of the two factors of QK^T the keys are the one whose rows are contracted with V.
         position = product.axes(side).index(key) - len(product.axes(side))
         keys = scores.axes.index((position,))
+        changed, out = changed_weights(out, weights_), self._passed_on(out)
         call = AttentionCall(
             index=len(self.calls),
             module=self.modules.name(),
@@ -282,12 +297,12 @@ class Tap(TorchFunctionMode):
             v=value_,
             lead=tuple(sizes),
             edge=get_gradient_edge(out),
-            weights=changed_weights(out, weights_),
+            weights=changed,
             out_permutation=tuple(product.out.index(c) for c in lead + query + channel),
             detached_from=scores.detached_from + self.detached_from(value),
             event=scores.event,
         )
-        self.calls.append(call)
+        self._note_call(call, scores)
         return out
 
     def _unseen(self, out: Tensor) -> Tensor:

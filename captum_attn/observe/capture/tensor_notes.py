@@ -46,6 +46,7 @@ class Scores:
             they were split, as (h, w) for decomposed relative positions.
         softmaxed (bool): whether the softmax has been passed.
         event (tuple): the module that ran the softmax, and its number there.
+        step (int): which step of the run the product QK^T was, for taps that count them.
     """
 
     operands: tuple[Tensor, Tensor]
@@ -53,6 +54,7 @@ class Scores:
     axes: TokenAxes
     softmaxed: bool = False
     event: tuple[str, int] = ("", 0)
+    step: int = 0
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ def _settled(
             return wiring.tracer.maps(layout.downstream(edge, like), [upstream])[0]
 
         # Where the tokens of the last call are along the token axis of the point.
-        key = ("read point", goal, number, layout, edge.node.name())
+        key = ("read point", goal, number, layout, edge.node.name(), graph.known is None)
         order = find() if moving else wiring.structure.get_or_compute(key, find)
         if not order.mixed and (order.to is None or bool((order.to >= 0).any())):
             return replace(layout, index=order.to)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from captum_attn.observe.capture.steps import KnownRun
+
 Found = TypeVar("Found")
 _SIGNATURES = 4
 
@@ -23,6 +25,7 @@ class StructureCache:
     met: dict[Any, dict[Any, Any]] = field(default_factory=dict)
     entries: dict[Any, Any] = field(default_factory=dict)
     warned: bool = False
+    runs: dict[Any, KnownRun | None] = field(default_factory=dict)  # not copied with the object
     known: bool = False  # of one signature: whether an earlier run had it
     _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -43,6 +46,19 @@ class StructureCache:
             if len(self.met) > _SIGNATURES:
                 del self.met[next(iter(self.met))]
         return StructureCache(entries=entries, known=bool(entries))
+
+    def run_like(self, inputs: Any) -> KnownRun | None:
+        """The run that inputs of such shapes had before, where it can be known again."""
+        with self._lock:
+            return self.runs.get(inputs)
+
+    def keep_run(self, inputs: Any, run: KnownRun | None) -> None:
+        """Remembers a run; None: inputs of such shapes are observed anew each time."""
+        with self._lock:
+            self.runs.pop(inputs, None)
+            self.runs[inputs] = run
+            if len(self.runs) > _SIGNATURES:
+                del self.runs[next(iter(self.runs))]
 
     def get_or_compute(self, key: Any, find: Callable[[], Found]) -> Found:
         """A finding that is sought once per signature."""

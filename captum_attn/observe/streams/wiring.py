@@ -36,6 +36,7 @@ from captum_attn.observe.tracing.autograd_graph import (
     Graph,
     Member,
     Node,
+    NotInGraph,
     Root,
     depends_on_content,
     edge_of,
@@ -83,10 +84,11 @@ class Wiring:
     ) -> None:
         self.tap, self.graph, self.root, self.batch, self.tracer = tap, graph, root, batch, tracer
         ends = [None if root.edge is None else root.edge.node, *graph.cuts]
+        self.fingerprint = graph.fingerprint(ends)
         self.structure = structure.for_signature(
             (
                 batch,
-                graph.fingerprint(ends),
+                self.fingerprint,
                 tuple((c.module, c.q.shape, c.v.shape, c.lead) for c in tap.calls),
                 tuple(
                     (leaf.name, leaf.tensor.shape, leaf.tensor.dtype, leaf.layout)
@@ -94,6 +96,8 @@ class Wiring:
                 ),
             )
         )
+        if graph.known is not None and not self.structure.known:
+            raise NotInGraph
         self.stream_builder = StreamBuilder(graph, batch, tracer, self.structure.entries)
         self.updates: list[AttentionState] = []
         self._after: dict[AttentionCall, AttentionState] = {}
@@ -120,6 +124,15 @@ class Wiring:
     def mixed_states(self) -> list[MixedState]:
         """The states whose tokens something else than attention has mixed."""
         return self.mixing_hops.states
+
+    def is_settled(self, call: AttentionCall) -> bool:
+        """Whether nothing is asked about a call in another run of this structure."""
+        entries = self.structure.entries
+        kept = [entries.get((call.index, side)) for side in ("q", "v")]
+        roles = entries.get(("ordinary", call.index)) or ("roles", call.index) in entries
+        return bool(roles) and all(
+            found is not None and found[0] and not self.graph.leaves(found[0]) for found in kept
+        )
 
     @property
     def mixings(self) -> list[Mixing]:

@@ -17,6 +17,7 @@ from captum_attn.errors import AttnError, WiringError
 from captum_attn.observe.capture.attention_call import AttentionCall
 from captum_attn.observe.capture.leaf import Leaf
 from captum_attn.observe.capture.own_state import recompute
+from captum_attn.observe.capture.steps import KnownRun
 
 Node = Any  # torch.autograd.graph.Node: the nodes of the C++ graph are no subclasses of it
 Member = AttentionCall | Leaf
@@ -25,6 +26,10 @@ Member = AttentionCall | Leaf
 _BY_CONTENT = (
     "Index", "Gather", "Scatter", "Take", "Sort", "Topk", "Where", "Masked", "Unique", "CopySlices",
 )  # fmt: skip
+
+
+class NotInGraph(Exception):
+    """Something was asked of a part of a run that has no graph, because it is known."""
 
 
 class Graph:
@@ -37,10 +42,22 @@ class Graph:
         calls (list of AttentionCall): every call that ran with grad.
         leaves (list of Leaf): every leaf.
         batch (int): number of examples.
+        known (KnownRun, optional): what stands for the parts that ran without a graph.
     """
 
-    def __init__(self, calls: list[AttentionCall], leaves: list[Leaf], batch: int = 1) -> None:
-        self.batch = batch
+    def __init__(
+        self,
+        calls: list[AttentionCall],
+        leaves: list[Leaf],
+        batch: int = 1,
+        known: KnownRun | None = None,
+    ) -> None:
+        self.batch, self.known = batch, known
+        self._given: dict[int, int] = {}  # id of an operand that has no graph -> what it stems from
+        for call in [] if known is None else calls[known.asked + 1 :]:
+            assert known is not None
+            operands = zip((call.q, call.k, call.v), known.reached[call.index], strict=True)
+            self._given |= {id(operand): members for operand, members in operands}
         self._members: list[Member] = [*calls, *leaves]
         self.cuts: list[Node] = [call.edge.node for call in calls]
         self.bit: dict[Member, int] = {m: 1 << i for i, m in enumerate(self._members)}
@@ -53,7 +70,11 @@ class Graph:
 
     def reach(self, start: Tensor | Node | None) -> int:
         """Calls and leaves that `start` stems from without another call in between."""
+        if isinstance(start, Tensor) and id(start) in self._given:
+            return self._given[id(start)]
         root = start.grad_fn or _accumulator(start) if isinstance(start, Tensor) else start
+        if root is None and self.known is not None and start is not None:
+            raise NotInGraph
         if root is None:
             return 0
         reached, stack = self._reached, [root]
@@ -148,6 +169,8 @@ class Graph:
 
         Of the contents of tensors it says nothing.
         """
+        if self.known is not None:
+            return self.known.fingerprint
         queue = [node for node in dict.fromkeys(starts) if node is not None]
         number = {node: i for i, node in enumerate(queue)}
         said: list[Any] = []
