@@ -66,7 +66,7 @@ def propagate_call(
     """
     rows = rows.to(call.q.device)  # each layer's work stays where the layer is
     arriving = rows.view(len(rows), call.windows, -1)
-    live = (arriving != 0).flatten(0, 1).any(0).nonzero()[:, 0]
+    live = arriving.flatten(0, 1).any(0).nonzero()[:, 0]
     kept = torch.zeros_like(arriving)
     read: Tensor | None = None
     for block in _blocks(call, live, size(call)):

@@ -16,7 +16,7 @@ from captum._utils.common import _format_additional_forward_args
 from torch import Tensor, nn
 
 from captum_attn.observe.capture.known_tap import KnownTap, NotingTap
-from captum_attn.observe.capture.own_state import own_state
+from captum_attn.observe.capture.own_state import own_state, writes
 from captum_attn.observe.capture.restore import left_as_found
 from captum_attn.observe.capture.steps import KnownRun
 from captum_attn.observe.observation import Observation, observe, watched, wired
@@ -101,6 +101,7 @@ def _known(observation: Observation) -> KnownRun | None:
         reached=reached,  # type: ignore[arg-type]
         leaves=[leaf.name for leaf in tap.leaves],
         events=tap.events,
+        writes={i for i, said in enumerate(tap.said) if writes(said[0], said[1:])},
         fingerprint=wiring.fingerprint,
         asked=last,
         read=first,

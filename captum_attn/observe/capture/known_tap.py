@@ -18,6 +18,8 @@ from captum_attn.observe.capture.steps import KnownCall, KnownRun, Steps
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.capture.tensor_notes import Scores
 
+_FORMED = frozenset({torch.float32, torch.float64})
+_SMALL = 2**20  # elements of a map
 _MHA = F.multi_head_attention_forward  # whose steps are seen one by one
 
 
@@ -103,7 +105,9 @@ class KnownTap(Tap):
         self._scored_at = {call.scored for call in later if call.scored >= 0}
         self._kept: dict[int, Scores] = {}
         self._without_graph = False
-        self._special = {*self._calls_at, *self._scored_at}
+        self._passes = False  # whether functions just run
+        nested = {i for i, said in enumerate(known.said) if said[0] is _MHA}
+        self._special = {*self._calls_at, *self._scored_at, *known.writes, *nested}
 
     def enter(self, name: str, tensor: Tensor) -> Tensor:
         entered = super().enter(name, tensor)
@@ -122,17 +126,18 @@ class KnownTap(Tap):
     ) -> Any:
         if self.is_paused:
             return func(*args, **(kwargs or {}))
-        kwargs = kwargs or {}
+        kwargs = {} if kwargs is None else kwargs
         self.step = step = self.step + 1
         said = self.known.said
         if self.lost or step >= len(said) or said[step] != self.steps.said(func, args, kwargs):
             self.lost = True
             args, kwargs = self.own.arguments(func, args, kwargs)
             return self.own.result(self.own.run(func, args, kwargs))
-        if self._without_graph and step not in self._special and func is not _MHA:
-            out = self.own.run_without_graph(func, args, kwargs)
+        if self._passes and step not in self._special:
+            out = func(*args, **kwargs)
         else:
             out = self._run(step, func, args, kwargs)
+            self._passes = self._without_graph and self.own.is_models
         if self.known.shapes[step] != self.steps.made(step, args, out):
             self.lost = True
         return out
@@ -173,11 +178,25 @@ class KnownTap(Tap):
     def _is_blind(self) -> bool:
         return not self.cuts and super()._is_blind
 
+    def _forms_map(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """A small map takes the kernel's time, and is needed anyway.
+
+        Not where somebody else looks at, or changes, what functions do.
+        """
+        if not self.cuts or query.device.type != "cpu" or query.dtype not in _FORMED:
+            return False
+        alike = query.ndim == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2]
+        small = alike and query.shape[:3].numel() * key.shape[2] <= _SMALL
+        return small and torch._C._len_torch_function_stack() == 0
+
     def _passed_on(self, out: Tensor) -> Tensor:
         if not self.cuts:
             return out
+        out = out.detach().requires_grad_()
+        if len(self.calls) < self.known.read:
+            return out  # no graph begins here
         with torch.enable_grad():
-            return out.detach().requires_grad_().clone()  # the model may write into it
+            return out.clone()  # the model may write into it
 
     def _note_call(self, call: AttentionCall, scores: Scores | None = None) -> None:
         super()._note_call(call, scores)

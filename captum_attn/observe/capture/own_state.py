@@ -73,12 +73,11 @@ class OwnState:
             kwargs = {name: mapped(self._tensor, value) for name, value in kwargs.items()}
         return args, kwargs
 
-    def run_without_graph(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        """Runs a function without a gradient: only what is written into is the run's own."""
-        if self._copied or self._random is not None or "out" in kwargs or _writes_in_place(func):
-            args, kwargs = self.arguments(func, args, kwargs)
-            return self.result(self.run(func, args, kwargs))
-        return func(*args, **kwargs)
+    @property
+    def is_models(self) -> bool:
+        """Whether a function that wants no gradient, and writes into nothing, may take the
+        model's own tensors: none was written into, and no random numbers are the run's."""
+        return not self._copied and self._random is None
 
     def run(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Runs a function of torch on arguments that `arguments` returned."""
@@ -208,6 +207,15 @@ def _changes(weight: Tensor) -> int:
 def alone() -> bool:
     """Whether no other thread can use the model or draw random numbers."""
     return threading.active_count() == 1
+
+
+def writes(func: Callable, given: Iterable[Any]) -> bool:
+    """Whether a function writes into what it is given.
+
+    Args:
+        given (iterable): its arguments, with the names of those that have one.
+    """
+    return _writes_in_place(func) or any(isinstance(g, str) and g == "out" for g in given)
 
 
 @lru_cache(maxsize=4096)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_attn.observe.capture.tensor_notes import TokenAxes
 
@@ -55,6 +55,7 @@ class KnownRun:
             as `Graph.reach` says it.
         leaves (list of str): the names of the leaves.
         events (dict): as those of `Tap`.
+        writes (set of int): the steps that write into what they are given.
         fingerprint (str): the graph's.
         asked (int): the last call that autograd is asked about in every run: up to there the graph
             is built again.
@@ -67,6 +68,7 @@ class KnownRun:
     reached: list[tuple[int, int, int]]
     leaves: list[str]
     events: dict[str, int]
+    writes: set[int]
     fingerprint: str
     asked: int
     read: int
@@ -85,9 +87,18 @@ class Steps:
 
     def said(self, func: Callable, args: tuple, kwargs: dict) -> tuple:
         """What is said of a step before it runs."""
-        said = [func]
-        for value in args:
-            said.append(value if type(value) in _PLAIN else self._said(value))
+        said: list[Any] = [func]
+        known = self._made
+        for value in args:  # the kinds that come most often first
+            kind = type(value)
+            if kind is Tensor:
+                made = known.get(id(value))
+                told = made is not None and made[0]() is value
+                said.append(made[1] if told else self._said(value))  # type: ignore[index]
+            elif kind is nn.Parameter:
+                said.append(Tensor)
+            else:
+                said.append(value if kind in _PLAIN else self._said(value))
         for name, value in kwargs.items():
             said.append(name)
             said.append(value if type(value) in _PLAIN else self._said(value))
@@ -108,6 +119,8 @@ class Steps:
         return None
 
     def _said(self, value: Any) -> Any:
+        if isinstance(value, nn.Parameter):
+            return Tensor
         if isinstance(value, Tensor):
             known = self._made.get(id(value))
             if known is not None and known[0]() is value:
