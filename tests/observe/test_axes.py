@@ -151,6 +151,31 @@ def test_heads_behind_a_convolution_are_no_windows():
     assert (call.windows, call.heads, weights.shape) == (1, 2, (2, 2, 5, 5))
 
 
+class WindowsTimesHeads(nn.Module):
+    """Windows in the batch of `nn.MultiheadAttention`: examples, windows and heads on one axis."""
+
+    def __init__(self, windows, heads, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        layers = (nn.MultiheadAttention(8, heads, batch_first=True) for _ in range(2))
+        self.layers, self.head, self.windows = nn.ModuleList(layers), nn.Linear(8, 3), windows
+
+    def forward(self, x):
+        for layer in self.layers:
+            inside = x.unflatten(1, (self.windows, -1)).flatten(0, 1)
+            x = x + layer(inside, inside, inside, need_weights=True)[0].reshape(x.shape)
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("windows, heads", [(3, 4), (5, 4), (6, 2), (6, 4)])
+def test_windows_and_heads_on_one_axis(windows, heads, seed):
+    """By chance one code tells several heads no more apart than several windows."""
+    model = WindowsTimesHeads(windows, heads, seed).eval()
+    maps = AttentionRollout(model).layer_maps(torch.randn(2, 3 * windows, 8))
+    assert [(call.windows, call.heads) for call, _ in maps] == [(windows, heads)] * 2
+
+
 class Decoder(nn.Module):
     """Learned queries that attend to each other first, batch and heads on one axis."""
 

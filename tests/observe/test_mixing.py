@@ -205,6 +205,74 @@ def test_stages_that_merge_by_an_overlapping_convolution():
     close(tokens[0], R.mean(0), 1e-8)
 
 
+class Unfolded(nn.Module):
+    """MobileViT's block: a convolution, then attention among the pixels at one place of a patch."""
+
+    def __init__(self, width, heads=2):
+        super().__init__()
+        self.local, self.join = (nn.Conv2d(n * width, width, 3, padding=1) for n in (1, 2))
+        self.norm, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3 * width)
+        self.out, self.heads = nn.Linear(width, width), heads
+
+    def forward(self, x):
+        y = self.local(x)
+        batch, width, h, w = y.shape
+        y = y.view(batch, width, h // 2, 2, w // 2, 2).permute(0, 3, 5, 2, 4, 1)
+        y = y.reshape(batch * 4, -1, width)
+        self.tokens = self.norm(y)  # what Q, K and V are projected from
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for t in self.qkv(self.tokens).chunk(3, -1)
+        )
+        self.A = (q @ k.mT / 2).softmax(-1)
+        self.heard = self.A @ v
+        y = y + self.out(self.heard.transpose(1, 2).flatten(2))
+        y = y.view(batch, 2, 2, h // 2, w // 2, width).permute(0, 5, 3, 1, 4, 2)
+        return self.join(torch.cat([x, y.reshape(batch, width, h, w)], 1))
+
+
+class MobileViT(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.down = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 8, 3, 2, 1)
+        self.blocks, self.head = nn.ModuleList([Unfolded(8), Unfolded(8)]), nn.Linear(8, 3)
+        self.double()
+
+    def forward(self, image):
+        first, second = self.blocks
+        return self.head(second(self.down(first(self.stem(image)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("side", [8, 16])  # a window of one token, and of four, behind the halving
+def test_windows_whose_tokens_a_convolution_has_mixed(side):
+    model = MobileViT().eval()
+    image = torch.randn(2, 3, side, side, dtype=torch.double, generator=torch.manual_seed(1))
+    method = GenericAttention(model)
+    roles = [(call.windows, call.heads) for call, _ in method.layer_maps(image, 1)]
+    assert roles == [(4, 2), (4, 2)]
+    found = method.relevance_maps(image, 1)["image", "image"]
+    output, (first, second) = model(image[1:]), model.blocks
+    gradients = torch.autograd.grad(output[0, 1], [first.A, second.A], retain_graph=True)
+    t = second.tokens.flatten(0, 1)
+    squares = []
+    for row in range(len(t)):
+        by_channel = [
+            torch.autograd.grad(value, first.heard, retain_graph=True)[0] for value in t[row]
+        ]
+        squares.append(sum(g.square().sum((1, 3)).flatten() for g in by_channel))
+    T = torch.stack(squares)
+    T = T / T.sum(-1, keepdim=True)
+    steps = [
+        torch.eye(len(A) * A.shape[-1]) + torch.block_diag(*(A * G).clamp(min=0).mean(1))
+        for A, G in zip((first.A, second.A), gradients, strict=True)
+    ]
+    R = (steps[1] @ T @ steps[0]).detach()
+    cells = side // 4
+    raster = torch.arange(4 * cells**2).view(cells, 2, cells, 2).permute(1, 3, 0, 2).flatten()
+    close(found[1], R[:, raster.argsort()], 1e-8)
+
+
 def test_it_is_said_once_what_mixes_and_how():
     method = GenericAttention(Mixed("conv", 32).eval())
     with pytest.warns(UserWarning, match="conv.0.*conv.1"):

@@ -20,6 +20,7 @@ from torch.autograd.graph import GradientEdge
 from captum_attn.errors import InputError, ReadoutError
 from captum_attn.observe.capture.attention_call import AttentionCall, positions, working_dtype
 from captum_attn.observe.capture.tensor_kinds import check_kind
+from captum_attn.observe.streams.sources import bypassing
 from captum_attn.observe.streams.states import AttentionState, InitialState, State
 from captum_attn.observe.streams.wiring import Wiring
 from captum_attn.observe.tracing.autograd_graph import (
@@ -144,20 +145,70 @@ def find_reads(root: Root, wiring: Wiring, graph: Graph) -> list[Read]:
     reads = []
     for state, group in wiring.versions(calls):
         goal = sum(graph.bit[call] for call in group)
-        points = _points(root, root.edge, goal, state, wiring, graph)
         read_on = any(
             state in (u.query_state, u.key_state, *u.key_state.before) for u in wiring.updates
         )
-        reads.append(Read(state, group, points, read_on))
+        read = _of_whole_stream(root, root.edge, state, group, wiring, graph)
+        if read is None:
+            sizes = {state.n, *(_uncropped(root, root.edge, call, wiring) for call in group)}
+            points = _points(root, root.edge, goal, state, sizes, wiring, graph)
+            read = Read(state, group, points, read_on)
+        else:
+            read.read_on = read_on
+        reads.append(read)
     return reads
 
 
+def _of_whole_stream(
+    root: Root,
+    start: GradientEdge,
+    state: State,
+    group: list[AttentionCall],
+    wiring: Wiring,
+    graph: Graph,
+) -> Read | None:
+    """What is read where the last calls asked from few tokens, and the others stand beside them.
+
+    Class attention updates [CLS] alone: a mean over all tokens reads the others as they were.
+
+    Returns:
+        Read or None: None where the output reads no token beside those of the last calls.
+    """
+    goal = sum(graph.bit[call] for call in group)
+    before = graph.named(graph.reach(start.node) & ~goal)
+    earlier = {member: wiring.upstream(member) for member in wiring.in_order(before)}
+    sizes = {n for member in earlier for n in wiring.lengths(member) if n > state.n}
+    points = _points(root, start, goal, state, sizes, wiring, graph) if sizes else []
+    if len(points) != 1 or graph.latest(before) & ~graph.closed(goal):
+        return None
+    (point,) = points
+    index = TokenMap(point.layout.index)
+    older = bypassing(point.downstream, [index], earlier, wiring.tracer, wiring.batch)
+    if not older or len(group) > 1:
+        return None
+    pairs = [(group[0], index), *older.items()]
+    members = goal | sum(graph.bit[member] for member in older)
+    rows = wiring.where_calls_left_inputs(pairs, point.downstream, goal)
+    whole = wiring.met(pairs, rows, members, asking=True)
+    layout = replace(point.layout, index=None)
+    return Read(whole, group, [TokenPoint(point.edge, layout)], read_on=False)
+
+
 def _points(
-    root: Root, start: GradientEdge, goal: int, state: State, wiring: Wiring, graph: Graph
+    root: Root,
+    start: GradientEdge,
+    goal: int,
+    state: State,
+    sizes: set[int],
+    wiring: Wiring,
+    graph: Graph,
 ) -> list[TokenPoint]:
-    """Where the tokens of `state` are selected or pooled on the way to the output."""
+    """Where the tokens of `state` are selected or pooled on the way to the output.
+
+    Args:
+        sizes (set of int): how many tokens may stand there.
+    """
     all_calls = sum(graph.bit[call] for call in wiring.tap.calls)
-    sizes = {state.n, *(_uncropped(root, start, call, wiring) for call in graph.calls(goal))}
     packed = any(call.packed for call in graph.calls(goal))
     batch = 1 if packed else wiring.batch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -325,31 +325,35 @@ def with_residual(maps: Sequence[TokenMap], i: int, n: int, batch: int) -> Token
 
 
 def bypassing(
-    rows: Tensor,
+    rows: Tensor | Downstream,
     maps: Sequence[TokenMap],
-    earlier: Sequence[AttentionCall],
+    earlier: Mapping[Member, Upstream],
     tracer: TokenTracer,
     batch: int,
 ) -> dict[Member, TokenMap]:
-    """Earlier calls whose tokens stand where the latest ones (with `maps`) enter nowhere.
+    """Earlier calls and inputs that stand where the latest ones (with `maps`) enter nowhere.
 
     Not every token passes through every call: class attention updates [CLS] alone, a decoder may
     let only its queries look at the image.
 
     Args:
         rows (Tensor): (B, n, features), the operand.
-        earlier (sequence of AttentionCall): in the order of execution.
+        earlier (mapping): inputs, and calls in the order of execution.
     """
     n = rows.shape[1]
     vacant = ~torch.stack([covered(token_map, n, batch) for token_map in maps]).any(0)
     older: dict[Member, TokenMap] = {}
     if not earlier or not bool(vacant.any()):
         return older
-    if not tracer.any_enters(rows, [Upstream.call(call) for call in earlier], vacant):
+    if not tracer.any_enters(rows, list(earlier.values()), vacant):
         return older  # padding
-    for call, token_map in _latest_first(rows, earlier, tracer, batch):
+    for member, token_map in _latest_first(rows, earlier, tracer, batch):
         if not bool(vacant.any()):
             break
+        if isinstance(member, Leaf) and token_map.mixed:  # overlapping pictures
+            if tracer.any_enters(rows, [earlier[member]], vacant):
+                older[member] = token_map
+            continue
         standing = []
         for to in token_map.places if not token_map.mixed else ():
             to = torch.arange(n)[None] if to is None else to.cpu()
@@ -357,20 +361,21 @@ def bypassing(
             if bool(stands.any()):
                 standing.append(torch.where(stands, to, -1).to(rows.device))
         if standing:
-            older[call] = TokenMap(standing[0], tuple(standing[1:]))
-            vacant &= ~covered(older[call], n, batch)
+            older[member] = TokenMap(standing[0], tuple(standing[1:]))
+            if isinstance(member, AttentionCall):  # inputs are added to each other
+                vacant &= ~covered(older[member], n, batch)
     return older
 
 
 def _latest_first(
-    rows: Tensor, earlier: Sequence[AttentionCall], tracer: TokenTracer, batch: int
-) -> Iterator[tuple[AttentionCall, TokenMap]]:
-    """Calls with their maps to the rows, the latest first, asked for only as far as they are."""
-    calls = list(reversed(earlier))
-    for start in range(0, len(calls), _AT_ONCE):
-        chunk = calls[start : start + _AT_ONCE]
-        maps = entering(tracer, rows, [Upstream.call(call) for call in chunk], batch)
-        yield from zip(chunk, maps, strict=True)
+    rows: Tensor | Downstream, earlier: Mapping[Member, Upstream], tracer: TokenTracer, batch: int
+) -> Iterator[tuple[Member, TokenMap]]:
+    """Members with their maps to the rows, the latest first, asked for only as far as they are."""
+    pairs = list(reversed(earlier.items()))
+    for start in range(0, len(pairs), _AT_ONCE):
+        chunk = pairs[start : start + _AT_ONCE]
+        maps = entering(tracer, rows, [upstream for _, upstream in chunk], batch)
+        yield from zip((member for member, _ in chunk), maps, strict=True)
 
 
 def _row_places(to: Tensor | None, n: int) -> Tensor | None:

@@ -379,9 +379,24 @@ class Wiring:
             state = self.mixing_hops.state(self._mixed_operand(call, side, operand, named))
         else:
             folded = call.windows > 1
-            state = self.met(pairs, rows, members, asking=side == "q", folded=folded)
+            left = self.where_calls_left_inputs(pairs, rows, named)
+            state = self.met(pairs, left, members, asking=side == "q", folded=folded)
         self._known.setdefault(named, []).append((maps, state))
         return state
+
+    def where_calls_left_inputs(
+        self, pairs: list[tuple[Member, TokenMap]], rows: Tensor | Downstream, named: int
+    ) -> Tensor | Downstream:
+        """The rows, but those that calls have made, where inputs stand in the other ones still."""
+        members = [member for member, _ in pairs]
+        if not any(isinstance(m, Leaf) and not self.graph.bit[m] & named for m in members):
+            return rows
+        made = torch.zeros(self.batch, rows.shape[1], dtype=torch.bool)
+        for member, token_map in pairs:
+            if isinstance(member, AttentionCall):
+                made |= covered(token_map, rows.shape[1], self.batch)
+        down = Downstream.rows(rows) if isinstance(rows, Tensor) else rows
+        return down.confined((~made).to(rows.device))
 
     def _in_place(self, named: int, members: int, maps: list[TokenMap]) -> AttentionCall | None:
         """The one call whose tokens stand in place, if that is what is known of an operand."""
@@ -470,7 +485,8 @@ class Wiring:
         for i, member in enumerate(found):
             if isinstance(member, AttentionCall):
                 maps[i] = with_residual(maps, i, rows.shape[1], self.batch)
-        earlier = [] if mixed else self.graph.calls(self.graph.reach(operand) & ~named)
+        before = 0 if mixed else self.graph.named(self.graph.reach(operand) & ~named)
+        earlier = {member: self.upstream(member) for member in self.in_order(before)}
         older = bypassing(rows, maps, earlier, self.tracer, self.batch)
         members = named | sum(self.graph.bit[member] for member in older)
         of_member = {**dict(zip(found, maps, strict=True)), **older}
@@ -481,6 +497,17 @@ class Wiring:
         if all(isinstance(m, AttentionCall) or m.ids is None for m in found):
             self.structure.entries[call.index, side] = members, maps
         return found, maps
+
+    def lengths(self, member: Member) -> list[int]:
+        """How many tokens a call or an input has made."""
+        if isinstance(member, AttentionCall):
+            return [self._after[member].n]
+        begun = self.stream_builder.initial_states
+        return [s.n for s in begun if any(entry.leaf is member for entry in s.source.entries)]
+
+    def in_order(self, members: int) -> list[Member]:
+        """Inputs, then calls in the order of execution."""
+        return [*self.graph.leaves(members), *self.graph.calls(members)]
 
     def _of_rows(self, member: Member) -> list[Leaf]:
         """The float inputs with as many rows as examples that went into a member."""

@@ -23,6 +23,7 @@ from captum_attn.observe.tracing.token_tracer import Spread, TokenTracer
 Roles = tuple[tuple[str, int], ...]
 _AT_ONCE = 128  # tensors on the way that are asked in one go
 _MOST = 0.5  # a token that is repeated ([CLS] before every frame) enters several windows
+_ROW = 0.9  # a projection keeps to a row; a convolution over large patches mostly does
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,13 @@ def _window_count(
 def _are_windows(rows: Tensor, axis: int, examples: int, asked: OperandOrigin) -> bool | None:
     """Whether an axis holds windows, so that a token enters one index of it; None: not observed."""
     tracer = asked.tracer
-    in_one = tracer.share_in_one(rows, axis, asked.upstreams)
+    in_one = tracer.share_in_one(rows, axis, asked.upstreams, _MOST)
     if in_one is None or in_one > _MOST:
         return None if in_one is None else True
-    one_row = tracer.share_in_one(rows, rows.ndim - 2, asked.upstreams)
-    if one_row is not None and one_row > _MOST:
+    if rows.shape[-2] == 1:  # one row tells nothing: a window may have a single token
+        return bool(_as_on_the_way(rows, axis, examples, asked))
+    one_row = tracer.share_in_one(rows, rows.ndim - 2, asked.upstreams, _ROW)
+    if one_row is not None and one_row > _ROW:
         return False  # the same row of every head
     return _as_on_the_way(rows, axis, examples, asked)
 
@@ -166,7 +169,7 @@ def _as_on_the_way(rows: Tensor, axis: int, examples: int, asked: OperandOrigin)
     of the channels.
     """
     way = _Way(asked, rows, (axis, rows.ndim - 2, examples))
-    number = {node: i for i, node in enumerate(asked.path)}
+    number, one_row = {node: i for i, node in enumerate(asked.path)}, rows.shape[-2] == 1
     for i, node in enumerate(asked.path):
         by_index, by_row, by_example, reached = way[i]
         if by_index.in_one <= _MOST:
@@ -174,7 +177,7 @@ def _as_on_the_way(rows: Tensor, axis: int, examples: int, asked: OperandOrigin)
         before = [n for n, _ in before_node(node)]
         mixed = [number.get(n) for n in before if n in number or n in asked.ends]
         mixed = [k for k in mixed if k is None or way[k][0].in_one <= _MOST]
-        if any(k is not None and way[k][1].in_one > _MOST for k in mixed):
+        if not one_row and any(k is not None and way[k][1].in_one > _ROW for k in mixed):
             return False
         if mixed:
             if _is_product(node, asked.tracer, rows):

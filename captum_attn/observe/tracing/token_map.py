@@ -120,6 +120,10 @@ class Downstream:
             placed=lambda v: self.placed(v.view(self.shape)),
         )
 
+    def confined(self, inside: Tensor) -> Downstream:
+        """Only the positions inside, (B, P), count."""
+        return replace(self, placed=lambda v: self.placed(v * inside.to(v)[..., None]))
+
     @staticmethod
     def rows(rows: Tensor) -> Downstream:
         return Downstream(rows, tuple(rows.shape), lambda v: v, rows, rows_of)  # type: ignore[arg-type]

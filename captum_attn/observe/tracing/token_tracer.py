@@ -36,6 +36,9 @@ from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap
 
 # Random codes by which a map that is likely is confirmed.
 _DRAWS = 3
+# Random signs by which it is told whether an element enters one index: of those that enter two,
+# every second one has the same sign at both.
+_CODES = 4
 _SQUARE_UNDERFLOWS = 1e-15
 
 
@@ -52,14 +55,19 @@ class Spread:
     axes: frozenset[int]
 
     @staticmethod
-    def of(plain: Tensor | None, coded: Tensor | None) -> Spread:
-        if plain is None or coded is None:
+    def of(plain: Tensor | None, *coded: Tensor | None) -> Spread:
+        if plain is None:
             return Spread(0.0, frozenset())
-        ratio, single = sign_of(plain[..., None], coded[..., None])
-        single &= ~vanishes(plain[..., None])
-        highest = torch.where(single, ratio.sign(), -1)
-        lowest = torch.where(single, ratio.sign(), 1)
-        axes = [a for a in range(plain.ndim) if (highest.amax(a) > lowest.amin(a)).any()]
+        single, ratios = ~vanishes(plain[..., None]), []
+        for c in coded:
+            ratio, alone = sign_of(
+                plain[..., None], torch.zeros_like(plain[..., None]) if c is None else c[..., None]
+            )
+            single, ratios = single & alone, [*ratios, ratio.sign()]
+        axes = set()
+        for ratio in ratios:
+            highest, lowest = torch.where(single, ratio, -1), torch.where(single, ratio, 1)
+            axes |= {a for a in range(plain.ndim) if (highest.amax(a) > lowest.amin(a)).any()}
         entered = (plain != 0).sum().clamp_min(1)
         return Spread(float(single.sum() / entered), frozenset(axes))
 
@@ -86,6 +94,10 @@ class TokenTracer:
         signs = torch.randint(2, shape, generator=self._generator) * 2 - 1
         signs.view(-1)[:2] = torch.tensor([1, -1])[: signs.numel()]  # both signs occur
         return signs.to(like)
+
+    def _codes(self, like: Tensor, size: int) -> list[Tensor]:
+        """Signs by which an element that enters several of so many indices is hardly missed."""
+        return [self._signs(like, size) for _ in range(_CODES if size > 2 else 1)]
 
     def _factors(self, like: Tensor, *shape: int) -> Tensor:
         """Random factors, ±0.5 to ±1.5: as signs alone they would be alike at half the places."""
@@ -282,7 +294,10 @@ class TokenTracer:
         return True if entered else None
 
     def any_enters(
-        self, rows: Tensor, upstreams: Sequence[Upstream], inside: Tensor | None = None
+        self,
+        rows: Tensor | Downstream,
+        upstreams: Sequence[Upstream],
+        inside: Tensor | None = None,
     ) -> bool:
         """Whether any upstream token enters anywhere: "none does" is not "not observed".
 
@@ -290,26 +305,40 @@ class TokenTracer:
             inside (Tensor, optional): (B, P), the positions that count; None: all.
         """
         edges = [upstream.edge for upstream in upstreams]
-        if not edges or not rows.requires_grad:
+        if not edges or isinstance(rows, Tensor) and not rows.requires_grad:
             return False
-        vector = self.random(rows, *rows.shape)
+        down = Downstream.rows(rows) if isinstance(rows, Tensor) else rows
+        vector = self.random(down.like, *down.shape)
         if inside is not None:
-            vector = vector * inside.to(rows)[..., None]
-        found = gradients([(rows, vector)], edges, self._cuts)
+            vector = vector * inside.to(vector)[..., None]
+        found = gradients([(down.edge, down.placed(vector))], edges, self._cuts)
         return any(g is not None and bool(g.any()) for g in found)
 
-    def share_in_one(self, rows: Tensor, axis: int, upstreams: Sequence[Upstream]) -> float | None:
+    def share_in_one(
+        self, rows: Tensor, axis: int, upstreams: Sequence[Upstream], least: float
+    ) -> float | None:
         """The share of upstream tokens, of those that enter, that enter one index of `axis` only.
+
+        Args:
+            least (float): a share that is no larger need not be exact.
 
         Returns:
             float or None: None where none was seen to enter anywhere.
         """
-        code = self._signs(rows, rows.shape[axis])
-        single, entered = 0, 0
-        for p, c in self._plain_and_coded(rows, code, axis, upstreams):
-            alone, enters = sign_of(p, c)[1], ~vanishes(p)
-            single, entered = single + int((alone & enters).sum()), entered + int(enters.sum())
-        return single / entered if entered else None
+        single: list[Tensor] = []
+        for draw, code in enumerate(self._codes(rows, rows.shape[axis])):
+            entered, alone = 0, []
+            for p, c in self._plain_and_coded(rows, code, axis, upstreams):
+                enters = ~vanishes(p)
+                entered += int(enters.sum())
+                alone.append(sign_of(p, c)[1] & enters)
+            if not entered:
+                return None
+            single = [a & s for a, s in zip(alone, single, strict=True)] if draw else alone
+            share = sum(int(s.sum()) for s in single) / entered
+            if share <= least:
+                break
+        return share
 
     def spread(self, rows: Tensor, axes: Sequence[int], edges: Sequence[Any]) -> list[list[Spread]]:
         """For each of these axes of `rows` how the elements at each edge enter its indices."""
@@ -317,10 +346,12 @@ class TokenTracer:
         plain = gradients([(rows, probe_vector)], edges, self._cuts)
         found = []
         for axis in axes:
-            code = self._signs(rows, rows.shape[axis])
-            code = code.view([-1 if a == axis else 1 for a in range(rows.ndim)])
-            coded = gradients([(rows, probe_vector * code)], edges, self._cuts)
-            found.append([Spread.of(*pair) for pair in zip(plain, coded, strict=True)])
+            along = [-1 if a == axis else 1 for a in range(rows.ndim)]
+            coded = [
+                gradients([(rows, probe_vector * code.view(along))], edges, self._cuts)
+                for code in self._codes(rows, rows.shape[axis])
+            ]
+            found.append([Spread.of(*each) for each in zip(plain, *coded, strict=True)])
         return found
 
     def reached_axes(self, rows: Tensor, edges: Sequence[Any]) -> list[frozenset[int]]:
