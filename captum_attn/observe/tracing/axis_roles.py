@@ -149,12 +149,12 @@ def _window_count(
 def _are_windows(rows: Tensor, axis: int, examples: int, asked: OperandOrigin) -> bool | None:
     """Whether an axis holds windows, so that a token enters one index of it; None: not observed."""
     tracer = asked.tracer
-    in_one = tracer.share_in_one(rows, axis, asked.upstreams, _MOST)
+    in_one = tracer.share_in_one(rows, axis, asked.upstreams)
     if in_one is None or in_one > _MOST:
         return None if in_one is None else True
     if rows.shape[-2] == 1:  # one row tells nothing: a window may have a single token
         return bool(_as_on_the_way(rows, axis, examples, asked))
-    one_row = tracer.share_in_one(rows, rows.ndim - 2, asked.upstreams, _ROW)
+    one_row = tracer.share_in_one(rows, rows.ndim - 2, asked.upstreams)
     if one_row is not None and one_row > _ROW:
         return False  # the same row of every head
     return _as_on_the_way(rows, axis, examples, asked)

@@ -15,6 +15,7 @@ from torch import Tensor
 from captum_attn.observe.capture.attention_call import working_dtype
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
+_NEAR = 0.1  # of that, for a single number to have one of many factors
 _MOST_QUESTIONS = 512
 _AT_ONCE = 2**18
 
@@ -36,6 +37,24 @@ def sign_of(plain: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
     ratio = (p * c).sum(-1) / norms.square().clamp_min(torch.finfo(dtype).tiny)
     rest = torch.minimum((c - p).norm(dim=-1), (c + p).norm(dim=-1))
     return ratio, rest <= tolerance(plain) * norms
+
+
+def has_one_factor(plain: Tensor, coded: Tensor, code: Tensor) -> Tensor:
+    """(B, E): whether the coded gradient is the plain one times one factor of the code.
+
+    Signs would not do: of the elements that enter two positions, every second one has the same
+    sign at both. Single numbers are multiples of each other, so that the factor itself is compared.
+    """
+    dtype = working_dtype(plain.dtype)
+    p, c = plain.to(dtype), coded.to(dtype)
+    ratio = sign_of(plain, coded)[0]
+    alone = (c - ratio[..., None] * p).norm(dim=-1) <= tolerance(plain) * p.norm(dim=-1)
+    if plain.shape[-1] > 1:
+        return alone
+    factors = code.to(ratio).sort().values
+    after = torch.searchsorted(factors, ratio.contiguous()).clamp_max(len(factors) - 1)
+    near = torch.stack([factors[after], factors[(after - 1).clamp_min(0)]]) - ratio
+    return near.abs().amin(0) <= _NEAR * tolerance(plain)
 
 
 def mostly_mixed(mixed: Tensor) -> bool:

@@ -25,6 +25,7 @@ from captum_attn.observe.tracing.in_place import InPlace, Reader
 from captum_attn.observe.tracing.sign_codes import (
     PositionDecoder,
     enters_at,
+    has_one_factor,
     is_identity,
     mostly_mixed,
     repeated_positions,
@@ -314,31 +315,18 @@ class TokenTracer:
         found = gradients([(down.edge, down.placed(vector))], edges, self._cuts)
         return any(g is not None and bool(g.any()) for g in found)
 
-    def share_in_one(
-        self, rows: Tensor, axis: int, upstreams: Sequence[Upstream], least: float
-    ) -> float | None:
+    def share_in_one(self, rows: Tensor, axis: int, upstreams: Sequence[Upstream]) -> float | None:
         """The share of upstream tokens, of those that enter, that enter one index of `axis` only.
-
-        Args:
-            least (float): a share that is no larger need not be exact.
 
         Returns:
             float or None: None where none was seen to enter anywhere.
         """
-        single: list[Tensor] = []
-        for draw, code in enumerate(self._codes(rows, rows.shape[axis])):
-            entered, alone = 0, []
-            for p, c in self._plain_and_coded(rows, code, axis, upstreams):
-                enters = ~vanishes(p)
-                entered += int(enters.sum())
-                alone.append(sign_of(p, c)[1] & enters)
-            if not entered:
-                return None
-            single = [a & s for a, s in zip(alone, single, strict=True)] if draw else alone
-            share = sum(int(s.sum()) for s in single) / entered
-            if share <= least:
-                break
-        return share
+        code = self._factors(rows, rows.shape[axis])
+        single, entered = 0, 0
+        for p, c in self._plain_and_coded(rows, code, axis, upstreams):
+            alone, enters = has_one_factor(p, c, code), ~vanishes(p)
+            single, entered = single + int((alone & enters).sum()), entered + int(enters.sum())
+        return single / entered if entered else None
 
     def spread(self, rows: Tensor, axes: Sequence[int], edges: Sequence[Any]) -> list[list[Spread]]:
         """For each of these axes of `rows` how the elements at each edge enter its indices."""
