@@ -149,7 +149,8 @@ def explained_value(observation: Watched, request: Request, with_gradient: bool)
     if with_gradient and not output.requires_grad:
         raise TargetError(
             "expected a model whose output has a gradient, got whole numbers, or a tensor that was "
-            "detached or computed under `no_grad`: explain the scores that it was made of"
+            "detached or computed under `no_grad`: explain the scores that it was made of (layers "
+            "with int8 activations have no gradient: explain the model before it was quantised)"
         )
     if target is None and (objective is not None or not with_gradient):
         # A class-agnostic method only asks which rows are read; a plain sum of the outputs has no

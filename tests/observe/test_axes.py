@@ -344,6 +344,30 @@ def test_operators_without_a_derivative_are_named():
         GenericAttention(model).attribute(torch.randn(2, 5, 3), target=1)
 
 
+class NoGradient(nn.Linear):
+    """As int8 kernels of activations: what comes out hangs in no graph, and nothing is detached."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            return torch.tensor((x.detach() @ self.weight.T + self.bias).tolist())
+
+
+@pytest.mark.parametrize("method", [AttentionRollout, GenericAttention, VTranM])
+def test_a_model_that_hangs_in_no_graph_says_what_has_no_derivative(method):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.head = NoGradient(8, 24), NoGradient(8, 3)
+
+        def forward(self, x):
+            q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+            read = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            return self.head(read[:, 0])
+
+    with pytest.raises(WiringError, match=r"no derivative.*before it was quantised"):
+        method(Model().eval()).attribute(torch.randn(2, 5, 8), target=1)
+
+
 def test_feed_forward_branches_of_functions_of_their_own():
     """VTranM finds a branch by where it is added: a projection may be called anything."""
 

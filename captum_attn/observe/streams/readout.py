@@ -140,7 +140,8 @@ def find_reads(root: Root, wiring: Wiring, graph: Graph) -> list[Read]:
     if root.edge is None or not calls:
         raise ReadoutError(
             "the output does not depend on any attention call that ran: expected a model whose "
-            "output reads attended tokens; explain another output with a callable around the model"
+            "output reads attended tokens, through layers that have a derivative (int8 ones have "
+            "none); explain another output with a callable around the model"
         )
     reads = []
     for state, group in wiring.versions(calls):

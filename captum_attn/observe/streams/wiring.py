@@ -60,6 +60,12 @@ from captum_attn.observe.tracing.token_map import (
 )
 from captum_attn.observe.tracing.token_tracer import TokenTracer
 
+_NO_DERIVATIVE = (
+    "no derivative (int8 and other quantised layers have none), so relevance cannot be traced "
+    "through it; explain the model before it was quantised, or a quantisation whose layers are "
+    "differentiable (of the weights alone)"
+)
+
 
 class Wiring:
     """States of the token streams of one run, built call by call.
@@ -246,11 +252,7 @@ class Wiring:
         for node, where in self.tap.underivable.items():
             reached = self.graph.reach(node)
             if self.graph.named(reached):
-                raise WiringError(
-                    f"{where} has no derivative (int8 and other quantised layers have none), so "
-                    "relevance cannot be traced through it; explain the model before it was "
-                    "quantised, or a quantisation whose layers are differentiable"
-                )
+                raise WiringError(f"{where} has {_NO_DERIVATIVE}")
 
     # ------------------------------------------------------------------------ layout
     def _is_ordinary(self, call: AttentionCall, asked: int, read: int, values: Tensor) -> bool:
@@ -315,6 +317,12 @@ class Wiring:
 
         roles = self.structure.get_or_compute(("roles", call.index), settle)
         if roles is None:
+            reached = [self.graph.named(self.graph.reach(operand)) for operand, _ in operands]
+            if self.root.edge is None and not any(reached):
+                raise WiringError(
+                    f"neither what {call.module!r} attends to nor the model's output has a "
+                    f"gradient: a layer in front has {_NO_DERIVATIVE}"
+                )
             self.refuse_shared([m for _, members in operands for m in self.graph.leaves(members)])
             raise WiringError(
                 f"{call.module!r}: which of the leading axes {call.lead} of its attention map "
