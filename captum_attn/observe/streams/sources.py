@@ -371,7 +371,7 @@ def _latest_first(
     rows: Tensor | Downstream, earlier: Mapping[Member, Upstream], tracer: TokenTracer, batch: int
 ) -> Iterator[tuple[Member, TokenMap]]:
     """Members with their maps to the rows, the latest first, asked for only as far as they are."""
-    pairs = list(reversed(earlier.items()))
+    pairs = list(earlier.items())[::-1]
     for start in range(0, len(pairs), _AT_ONCE):
         chunk = pairs[start : start + _AT_ONCE]
         maps = entering(tracer, rows, [upstream for _, upstream in chunk], batch)

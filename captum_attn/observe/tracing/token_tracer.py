@@ -59,7 +59,8 @@ class Spread:
     def of(plain: Tensor | None, *coded: Tensor | None) -> Spread:
         if plain is None:
             return Spread(0.0, frozenset())
-        single, ratios = ~vanishes(plain[..., None]), []
+        single = ~vanishes(plain[..., None])
+        ratios: list[Tensor] = []
         for c in coded:
             ratio, alone = sign_of(
                 plain[..., None], torch.zeros_like(plain[..., None]) if c is None else c[..., None]
