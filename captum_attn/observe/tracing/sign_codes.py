@@ -39,22 +39,25 @@ def sign_of(plain: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
     return ratio, rest <= tolerance(plain) * norms
 
 
-def has_one_factor(plain: Tensor, coded: Tensor, code: Tensor) -> Tensor:
-    """(B, E): whether the coded gradient is the plain one times one factor of the code.
+def factor_of(plain: Tensor, coded: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest factor of the code in coded / plain, and whether it is that one alone, (B, E).
 
     Signs would not do: of the elements that enter two positions, every second one has the same
-    sign at both. Single numbers are multiples of each other, so that the factor itself is compared.
+    sign at both. Single numbers are multiples of each other, so that the factor itself counts.
     """
     dtype = working_dtype(plain.dtype)
     p, c = plain.to(dtype), coded.to(dtype)
     ratio = sign_of(plain, coded)[0]
-    alone = (c - ratio[..., None] * p).norm(dim=-1) <= tolerance(plain) * p.norm(dim=-1)
-    if plain.shape[-1] > 1:
-        return alone
-    factors = code.to(ratio).sort().values
+    factors, order = code.to(ratio).sort()
     after = torch.searchsorted(factors, ratio.contiguous()).clamp_max(len(factors) - 1)
-    near = torch.stack([factors[after], factors[(after - 1).clamp_min(0)]]) - ratio
-    return near.abs().amin(0) <= _NEAR * tolerance(plain)
+    before = (after - 1).clamp_min(0)
+    lower = (ratio - factors[before]).abs() < (ratio - factors[after]).abs()
+    nearest = torch.where(lower, before, after)
+    if plain.shape[-1] > 1:
+        alone = (c - ratio[..., None] * p).norm(dim=-1) <= tolerance(plain) * p.norm(dim=-1)
+    else:
+        alone = (ratio - factors[nearest]).abs() <= _NEAR * tolerance(plain)
+    return order[nearest], alone
 
 
 def mostly_mixed(mixed: Tensor) -> bool:

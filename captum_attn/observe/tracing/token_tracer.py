@@ -25,7 +25,7 @@ from captum_attn.observe.tracing.in_place import InPlace, Reader
 from captum_attn.observe.tracing.sign_codes import (
     PositionDecoder,
     enters_at,
-    has_one_factor,
+    factor_of,
     is_identity,
     mostly_mixed,
     repeated_positions,
@@ -37,9 +37,6 @@ from captum_attn.observe.tracing.token_map import IDENTITY, Downstream, TokenMap
 
 # Random codes by which a map that is likely is confirmed.
 _DRAWS = 3
-# Random signs by which it is told whether an element enters one index: of those that enter two,
-# every second one has the same sign at both.
-_CODES = 4
 _SQUARE_UNDERFLOWS = 1e-15
 
 
@@ -56,20 +53,13 @@ class Spread:
     axes: frozenset[int]
 
     @staticmethod
-    def of(plain: Tensor | None, *coded: Tensor | None) -> Spread:
-        if plain is None:
+    def of(plain: Tensor | None, coded: Tensor | None, code: Tensor) -> Spread:
+        if plain is None or coded is None:
             return Spread(0.0, frozenset())
-        single = ~vanishes(plain[..., None])
-        ratios: list[Tensor] = []
-        for c in coded:
-            ratio, alone = sign_of(
-                plain[..., None], torch.zeros_like(plain[..., None]) if c is None else c[..., None]
-            )
-            single, ratios = single & alone, [*ratios, ratio.sign()]
-        axes = set()
-        for ratio in ratios:
-            highest, lowest = torch.where(single, ratio, -1), torch.where(single, ratio, 1)
-            axes |= {a for a in range(plain.ndim) if (highest.amax(a) > lowest.amin(a)).any()}
+        index, single = factor_of(plain[..., None], coded[..., None], code)
+        single &= ~vanishes(plain[..., None])
+        highest, lowest = torch.where(single, index, -1), torch.where(single, index, len(code))
+        axes = [a for a in range(plain.ndim) if (highest.amax(a) > lowest.amin(a)).any()]
         entered = (plain != 0).sum().clamp_min(1)
         return Spread(float(single.sum() / entered), frozenset(axes))
 
@@ -96,10 +86,6 @@ class TokenTracer:
         signs = torch.randint(2, shape, generator=self._generator) * 2 - 1
         signs.view(-1)[:2] = torch.tensor([1, -1])[: signs.numel()]  # both signs occur
         return signs.to(like)
-
-    def _codes(self, like: Tensor, size: int) -> list[Tensor]:
-        """Signs by which an element that enters several of so many indices is hardly missed."""
-        return [self._signs(like, size) for _ in range(_CODES if size > 2 else 1)]
 
     def _factors(self, like: Tensor, *shape: int) -> Tensor:
         """Random factors, ±0.5 to ±1.5: as signs alone they would be alike at half the places."""
@@ -325,7 +311,7 @@ class TokenTracer:
         code = self._factors(rows, rows.shape[axis])
         single, entered = 0, 0
         for p, c in self._plain_and_coded(rows, code, axis, upstreams):
-            alone, enters = has_one_factor(p, c, code), ~vanishes(p)
+            alone, enters = factor_of(p, c, code)[1], ~vanishes(p)
             single, entered = single + int((alone & enters).sum()), entered + int(enters.sum())
         return single / entered if entered else None
 
@@ -335,12 +321,10 @@ class TokenTracer:
         plain = gradients([(rows, probe_vector)], edges, self._cuts)
         found = []
         for axis in axes:
-            along = [-1 if a == axis else 1 for a in range(rows.ndim)]
-            coded = [
-                gradients([(rows, probe_vector * code.view(along))], edges, self._cuts)
-                for code in self._codes(rows, rows.shape[axis])
-            ]
-            found.append([Spread.of(*each) for each in zip(plain, *coded, strict=True)])
+            code = self._factors(rows, rows.shape[axis])
+            along = code.view([-1 if a == axis else 1 for a in range(rows.ndim)])
+            coded = gradients([(rows, probe_vector * along)], edges, self._cuts)
+            found.append([Spread.of(*pair, code) for pair in zip(plain, coded, strict=True)])
         return found
 
     def reached_axes(self, rows: Tensor, edges: Sequence[Any]) -> list[frozenset[int]]:
@@ -370,8 +354,9 @@ class TokenTracer:
         probe_vector = self.random(like, *shape)
         plain, spread = found(probe_vector), []
         for axis, size in enumerate(shape):
-            code = self._signs(like, size).view([-1 if a == axis else 1 for a in range(len(shape))])
-            in_one = Spread.of(plain, found(probe_vector * code)).in_one
+            code = self._factors(like, size)
+            along = code.view([-1 if a == axis else 1 for a in range(len(shape))])
+            in_one = Spread.of(plain, found(probe_vector * along), code).in_one
             spread += [axis] if size > 1 and in_one < 0.95 else []
         if len(spread) != 1:
             return False
