@@ -44,8 +44,7 @@ CSS = """
 .ca-card h3 { margin: 0 0 .1rem; font-size: 1.05rem; }
 .ca-card h4 { margin: .7rem 0 .3rem; font-size: .85rem; font-weight: 600;
   color: var(--body-text-color-subdued); }
-.ca-images { display: flex; gap: .6rem; align-items: flex-start; background: #fff; padding: .4rem;
-  border-radius: 6px; }
+.ca-images { display: flex; gap: .6rem; align-items: flex-start; }
 .ca-images img { width: calc(50% - .3rem); min-width: 0; }
 .ca-night { display: none; } .dark .ca-night { display: block; } .dark .ca-day { display: none; }
 .ca-key i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; }

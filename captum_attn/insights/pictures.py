@@ -12,6 +12,7 @@ from torch import Tensor
 __all__ = ["drawn", "drawn_boxes", "drawn_regions"]
 
 PANEL, DPI = 3.0, 130  # width in inches, dots per inch
+INK = "#777777"  # of a scale's numbers, by day and by night: the page's ground shows through
 
 
 def drawn(heat: Tensor, image: Tensor, method: str) -> str:
@@ -66,6 +67,13 @@ def drawn_boxes(
 
 def _png(picture: Any) -> str:
     """In base64, without margins: two views side by side align."""
+    from matplotlib.colors import to_rgba
+
+    for ax in picture.axes:
+        labels = ax.get_xticklabels()
+        if any(to_rgba(label.get_color())[3] for label in labels):  # not those of a free place
+            ax.tick_params(colors=INK)
     buffer = io.BytesIO()
-    picture.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.02)
+    picture.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.02,
+                    facecolor="none")  # fmt: skip
     return base64.b64encode(buffer.getvalue()).decode("ascii")

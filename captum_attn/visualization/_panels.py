@@ -205,6 +205,7 @@ def no_bar(figure: Figure, ax: Axes) -> None:
     """The place of a bar left free, so that panels of a row stay aligned."""
     unseen = ScalarMappable(Normalize(0, 1), ListedColormap([NOTHING]))
     bar = figure.colorbar(unseen, ax=ax, ticks=[0], **PLACE)
+    bar.ax.patch.set_visible(False)  # also on a ground that is not white
     bar.ax.tick_params(labelsize=7, length=2, colors=NOTHING)
     bar.outline.set_visible(False)
 
