@@ -50,11 +50,12 @@ class Backward:
         arrived = self.gradients.values()
         return bool(arrived) and not any(g is not None and bool(g.any()) for g in arrived)
 
-    def gradient_at(self, edge: GradientEdge | None) -> Tensor | None:
-        """The gradient of what is explained at a place in the graph; None where it is zero."""
-        if self.objective is None or edge is None:
-            return None
-        return _gradients(self.objective, [edge])[0]
+    def gradients_at(self, edges: Sequence[GradientEdge | None]) -> list[Tensor | None]:
+        """The gradients of what is explained at places in the graph; None where one is zero."""
+        if self.objective is None:
+            return [None] * len(edges)
+        arrived = iter(_gradients(self.objective, [edge for edge in edges if edge is not None]))
+        return [None if edge is None else next(arrived) for edge in edges]
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,13 @@ from captum_attn.attr._layers import calls_of_layer
 from captum_attn.attr._path import (
     At,
     baselines_of,
+    before_the_end,
     check_baselines,
     check_steps,
     mean_gradient,
     path_gradients,
 )
+from captum_attn.attr._progress import with_progress
 from captum_attn.attr._propagate import (
     BlockRow,
     Step,
@@ -56,6 +58,7 @@ class FeedbackMethod(AttentionAttribution):
     class Options(AttentionAttribution.Options):
         n_steps: int = 20
         baselines: float | Tensor | tuple | Mapping | None = None
+        show_progress: bool = False
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -107,10 +110,14 @@ class FeedbackMethod(AttentionAttribution):
         roots = modules_of(self.forward_func)
         pairs = [(state, call) for state in read for call in calls_of_layer(run, state, -1, roots)]
         calls = list(dict.fromkeys(last.call for _, last in pairs))
-        options = run.options
-        run.once(
-            "path", lambda: path_gradients(run, calls, options.n_steps, options.baselines, roots)
-        )
+
+        def path() -> dict[AttentionCall, list[At]]:
+            fractions = with_progress(
+                before_the_end(run.options.n_steps), self.get_name(), run.options
+            )
+            return path_gradients(run, calls, fractions, run.options.baselines, roots)
+
+        run.once("path", path)
         return pairs
 
     def _matrix(self, run: Run[Any], state: State, rule: Any) -> BlockRow:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from captum._utils.progress import progress
 from torch import Tensor
 
 from captum_attn import objectives
@@ -16,6 +15,7 @@ from captum_attn._checks import whole
 from captum_attn.attr._base import AttentionAttribution, Relevance, Run
 from captum_attn.attr._blocks import UNCHANGED
 from captum_attn.attr._inputs import Inputs
+from captum_attn.attr._progress import with_progress
 from captum_attn.attr._propagate import initial_block, relevance_rows
 from captum_attn.errors import OptionError, TargetError
 from captum_attn.objectives import Objective
@@ -54,11 +54,7 @@ class MaskingMethod(AttentionAttribution):
             size (int): how many copies run at a time.
         """
         values = [run.like.new_zeros(0, run.batch)]  # without a mask there is nothing to run
-        starts: Iterable[int] = range(0, count, size)
-        if run.options.show_progress:
-            number = -(-count // size)
-            starts = progress(starts, desc=f"{self.get_name()} attribution", total=number)
-        for first in starts:
+        for first in with_progress(range(0, count, size), self.get_name(), run.options):
             last = min(first + size, count)
             inputs, during = copy(first, last)
             values.append(run.value_on(inputs, last - first, during).view(last - first, run.batch))

@@ -6,7 +6,7 @@ that enter the first block are: what a module on the way to the first attention 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -31,21 +31,27 @@ def check_steps(n_steps: int) -> None:
     whole("n_steps", n_steps, least=1, most=2**31)
 
 
+def before_the_end(n_steps: int) -> list[float]:
+    """α = linspace(0, 1, n_steps) but for the last one; one step is x itself."""
+    return torch.linspace(0, 1, n_steps, dtype=torch.float64).tolist()[:-1]
+
+
 def path_gradients(
     run: Run[Any],
     calls: Sequence[AttentionCall],
-    n_steps: int,
+    fractions: Iterable[float],
     baselines: Baselines,
     roots: Sequence[nn.Module],
 ) -> dict[AttentionCall, list[At]]:
-    """Some calls as they are at every step, α = linspace(0, 1, n_steps); one step is x itself.
+    """Some calls as they are at every step; the last step is the run itself.
 
-    The last step is the run itself, so that this takes n_steps - 1 runs more.
+    Args:
+        fractions (iterable of float): α of the other steps, see `before_the_end`.
     """
     found: dict[AttentionCall, list[At]] = {
         call: [(call, run.backward.gradients.get(call))] for call in calls
     }
-    for alpha in torch.linspace(0, 1, n_steps, dtype=torch.float64).tolist()[:-1]:
+    for alpha in fractions:
         inputs, scaled = _at(run, alpha, baselines, roots)
         try:
             steps = run.calls_on(inputs, calls, scaled)

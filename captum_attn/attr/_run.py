@@ -242,7 +242,11 @@ class Run(Generic[Own]):
 
     def gradient_at(self, edge: GradientEdge | None) -> Tensor | None:
         """d objective / d the tensor at a place in the graph, of methods with `keeps_graph`."""
-        return self.backward.gradient_at(edge)
+        return self.gradients_at([edge])[0]
+
+    def gradients_at(self, edges: Sequence[GradientEdge | None]) -> list[Tensor | None]:
+        """`gradient_at` of several places, from one backward pass."""
+        return self.backward.gradients_at(edges)
 
     @property
     def queries_per_block(self) -> QueriesPerBlock:

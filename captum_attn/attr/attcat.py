@@ -48,9 +48,10 @@ class AttCAT(TokenSums):
     def credits(self, run: Run[AttentionAttribution.Options]) -> dict[State, Tensor]:
         changes = VectorChanges(run.observation)
         found: dict[State, Tensor] = {}
-        for state in run.calls_into():
-            term, rows = changes.keys(state)
-            gradient = run.gradient_at(term.edge)
+        states = list(run.calls_into())
+        entered = [changes.keys(state) for state in states]
+        gradients = run.gradients_at([term.edge for term, _ in entered])
+        for state, (term, rows), gradient in zip(states, entered, gradients, strict=True):
             if gradient is not None:
                 vectors = rows(term.vectors()) / term.scale  # (B, F k, D)
                 activation = (vectors * rows(gradient)).sum(-1).to(run.like)  # CAT

@@ -46,6 +46,7 @@ class BeyondIntuition(FeedbackMethod):
         n_steps (int): K, runs of the model in all; 1: the gradient at the input. Default: 20.
         baselines (float, Tensor, tuple or Mapping, optional): where the path begins, as in
             Captum's IntegratedGradients. Default: 0.
+        show_progress (bool): a progress bar over the runs. Default: False.
 
     Examples::
 

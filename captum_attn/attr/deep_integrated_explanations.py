@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from captum_attn._checks import shown, whole
 from captum_attn.attr._base import AttentionAttribution, Block, BlockRow, LinearRule, Relevance, Run
 from captum_attn.attr._blocks import UNCHANGED
+from captum_attn.attr._progress import with_progress
 from captum_attn.attr._propagate import Step, add, linear, relevance_matrices, relevance_rows
 from captum_attn.errors import OptionError
 from captum_attn.observe import AttentionCall
@@ -46,6 +47,7 @@ class DeepIntegratedExplanations(AttentionAttribution):
             code; the last one is the run itself, so that a block takes K runs more. Default: 10.
         layers_integrated (int or tuple of int): b, the places of the blocks among the calls of the
             stream that is read. Default: (-1, -2), the last two, or the only one.
+        show_progress (bool): a progress bar over the runs of each block. Default: False.
 
     Examples::
 
@@ -56,6 +58,7 @@ class DeepIntegratedExplanations(AttentionAttribution):
     class Options(AttentionAttribution.Options):
         n_steps: int = 10
         layers_integrated: int | tuple | list = LAST_TWO
+        show_progress: bool = False
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -109,7 +112,7 @@ class DeepIntegratedExplanations(AttentionAttribution):
         """M of every call, for each block that is integrated."""
         roots = modules_of(self.forward_func)
         return [
-            run.once(("mean maps", made.call), partial(_integrated, run, made.call, roots))
+            run.once(("mean maps", made.call), partial(self._integrated, run, made.call, roots))
             for made in self._blocks(run, state)
         ]
 
@@ -125,22 +128,21 @@ class DeepIntegratedExplanations(AttentionAttribution):
                 )
         return [calls[b] for b in run.options.blocks]
 
-
-def _integrated(run: Run, call: AttentionCall, roots: list[nn.Module]) -> Maps:
-    """M_l = mean_k E_h[(A_l ⊙ ∇A_l)^+], (B, F, q, k), while (k/K) A stands for A of one call."""
-    calls = [state.call for state in run.attention_states if run.counts(state.call)]
-    total: dict[AttentionCall, Tensor] = {}
-    k = torch.arange(run.options.n_steps + 1, dtype=torch.float64) / run.options.n_steps
-    steps = k.float().tolist()
-    for share in steps:
-        found: Sequence[At] = [(one, run.backward.gradients.get(one)) for one in calls]
-        if share < 1:
-            scaled = replacing(run.observation, {call: _scaled_by(share)}, roots)
-            found = run.calls_on(run.inputs, calls, scaled)
-        for one, (other, gradient) in zip(calls, found, strict=True):
-            if gradient is not None:
-                add(total, one, run.full_map(one, partial(_positive, other, gradient)))
-    return {one: rows / len(steps) for one, rows in total.items()}
+    def _integrated(self, run: Run[Options], call: AttentionCall, roots: list[nn.Module]) -> Maps:
+        """M_l = mean_k E_h[(A_l ⊙ ∇A_l)^+], (B, F, q, k), with (k/K) A in the place of one A."""
+        calls = [state.call for state in run.attention_states if run.counts(state.call)]
+        total: dict[AttentionCall, Tensor] = {}
+        k = torch.arange(run.options.n_steps + 1, dtype=torch.float64) / run.options.n_steps
+        steps = k.float().tolist()
+        for share in with_progress(steps, self.get_name(), run.options):
+            found: Sequence[At] = [(one, run.backward.gradients.get(one)) for one in calls]
+            if share < 1:
+                scaled = replacing(run.observation, {call: _scaled_by(share)}, roots)
+                found = run.calls_on(run.inputs, calls, scaled)
+            for one, (other, gradient) in zip(calls, found, strict=True):
+                if gradient is not None:
+                    add(total, one, run.full_map(one, partial(_positive, other, gradient)))
+        return {one: rows / len(steps) for one, rows in total.items()}
 
 
 def _scaled_by(share: float) -> Callable[[Tensor], Tensor]:

@@ -13,11 +13,14 @@ from captum_attn import (
     AttCAT,
     AttentionGradCam,
     BeyondIntuition,
+    DeepIntegratedExplanations,
     GradEclip,
     GradSam,
     TransitionAttention,
 )
+from captum_attn.attr import _backward
 from captum_attn.errors import OptionError, WiringError
+from captum_attn.observe.tracing.autograd_graph import gradients
 from tests import plain_related as plain
 from tests.attr.related import by_hand, inputs
 from tests.plain import close
@@ -28,6 +31,31 @@ from tests.zoo import ZOO
 from tests.zoo_streams import STREAMS
 
 VIT = "vit"
+
+
+@pytest.mark.parametrize(
+    "method", [TransitionAttention, BeyondIntuition, DeepIntegratedExplanations]
+)
+def test_a_bar_over_the_runs(method, capsys):
+    explain, x = method(ZOO["vit_cls"].model()), ZOO["vit_cls"].sample().inputs
+    quiet = explain.attribute(x, 1, n_steps=3)
+    assert capsys.readouterr().err == ""
+    shown = explain.attribute(x, 1, n_steps=3, show_progress=True)
+    assert f"{method.get_name()} attribution: 100%" in capsys.readouterr().err
+    assert torch.equal(quiet, shown)
+
+
+def test_attcat_asks_for_all_layers_in_one_backward_pass(monkeypatch):
+    passes = []
+
+    def counted(*args, **kwargs):
+        passes.append(args)
+        return gradients(*args, **kwargs)
+
+    monkeypatch.setattr(_backward, "gradients", counted)
+    case = ZOO["bert"]
+    AttCAT(case.model()).attribute(case.sample().inputs, 1)
+    assert len(passes) == 2  # and one to the rows that are read
 
 
 # ------------------------------------------------------------ Grad-CAM
