@@ -54,10 +54,14 @@ class Graph:
     ) -> None:
         self.batch, self.known = batch, known
         self._given: dict[int, int] = {}  # id of an operand that has no graph -> what it stems from
-        for call in [] if known is None else calls[known.asked + 1 :]:
+        for call in [] if known is None else calls:
             assert known is not None
             operands = zip((call.q, call.k, call.v), known.reached[call.index], strict=True)
-            self._given |= {id(operand): members for operand, members in operands}
+            self._given |= {
+                id(operand): members
+                for operand, members in operands
+                if call.index > known.asked or not operand.requires_grad  # constants among them
+            }
         self._members: list[Member] = [*calls, *leaves]
         self.cuts: list[Node] = [call.edge.node for call in calls]
         self.bit: dict[Member, int] = {m: 1 << i for i, m in enumerate(self._members)}
