@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "FAILURES", "callable_of", "finite", "flag", "is_file", "is_folder", "listed", "names_of",
-    "number", "one_of", "plain",
+    "FAILURES", "callable_of", "finite", "flag", "is_file", "is_folder", "listed", "mapping_of",
+    "names_of", "number", "one_of", "plain",
     "scalar", "shown", "shown_error", "size_of", "suggested", "text", "texts", "way_out", "whole",
 ]  # fmt: skip
 
@@ -269,6 +269,13 @@ def callable_of(name: str, value: Any, what: str = "a callable") -> Callable:
     """Something that can be called."""
     if not callable(value):
         raise OptionError(f"{name}: expected {what}, got {shown(value)}")
+    return value
+
+
+def mapping_of(name: str, value: Any, of: str, error: Kind = OptionError) -> Mapping[Any, Any]:
+    """A Mapping of something to something."""
+    if not isinstance(value, Mapping):
+        raise error(f"{name}: expected a Mapping of {of}, got {shown(value)}")
     return value
 
 

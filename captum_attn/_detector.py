@@ -13,6 +13,7 @@ from captum_attn._checks import (
     finite,
     flag,
     listed,
+    mapping_of,
     number,
     one_of,
     scalar,
@@ -109,7 +110,9 @@ def classes_of(given: Any, known: Mapping[int, str], count: int, boxes: int) -> 
     several = isinstance(given, (list, tuple)) or getattr(given, "ndim", 0) > 0
     each = listed("label", given, "classes") if several else [given] * boxes
     if len(each) != boxes:
-        raise TargetError(f"label: expected a class, or one for each of {boxes} boxes, got {given}")
+        raise TargetError(
+            f"label: expected a class, or one for each of {boxes} boxes, got {shown(given)}"
+        )
     numbers = {name.casefold(): number for number, name in reversed(list(known.items()))}
     found = []
     for one in each:
@@ -129,6 +132,11 @@ def checked_boxes(box: Any, size: Size) -> Tensor:
     """Boxes (n, 4) in float64, each with an area inside the image."""
     expected = "(x_min, y_min, x_max, y_max) in pixels of the image, or (n, 4) of them"
     try:
+        odd = isinstance(box, Tensor) and (
+            box.is_nested or box.layout != torch.strided or box.is_complex()
+        )
+        if odd:  # a cast would drop the imaginary part, and the rest fails later
+            raise TypeError("no dense real numbers")
         found = torch.as_tensor(box, dtype=torch.float64, device="cpu").detach()
     except FAILURES as problem:
         raise InputError(f"box: expected {expected}, got {shown(box)}") from problem
@@ -136,14 +144,14 @@ def checked_boxes(box: Any, size: Size) -> Tensor:
     if found.ndim != 2 or found.shape[1] != 4 or not len(found):
         raise InputError(f"box: expected {expected}, got {tuple(found.shape)}")
     finite("box", found, expected)
-    height, width = size
+    said, (height, width) = shown(found.tolist()), size
     x1, y1, x2, y2 = found.unbind(1)
     if bool(((x1 >= x2) | (y1 >= y2)).any()):
-        raise InputError(f"box: expected {expected}, x_min < x_max and y_min < y_max; got {box}")
+        raise InputError(f"box: expected {expected}, x_min < x_max and y_min < y_max; got {said}")
     if bool(((x1 >= width) | (y1 >= height) | (x2 <= 0) | (y2 <= 0)).any()):
-        raise InputError(f"box: expected {expected}, of {width} x {height}; got {box}")
+        raise InputError(f"box: expected {expected}, of {width} x {height}; got {said}")
     if bool((found.abs() <= 1).all()) and max(size) > 2:
-        raise InputError(f"box: expected {expected}, got {box}; multiply it by width and height")
+        raise InputError(f"box: expected {expected}, got {said}; multiply it by width and height")
     return found
 
 
@@ -279,6 +287,6 @@ def check_settings(
     one_of("activation", activation, ACTIVATIONS)
     if max_detections is not None:
         whole("max_detections", max_detections, error=InputError)
-    if id2label is not None and not isinstance(id2label, Mapping):
-        raise InputError(f"id2label: expected a Mapping of class to name, got {shown(id2label)}")
+    if id2label is not None:
+        mapping_of("id2label", id2label, "class to name", InputError)
     flag("show_progress", show_progress)

@@ -574,6 +574,8 @@ def test_the_query_that_came_nearest_to_a_missed_object() -> None:
     ("box", "label", "said"),
     [
         ((0, 0, 24), 0, "box: expected"),
+        (torch.ones(1, 4).to_sparse(), 0, "box: expected"),
+        (torch.tensor([[0, 0, 24, 32j]]), 0, "box: expected"),
         ((5, 0, 5, 9), 0, "x_min < x_max"),
         ((50, 0, 60, 9), 0, "of 48 x 32"),
         ((0.1, 0.1, 0.5, 0.5), 0, "multiply it"),

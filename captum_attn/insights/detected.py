@@ -9,12 +9,12 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_attn._checks import number, one_of
+from captum_attn._checks import mapping_of, number, one_of, whole
 from captum_attn.detection import Detections, explain_detections
 from captum_attn.errors import InputError
 from captum_attn.insights.examples import Example
 from captum_attn.insights.features import Batch, ImageFeature
-from captum_attn.insights.methods import CAPTUM_METHODS, OF_DETECTIONS, Method, values_of
+from captum_attn.insights.methods import CAPTUM_METHODS, OF_DETECTIONS, Method
 from captum_attn.insights.tab import ExamplesTab, one_at_a_time
 
 __all__ = ["DetectionSession"]
@@ -52,6 +52,8 @@ class DetectionSession(ExamplesTab):
     ) -> None:
         self.threshold = number("threshold", threshold, 0, 1)
         one_of("activation", activation, ("auto", "softmax", "sigmoid"))
+        if id2label is not None:
+            mapping_of("id2label", id2label, "class to name")
         self._asked = {"activation": activation, "id2label": id2label}
         super().__init__(models, feature, dataset, methods, num_examples, presets, note)
         if len(self.features) != 1 or self.features[0].visualization_type() != "image":
@@ -106,8 +108,8 @@ class DetectionSession(ExamplesTab):
         Returns:
             Detections: one, with its map.
         """
-        kind = self._method(method)
-        given = values_of(kind, {**self.presets, **(options or {})})
+        kind, query = self._method(method), whole("query", query, 0)
+        given = self._given(kind, options)
         with one_at_a_time:
             return self._found(kind(self._model(model)), example, queries=[query], **given)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from captum_attn._checks import callable_of, finite, flag, texts, whole
 from captum_attn.insights.examples import Example
 from captum_attn.insights.features import BaseFeature, Batch, FeatureOutput
-from captum_attn.insights.methods import CAPTUM_METHODS, METHODS, OF_WORDS, Method, values_of
+from captum_attn.insights.methods import CAPTUM_METHODS, METHODS, OF_WORDS, Method
 from captum_attn.insights.tab import ExamplesTab, one_at_a_time, through
 from captum_attn.metrics import Curve, RandomAttribution, perturbation_curve
 from captum_attn.metrics.shared import tensor_of
@@ -134,7 +134,7 @@ class Session(ExamplesTab):
         with one_at_a_time:
             target = self._target(model, example, target)
             attribution, made = self._method(method)(self._model(model)), self._transformed(example)
-            keywords = values_of(self._method(method), {**self.presets, **(options or {})})
+            keywords = self._given(self._method(method), options)
             if "baselines" in inspect.signature(attribution.attribute).parameters:
                 keywords["baselines"] = self._baselines(made)
             more = {"additional_forward_args": example.additional or None, **keywords}

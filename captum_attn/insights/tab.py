@@ -12,12 +12,12 @@ from typing import Any
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_attn._checks import listed, one_of, shown, text, whole
+from captum_attn._checks import listed, mapping_of, one_of, shown, text, whole
 from captum_attn._method_names import method_class, method_name
 from captum_attn.errors import InputError, OptionError
 from captum_attn.insights.examples import Example, examples_of
 from captum_attn.insights.features import BaseFeature, Batch
-from captum_attn.insights.methods import Method
+from captum_attn.insights.methods import Method, values_of
 from captum_attn.insights.uploads import read_picture
 
 __all__ = ["Absent", "ExamplesTab", "Tab", "named", "one_at_a_time", "through"]
@@ -38,11 +38,7 @@ class Tab:
         self, methods: Sequence[Method] | None, presets: Mapping[str, Any] | None, note: str
     ) -> None:
         self.note = text("note", note)
-        if presets is not None and not isinstance(presets, Mapping):
-            raise OptionError(
-                f"presets: expected a Mapping of option to value, got {shown(presets)}"
-            )
-        self.presets = dict(presets or {})
+        self.presets = _values("presets", presets)
         chosen = self.offered() if methods is None else _checked_methods(methods)
         self.methods = {method.get_name(): method for method in chosen}
 
@@ -53,6 +49,10 @@ class Tab:
     def without_effect(self) -> set[str]:
         """Options that change nothing here, and are not shown."""
         return set()
+
+    def _given(self, method: Method, options: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The method's keyword arguments: what is given, else the presets."""
+        return values_of(method, {**self.presets, **_values("options", options)})
 
     def _method(self, name: str) -> Method:
         """By the name that is shown, that of the class, or its paper's."""
@@ -159,6 +159,10 @@ class ExamplesTab(Tab):
     def _transformed(self, example: Example) -> tuple[Tensor, ...]:
         pairs = zip(self.features, example.inputs, strict=True)
         return tuple(through(f.input_transforms, value) for f, value in pairs)
+
+
+def _values(name: str, given: Any) -> dict[str, Any]:
+    return {} if given is None else dict(mapping_of(name, given, "option to value"))
 
 
 def _checked_methods(methods: Any) -> list[Any]:

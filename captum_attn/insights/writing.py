@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_attn._checks import callable_of, finite, flag, shown, texts, whole
-from captum_attn.errors import InputError
-from captum_attn.insights.methods import OF_WORDS, Method, values_of
+from captum_attn._checks import FAILURES, callable_of, finite, flag, shown, text, texts, whole
+from captum_attn.errors import InputError, OptionError
+from captum_attn.insights.methods import OF_WORDS, Method
 from captum_attn.insights.tab import Tab, one_at_a_time
 from captum_attn.metrics.shared import tensor_of
 
@@ -89,15 +89,25 @@ class WritingSession(Tab):
         callable_of("model", model, "a causal language model")
         if tokenizer is None and isinstance(model, nn.Module):
             raise InputError("tokenizer: expected the model's, got None")
-        self.name, self._given = name, (model, tokenizer)
+        if tokenizer is not None:
+            _checked_tokenizer(tokenizer)
+        self.name, self._loading = text("name", name), (model, tokenizer)
         self.prompts = texts("prompts", prompts)
         super().__init__(methods, presets, note)
 
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
         """The model and its tokenizer, loaded when they are asked for the first time."""
-        model, tokenizer = self._given
-        return model() if tokenizer is None else (model, tokenizer)
+        model, tokenizer = self._loading
+        if tokenizer is not None:
+            return model, tokenizer
+        found = model()
+        if not isinstance(found, (tuple, list)) or len(found) != 2 or not callable(found[0]):
+            raise InputError(
+                "model: expected a callable that returns (model, tokenizer), or a tokenizer beside "
+                f"the model; it returned {shown(found)}"
+            )
+        return found[0], _checked_tokenizer(found[1])
 
     def offered(self) -> Sequence[Method]:
         """Those that have a meaning for a text."""
@@ -184,7 +194,11 @@ class WritingSession(Tab):
     def _ids(self, prompt: str) -> Tensor:
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError("the prompt is empty: give it at least one word")
-        ids = self.loaded[1](prompt, return_tensors="pt")["input_ids"]
+        ids = self.loaded[1](text("prompt", prompt), return_tensors="pt")["input_ids"]
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or len(ids) != 1 or not ids.numel():
+            raise InputError(
+                f"tokenizer: expected ids (1, n) of the prompt, at least one; got {shown(ids)}"
+            )
         if ids.shape[1] > MAX_PROMPT:
             raise InputError(
                 f"the prompt has {ids.shape[1]} tokens: expected at most {MAX_PROMPT}; give a "
@@ -209,7 +223,7 @@ class WritingSession(Tab):
         self, ids: Tensor, token: int, method: str, options: Mapping[str, Any] | None, out: bool
     ) -> WhyToken:
         kind = self._method(method)
-        given = values_of(kind, {**self.presets, **(options or {})})
+        given = self._given(kind, options)
         given.pop("interpolation", None)
         given["leave_out"] = SINK_AND_SELF if flag("leave_out", out) else ()
         explained = kind(self.loaded[0]).explain_each(
@@ -222,7 +236,12 @@ class WritingSession(Tab):
         return WhyToken(kind.get_name(), tokens, relevance[0].detach(), marks[0])
 
     def _decoded(self, ids: list[int]) -> str:
-        return str(self.loaded[1].decode(ids))
+        try:
+            return str(self.loaded[1].decode(ids))
+        except FAILURES as problem:
+            raise OptionError(
+                f"token: expected an id of the tokenizer's vocabulary, got {shown(ids[-1])}"
+            ) from problem
 
     def _ends(self) -> list[int]:
         model, tokenizer = self.loaded
@@ -230,3 +249,14 @@ class WritingSession(Tab):
         ends = getattr(config, "eos_token_id", None)
         ends = tokenizer.eos_token_id if ends is None else ends
         return [] if ends is None else list(ends) if isinstance(ends, (list, tuple)) else [ends]
+
+
+def _checked_tokenizer(given: Any) -> Any:
+    """What reads a text and spells ids, as tokenizers of transformers do."""
+    spells = all(hasattr(given, name) for name in ("decode", "convert_ids_to_tokens"))
+    if not callable(given) or isinstance(given, type) or not spells:
+        raise InputError(
+            "tokenizer: expected one as transformers has them, called with a text, with `decode` "
+            f"and `convert_ids_to_tokens`; got {shown(given)}"
+        )
+    return given

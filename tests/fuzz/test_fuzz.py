@@ -113,6 +113,6 @@ def test_every_public_function_is_in_the_tables(room):
     named = " ".join(public.name for public in ROOMS[room]())
     results = {"Word", "Objective", "Detections", "DetectedQueries", "Generation", "METRICS",
                "Column", "Difference", "Results", "Value", "Metric", "BaseFeature", "FeatureOutput",
-               "Batch"}  # fmt: skip
+               "Batch", "Missed"}  # fmt: skip
     missing = [name for name in module.__all__ if name not in results and name not in named]
     assert missing == []

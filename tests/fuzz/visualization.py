@@ -48,6 +48,12 @@ def saved(**options: Any) -> Any:
     return picture.png(**options) if "path" not in options else picture.save(**options)
 
 
+def looked(**options: Any) -> Any:
+    """The page of two layers, over tokens or over a picture."""
+    over = {} if options.keys() & {"images", "grid"} else {"tokens": list("abcde")}
+    return v.attention_page(**{"layer_maps": layers(), **over, **options})
+
+
 PUBLIC = [
     Public(
         "unpack_patches", v.unpack_patches,
@@ -175,6 +181,19 @@ PUBLIC = [
             "text": "texts?-text,empty_text", "merge": "flag",
         },
     ),
+    Public(
+        "attention_page", looked, lambda: {"relevance": torch.rand(1, 5, 5)},
+        {
+            "layer_maps": "anything", "relevance": "tensor?", "tokens": "tokens",
+            "example": "index", "row": "index?", "asking": "texts?",
+            "title": "texts-text,empty_text", "max_megabytes": "length",
+        },
+    ),
+    Public(
+        "attention_page of a picture", looked, lambda: {"images": torch.rand(3, 8, 8)},
+        {"images": "tensor", "grid": "pair?", "relevance": "tensor?"},
+    ),
+    Public("AttentionPage.save", lambda path: looked().save(path), dict, {"path": "path"}),
     Public("Picture", v.Picture, lambda: {"alt": "a"},
            {"alt": "texts-text,empty_text,empty_list,nones", "figsize": "pair?-half"}),
     Public("Picture.save", saved, lambda: {"path": "/tmp/never.txt"}, {"path": "path"}),

@@ -61,6 +61,13 @@ def test_a_text_ends_where_the_model_ends_it(tab):
     assert len(list(ended.write(PROMPT, 3, "GAE"))) == 1
 
 
+class NoWords(TinyTokenizer):
+    """A tokenizer that knows no word of the prompt."""
+
+    def __call__(self, text: str, return_tensors: str = "pt") -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.empty(1, 0, dtype=torch.long)}
+
+
 def test_what_cannot_be_asked_is_refused(tab):
     for prompt in ("", " ", None):
         with pytest.raises(InputError, match="the prompt is empty"):
@@ -71,6 +78,10 @@ def test_what_cannot_be_asked_is_refused(tab):
         next(tab.write(PROMPT, 21, "GAE"))
     with pytest.raises(InputError, match="tokenizer: expected the model's"):
         WritingSession(made(TinyWriter))
+    with pytest.raises(InputError, match=r"model: .* returned \(1, 2, 3\)"):
+        WritingSession(lambda: (1, 2, 3)).next_tokens(PROMPT)
+    with pytest.raises(InputError, match=r"tokenizer: expected ids \(1, n\) .* at least one"):
+        WritingSession(made(TinyWriter), NoWords()).next_tokens(PROMPT)
 
 
 def test_a_model_that_is_not_there_is_a_line_that_says_how_to_get_it(monkeypatch):
