@@ -79,7 +79,10 @@ def _known_again(
 
 
 def _known(observation: Observation) -> KnownRun | None:
-    """What is kept of a run; None where nothing would be saved, or it could not be told."""
+    """What is kept of a run; None where nothing would be saved, or it could not be told.
+
+    Nor where it would be another one in its last bits: results would depend on what ran before.
+    """
     tap, wiring, graph, root = (
         observation.tap, observation.wiring, observation.graph, observation.root,
     )  # fmt: skip
@@ -91,7 +94,7 @@ def _known(observation: Observation) -> KnownRun | None:
     asked += tap.born  # where a leaf is made, there is a graph
     first = min((call.index for call in read), default=0)
     last = max(asked, default=0)
-    if last >= first:
+    if last >= first or any(last < calls <= first for calls in tap.rounded):
         return None
     reached = [tuple(map(graph.reach, (c.q, c.k, c.v))) for c in tap.calls]
     return KnownRun(

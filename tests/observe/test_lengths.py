@@ -24,6 +24,9 @@ from captum_attn.observe.tracing import token_tracer
 from tests.observe.test_traps import DIM, Trap, random, ready
 from tests.plain import close
 from tests.zoo import ZOO
+from tests.zoo_streams import STREAMS
+
+CASES = {**ZOO, **STREAMS}
 
 
 class Layers(Trap):
@@ -198,6 +201,20 @@ def test_a_known_structure_runs_without_a_graph(method):
     assert not model.with_graph
     close(found, method(model).attribute(text(5, seed=1), target=1), 1e-10)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.random])
+def test_a_known_run_is_the_observed_one_bit_for_bit(name):
+    """Else what a resumed evaluation finds would depend on where it was cut."""
+    case, sample = CASES[name], CASES[name].sample()
+    explain = AttentionRollout(case.function(case.model()))
+    asked = {"target": case.target_of(sample), "objective": getattr(case, "objective", None)}
+    first, again = (
+        explain.attribute_tokens(sample.inputs, additional_forward_args=sample.extra, **asked)
+        for _ in range(2)
+    )
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[stream], again[stream]) for stream in first)
 
 
 def test_a_known_structure_is_told_by_where_tensors_come_from():

@@ -18,8 +18,7 @@ from captum_attn.observe.capture.steps import KnownCall, KnownRun, Steps
 from captum_attn.observe.capture.tap import Tap
 from captum_attn.observe.capture.tensor_notes import Scores
 
-_FORMED = frozenset({torch.float32, torch.float64})
-_SMALL = 2**20  # elements of a map
+_PRODUCTS = frozenset({F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__})
 _MHA = F.multi_head_attention_forward  # whose steps are seen one by one
 
 
@@ -30,6 +29,8 @@ class NotingTap(Tap):
         said, shapes (list): of every step, see `KnownRun`.
         known_calls (list of KnownCall): how each call came about.
         born (list of int): for every leaf, how many calls had run when it was made.
+        rounded (list of int): for every product that torch rounds otherwise without a graph, how
+            many calls had run.
     """
 
     def __init__(self, root: nn.Module | None = None) -> None:
@@ -39,6 +40,7 @@ class NotingTap(Tap):
         self.shapes: list[Any] = []
         self.known_calls: list[KnownCall] = []
         self.born: list[int] = []
+        self.rounded: list[int] = []
         self._side = 0
         self._always_with_grad = True
 
@@ -64,6 +66,8 @@ class NotingTap(Tap):
         self.shapes.append(None)
         self._always_with_grad &= torch.is_grad_enabled()
         calls = len(self.calls)
+        if func in _PRODUCTS and _is_folded(args):
+            self.rounded.append(calls)
         out = super().__torch_function__(func, types_, args, kwargs)
         self.born += [calls] * (len(self.leaves) - len(self.born))
         self.shapes[step] = self.steps.made(step, args, out)
@@ -81,6 +85,16 @@ class NotingTap(Tap):
         if scores is not None:
             known = replace(known, scored=scores.step, side=self._side, axes=scores.axes)
         self.known_calls.append(known)
+
+
+def _is_folded(args: tuple) -> bool:
+    """Whether a product makes one matrix of a batch whose rows do not lie one after the other.
+
+    Torch decides how by whether a gradient is wanted, so that the last bits differ.
+    """
+    tensors = [x for x in args[:2] if isinstance(x, Tensor)]
+    of_matrix = any(x.ndim < 3 for x in tensors)
+    return of_matrix and any(x.ndim > 2 and not x.is_contiguous() for x in tensors)
 
 
 class KnownTap(Tap):
@@ -177,17 +191,6 @@ class KnownTap(Tap):
     @property
     def _is_blind(self) -> bool:
         return not self.cuts and super()._is_blind
-
-    def _forms_map(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
-        """A small map takes the kernel's time, and is needed anyway.
-
-        Not where somebody else looks at, or changes, what functions do.
-        """
-        if not self.cuts or query.device.type != "cpu" or query.dtype not in _FORMED:
-            return False
-        alike = query.ndim == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2]
-        small = alike and query.shape[:3].numel() * key.shape[2] <= _SMALL
-        return small and torch._C._len_torch_function_stack() == 0
 
     def _passed_on(self, out: Tensor) -> Tensor:
         if not self.cuts:

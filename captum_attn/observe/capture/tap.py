@@ -141,10 +141,6 @@ class Tap(TorchFunctionMode):
     def _is_blind(self) -> bool:
         return not torch.is_grad_enabled()
 
-    def _forms_map(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
-        """Whether A of a fused call is formed where the model runs, and its output of A."""
-        return False
-
     def _passed_on(self, out: Tensor) -> Tensor:
         """The output of a call, as the model goes on with it."""
         return out
@@ -227,10 +223,6 @@ class Tap(TorchFunctionMode):
             weights = self.own.run(F.dropout, (weights, dropout_p), {})
             out = weights @ repeat_heads(value, weights)
             weights = weights.detach()
-        elif attn_mask is None and not is_causal and self._forms_map(query, key, value):
-            weights = attention_map(query.detach(), key.detach(), scale=scale)
-            out = weights @ value.detach()
-            out = out.transpose(1, 2).contiguous().transpose(1, 2)  # laid out as the kernel's
         else:
             out = F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
         weights = changed_weights(out, weights)
