@@ -19,6 +19,7 @@ from captum_attn import (
     AttnLRP,
     BeyondIntuition,
     ConservativeLRP,
+    DeepIntegratedExplanations,
     GenericAttention,
     GradEclip,
     GradSam,
@@ -56,8 +57,15 @@ OWN = {
     GradSam: {"axis": "key"},
     AttCAT: {},
     GradEclip: {"layers_explained": 1, "similarity": True},
-    BeyondIntuition: {"n_steps": 20, "baselines": None, "perception": "head"},
-    TransitionAttention: {"n_steps": 20, "baselines": None, "normalize": False},
+    BeyondIntuition: {
+        "n_steps": 20, "baselines": None, "show_progress": False, "perception": "head",
+    },
+    TransitionAttention: {
+        "n_steps": 20, "baselines": None, "show_progress": False, "normalize": False,
+    },
+    DeepIntegratedExplanations: {
+        "n_steps": 10, "layers_integrated": (-1, -2), "show_progress": False,
+    },
 }  # fmt: skip
 CALLS = (
     "attribute", "attribute_tokens", "attribute_each", "attribute_tokens_each", "relevance_maps",
@@ -77,6 +85,8 @@ def test_signatures_show_the_options_keyword_only(method: type, call: str) -> No
     for of in (getattr(method, call), getattr(method(case()[0]), call)):
         parameters = inspect.signature(of).parameters
         expected = {**OWN[method], "block_size": None, "mixing_draws": None, "leave_out": ()}
+        if call.endswith("_each"):  # where the bar is over the targets
+            expected.pop("show_progress", None)
         assert list(parameters)[-len(expected) :] == list(expected)
         for name, default in expected.items():
             assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
