@@ -28,7 +28,7 @@ from tests.insights.browser import (
 pytestmark = MARKS
 ROOT = Path(__file__).parents[2]
 NAMES = [method.get_name() for method in METHODS]
-# Captum's page cannot draw a map of zeros, which Grad-CAM on attention gives for some pictures; what
+# Captum's page cannot draw a map of zeros, which Grad-CAM gives for some pictures; what
 # it asks of the others is held in test_register.
 DRAWN = METHODS[: METHODS.index(AttentionGradCam)]
 
