@@ -1,7 +1,8 @@
 """Gradients along the straight path from a baseline to the input: x_k = x' + α_k (x - x').
 
 Floats that enter token streams are scaled themselves. Where there are none (token ids), the tokens
-that enter the first block are: what a module on the way to the first attention call is given.
+that enter the first block are: what a module on the way to the first attention call is given. A
+baseline that is token ids itself stands for the tokens that it becomes there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from captum_attn.observe.capture.tensor_kinds import check_kind
 from captum_attn.observe.streams.states import Source
 
 Baselines = float | Tensor | tuple | Mapping | None
+# Where the path of a stream's tokens begins.
+Start = Callable[[Source], Baselines]
 # A call as it ran at one step, and the gradient at its output.
 At = tuple[AttentionCall, Tensor | None]
 
@@ -51,8 +54,9 @@ def path_gradients(
     found: dict[AttentionCall, list[At]] = {
         call: [(call, run.backward.gradients.get(call))] for call in calls
     }
+    start = None if _floats(run) else _start(run, calls, baselines, roots)
     for alpha in fractions:
-        inputs, scaled = _at(run, alpha, baselines, roots)
+        inputs, scaled = _at(run, alpha, baselines, start, roots)
         try:
             steps = run.calls_on(inputs, calls, scaled)
         except AttnError:
@@ -102,6 +106,9 @@ def check_baselines(run: Run[Any], baselines: Baselines) -> None:
 
 
 def _check_of_tokens(run: Run[Any], baselines: Baselines) -> None:
+    if _are_ids(baselines):
+        _with_ids(run, baselines)
+        return
     if not isinstance(baselines, Tensor):
         _between(baselines, run.like.new_zeros(1), 1.0)
         return
@@ -130,12 +137,17 @@ def _given(run: Run[Any]) -> list[tuple[str, int, Any]]:
 
 
 def _at(
-    run: Run[Any], alpha: float, baselines: Baselines, roots: Sequence[nn.Module]
+    run: Run[Any],
+    alpha: float,
+    baselines: Baselines,
+    start: Start | None,
+    roots: Sequence[nn.Module],
 ) -> tuple[Inputs, AbstractContextManager]:
     """The inputs of one step, and what scales the tokens while the model runs."""
     floats, given = _floats(run), run.inputs
-    if not floats:
-        return given, _scaling(run, alpha, baselines, roots)
+    if start is not None:
+        tokens = _tokens(run, roots, lambda source, x: _between(start(source), x, alpha))
+        return given, tokens
     made: dict[str, Any] = {}
     for name, place, x in _given(run):
         scaled = name in floats and isinstance(x, Tensor) and x.is_floating_point()
@@ -197,16 +209,99 @@ def _between(baseline: Any, x: Tensor, alpha: float) -> Tensor:
 
 
 # ---------------------------------------------------------------------------- tokens of ids
+def _are_ids(baselines: Baselines) -> bool:
+    """Whether baselines of ids are ids, as Captum gives them: of each input, or a tensor (B, n)."""
+    if isinstance(baselines, Tensor):
+        return baselines.ndim > 1 and not baselines.is_floating_point()
+    return isinstance(baselines, (tuple, Mapping))
+
+
+def _with_ids(run: Run[Any], baselines: Baselines) -> Inputs:
+    """The inputs with the baselines' ids in the place of theirs; masks and the like stay."""
+    ids = {
+        entry.leaf.name
+        for source in run.observation.wiring.sources
+        for entry in source.entries
+        if entry.leaf.ids is not None
+    }
+    given = _given(run)
+    if isinstance(baselines, tuple) and len(baselines) != len(given):
+        raise OptionError(
+            f"baselines: expected one for each of the {len(given)} inputs, got {len(baselines)}"
+        )
+    if isinstance(baselines, Mapping):
+        for name in baselines:
+            if name not in ids:
+                raise OptionError(
+                    f"baselines: expected names among {sorted(ids)}, the inputs whose tokens are "
+                    f"scaled, got {shown(name)}{suggested(name, ids)}"
+                )
+    made: dict[str, Any] = {}
+    for name, place, x in given:
+        baseline = _baseline_of(baselines, name, place) if name in ids else None
+        made[name] = x if baseline is None else _ids_like(baseline, x)
+    if isinstance(run.inputs, Mapping):
+        return made
+    values = tuple(made.values())
+    return values if isinstance(run.inputs, tuple) else values[0]
+
+
+def _ids_like(baseline: Any, x: Tensor) -> Tensor:
+    try:
+        if isinstance(baseline, Tensor):
+            check_kind("baselines", baseline)
+        start = torch.as_tensor(baseline, device=x.device)
+        whole = not (start.is_floating_point() or start.is_complex() or start.dtype == torch.bool)
+        fits = whole and torch.broadcast_shapes(start.shape, x.shape) == x.shape
+    except FAILURES:
+        fits = False
+    if not fits:
+        raise OptionError(
+            f"baselines: expected token ids that fit {tuple(x.shape)} in the place of the input's, "
+            f"or a number or tokens (B, n, D) for all of it, got {shown(baseline)}"
+        )
+    return start.to(x.dtype).expand(x.shape)
+
+
+def _start(
+    run: Run[Any],
+    calls: Sequence[AttentionCall],
+    baselines: Baselines,
+    roots: Sequence[nn.Module],
+) -> Start:
+    """Where the path of each stream's tokens begins; baselines that are ids take one run more."""
+    if not _are_ids(baselines):
+        return lambda source: baselines
+    became: dict[Source, Tensor] = {}
+
+    def note(source: Source, x: Tensor) -> Tensor:
+        became[source] = x.detach()
+        return x
+
+    try:
+        run.calls_on(_with_ids(run, baselines), calls, _tokens(run, roots, note))
+    except (
+        AttnError,
+        *FAILURES,
+    ) as error:  # behind the first block it may fail: a text of padding alone
+        if len(became) < len(run.observation.wiring.sources):
+            raise OptionError(
+                "baselines: the model cannot read these ids: expected ids of its vocabulary, got "
+                f"{shown(baselines)}; the model says: {shown_error(error)}"
+            ) from error
+    return lambda source: became[source]
+
+
 @contextmanager
-def _scaling(
-    run: Run[Any], alpha: float, baselines: Baselines, roots: Sequence[nn.Module]
+def _tokens(
+    run: Run[Any], roots: Sequence[nn.Module], change: Callable[[Source, Tensor], Tensor]
 ) -> Iterator[None]:
-    """Scales the tokens that enter the first block of every stream, while the model runs."""
+    """Changes the tokens that enter the first block of every stream, while the model runs."""
     done: list[Source] = []
     with ExitStack() as hooks:
         for source in run.observation.wiring.sources:
             for module in _on_the_way(run, source, roots):
-                hook = _hook(run, source, done, lambda x: _between(baselines, x, alpha))
+                hook = _hook(run, source, done, change)
                 hooks.enter_context(hooked(module, hook))
         yield
     if len(done) < len(run.observation.wiring.sources):
@@ -229,7 +324,10 @@ def _on_the_way(run: Run[Any], source: Source, roots: Sequence[nn.Module]) -> It
 
 
 def _hook(
-    run: Run[Any], source: Source, done: list[Source], scale: Callable[[Tensor], Tensor]
+    run: Run[Any],
+    source: Source,
+    done: list[Source],
+    change: Callable[[Source, Tensor], Tensor],
 ) -> Callable:
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         given = {**dict(enumerate(args)), **kwargs}
@@ -237,7 +335,7 @@ def _hook(
         if source in done or len(held) != 1:
             return None
         done.append(source)
-        given[held[0]] = scale(given[held[0]])
+        given[held[0]] = change(source, given[held[0]])
         return tuple(given[i] for i in range(len(args))), {name: given[name] for name in kwargs}
 
     return hook

@@ -45,7 +45,8 @@ class BeyondIntuition(FeedbackMethod):
         perception (str): "head", BI-H, or "token", BI-T. Default: "head".
         n_steps (int): K, runs of the model in all; 1: the gradient at the input. Default: 20.
         baselines (float, Tensor, tuple or Mapping, optional): where the path begins, as in
-            Captum's IntegratedGradients. Default: 0.
+            Captum's IntegratedGradients; of token ids a number, tokens (B, n, D), or ids of the
+            inputs' shapes (a (B, n) tensor, or one for each input). Default: 0.
         show_progress (bool): a progress bar over the runs. Default: False.
 
     Examples::

@@ -34,7 +34,8 @@ class TransitionAttention(FeedbackMethod):
     Options of `attribute` and its companions:
         n_steps (int): K, runs of the model in all; 1: the gradient at the input. Default: 20.
         baselines (float, Tensor, tuple or Mapping, optional): where the path begins, as in
-            Captum's IntegratedGradients. Default: 0.
+            Captum's IntegratedGradients; of token ids a number, tokens (B, n, D), or ids of the
+            inputs' shapes (a (B, n) tensor, or one for each input). Default: 0.
         show_progress (bool): a progress bar over the runs. Default: False.
         normalize (bool): True has (Â_l + I) / 2, a common factor of all tokens. Default: False.
 

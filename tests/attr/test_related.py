@@ -45,6 +45,36 @@ def test_a_bar_over_the_runs(method, capsys):
     assert torch.equal(quiet, shown)
 
 
+@pytest.mark.parametrize("method", [TransitionAttention, BeyondIntuition])
+def test_baselines_of_ids_are_the_tokens_that_they_become(method):
+    """As Captum gives them, and alike in a batch and alone."""
+    model, inputs = ZOO["bert"].fresh(), dict(ZOO["bert"].sample().inputs)
+    ids = torch.full_like(inputs["input_ids"], 7)
+    seen = []
+    with model.bert.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0])):
+        model(**{**inputs, "input_ids": ids})
+    explain, plain_ids = method(model), inputs["input_ids"]
+    of_tokens = explain.attribute(inputs, 1, n_steps=4, baselines=seen[0].detach())["input_ids"]
+    of_ids = explain.attribute(inputs, 1, n_steps=4, baselines={"input_ids": ids})["input_ids"]
+    close(of_ids, of_tokens, 1e-6)
+    zero = explain.attribute(inputs, 1, n_steps=4)["input_ids"]
+    assert float((of_ids - zero).abs().max()) > 1e-3 * float(zero.abs().max())
+    options = {"n_steps": 4, "internal_batch_size": 1}
+    alone = explain.attribute(inputs, 1, baselines={"input_ids": ids}, **options)["input_ids"]
+    close(alone, of_ids, 1e-6)
+    together = explain.attribute(plain_ids, 1, n_steps=4, baselines=(ids,))
+    assert torch.equal(together, explain.attribute(plain_ids, 1, n_steps=4, baselines=ids))
+    for wrong in (
+        ({"input_ids": 0.5}),
+        (ids[:, :2],),
+        {"ids": ids},
+        (ids, ids),
+        {"input_ids": 99999},
+    ):
+        with pytest.raises(OptionError, match="baselines: "):
+            explain.attribute(inputs if isinstance(wrong, dict) else plain_ids, 1, baselines=wrong)
+
+
 def test_attcat_asks_for_all_layers_in_one_backward_pass(monkeypatch):
     passes = []
 
