@@ -280,10 +280,7 @@ def _start(
 
     try:
         run.calls_on(_with_ids(run, baselines), calls, _tokens(run, roots, note))
-    except (
-        AttnError,
-        *FAILURES,
-    ) as error:  # behind the first block it may fail: a text of padding alone
+    except FAILURES as error:  # behind the first block it may fail: a text of padding alone
         if len(became) < len(run.observation.wiring.sources):
             raise OptionError(
                 "baselines: the model cannot read these ids: expected ids of its vocabulary, got "
