@@ -136,6 +136,19 @@ def test_chance_removes_in_another_order_and_ends_at_the_same_place(session):
     assert torch.equal(chance.values, session.chance("first", example, 1).values)
 
 
+@pytest.mark.parametrize("method", OF_WORDS)
+def test_every_method_of_words_explains_a_text(method):
+    """Those that follow a path begin at ids, the words' baseline."""
+    session = Session(made(TinyText), CLASSES, text(), [TEXT_BATCH], softmax)
+    example = session.examples[0]
+    (found,) = session.explain("TinyText", example, method.get_name(), target=0).attributions
+    along = {}
+    if "baselines" in inspect.signature(method.attribute).parameters:
+        along["baselines"] = session._baselines(example.inputs)
+    direct = method(made(TinyText)).attribute(example.inputs[0], target=0, **along)
+    assert torch.equal(found, direct.detach())
+
+
 def test_special_tokens_are_never_removed():
     session = Session(made(TinyText), CLASSES, text(), [TEXT_BATCH], softmax)
     assert set(session.methods) == {m.get_name() for m in OF_WORDS}  # ids cannot be interpolated
