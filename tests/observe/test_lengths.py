@@ -191,6 +191,17 @@ class Trades(Layers):
         return self.head(one[:, 0])
 
 
+class Picks(Layers):
+    """What the input holds decides which of two equal layers runs first: by no function."""
+
+    def forward(self, x):
+        one, other = self.first, self.second
+        if bool(x[0, 0, 0] > 0):
+            one, other = other, one
+        x = x + one(x, x)
+        return self.head((x + other(x, x))[:, 0])
+
+
 @pytest.mark.parametrize("method", [AttentionRollout, RawAttention, AttentionFlow])
 def test_a_known_structure_runs_without_a_graph(method):
     model = ready(Notes)
@@ -201,6 +212,16 @@ def test_a_known_structure_runs_without_a_graph(method):
     assert not model.with_graph
     close(found, method(model).attribute(text(5, seed=1), target=1), 1e-10)
     assert torch.is_grad_enabled()
+
+
+def test_a_known_structure_is_told_by_the_weights_that_are_used():
+    """Else `layers` would name one layer and leave out the other."""
+    model = ready(Picks)
+    seasoned = AttentionRollout(model, layers="first")
+    for seed in range(6):
+        found = seasoned.attribute_tokens(text(5, seed=seed), target=1)["x"]
+        fresh = AttentionRollout(model, layers="first")
+        assert torch.equal(found, fresh.attribute_tokens(text(5, seed=seed), target=1)["x"])
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.random])

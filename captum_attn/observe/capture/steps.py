@@ -1,8 +1,9 @@
 """What a run does, step by step: by this a later run is told to be the same one, without a graph.
 
 A step is a function of torch that the model calls. It is said by the function, by where its tensors
-were made, and by its whole numbers and names; what the tensors hold is not said. Two runs that say
-the same of every step, and make the same shapes, have the same graph.
+were made, by which weights it takes (a model may choose among equal layers), and by its whole
+numbers and names; what the tensors hold is not said. Two runs that say the same of every step, and
+make the same shapes, have the same graph.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Steps:
                 told = made is not None and made[0]() is value
                 said.append(made[1] if told else self._said(value))  # type: ignore[index]
             elif kind is nn.Parameter:
-                said.append(Tensor)
+                said.append(id(value))
             else:
                 said.append(value if kind in _PLAIN else self._said(value))
         for name, value in kwargs.items():
@@ -120,7 +121,7 @@ class Steps:
 
     def _said(self, value: Any) -> Any:
         if isinstance(value, nn.Parameter):
-            return Tensor
+            return id(value)
         if isinstance(value, Tensor):
             known = self._made.get(id(value))
             if known is not None and known[0]() is value:
