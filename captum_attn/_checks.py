@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "FAILURES", "callable_of", "finite", "flag", "is_file", "is_folder", "listed", "mapping_of",
     "names_of", "number", "one_of", "plain",
     "scalar", "shown", "shown_error", "size_of", "suggested", "text", "texts", "way_out", "whole",
+    "writing_to",
 ]  # fmt: skip
 
 LONGEST = 80  # letters of a value in an error
@@ -249,6 +251,18 @@ def names_of(name: str, given: Iterable[str], known: Collection[str], error: Kin
 
 
 # ---------------------------------------------------------------------------- others
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Says so where a file of the user's cannot be written."""
+    try:
+        yield
+    except (OSError, ValueError) as problem:  # ValueError: a name with a null byte
+        said = getattr(problem, "strerror", None) or problem
+        raise InputError(
+            f"path: cannot write to {shown(str(path))} ({said}); give a file in a folder of yours"
+        ) from problem
+
+
 def is_file(path: Any) -> bool:
     """Whether there is a file; False for a name that no file can have."""
     try:

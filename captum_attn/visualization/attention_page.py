@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.image import imsave
 
-from captum_attn._checks import shown, text, texts, whole
+from captum_attn._checks import shown, text, texts, whole, writing_to
 from captum_attn.errors import InputError, OptionError
 from captum_attn.visualization._arrays import array, image_list, pair_of
 from captum_attn.visualization._examples import Tokens, token_lists
@@ -88,14 +88,8 @@ class AttentionPage:
         """
         if not isinstance(path, (str, PathLike)) or Path(path).suffix.lower() != ".html":
             raise OptionError(f"path: expected a file ending in .html, got {shown(path)}")
-        try:
+        with writing_to(Path(path)):
             Path(path).write_text(self._page, encoding="utf-8")
-        except (OSError, ValueError) as problem:  # ValueError: a name with a null byte
-            said = getattr(problem, "strerror", None) or problem
-            raise InputError(
-                f"path: cannot write to {shown(str(path))} ({said}); give a file in a folder of "
-                "yours"
-            ) from problem
         return Path(path)
 
     def _repr_html_(self) -> str:

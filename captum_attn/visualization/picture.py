@@ -12,8 +12,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from captum_attn._checks import listed, number, shown, text
-from captum_attn.errors import InputError, OptionError
+from captum_attn._checks import listed, number, shown, text, writing_to
+from captum_attn.errors import OptionError
 from captum_attn.visualization._fonts import without_glyph_warnings
 from captum_attn.visualization._hover import Numbers, numbers_html
 
@@ -77,17 +77,11 @@ class Picture(Figure):
         ending = path.suffix.lower()
         if ending not in FORMATS:
             raise OptionError(f"path: expected a file ending in {', '.join(FORMATS)}, got '{path}'")
-        try:
+        with writing_to(path):
             if ending == ".html":
                 path.write_text(self.page(dpi), encoding="utf-8")
             else:
                 self.savefig(path, dpi=dpi)
-        except (OSError, ValueError) as problem:  # ValueError: a name with a null byte
-            said = getattr(problem, "strerror", None) or problem
-            raise InputError(
-                f"path: cannot write to {shown(str(path))} ({said}); give a file in a folder of "
-                "yours"
-            ) from problem
         return path
 
     def png(self, dpi: float = DPI) -> bytes:
