@@ -247,20 +247,23 @@ def _with_ids(run: Run[Any], baselines: Baselines) -> Inputs:
 
 
 def _ids_like(baseline: Any, x: Tensor) -> Tensor:
+    """Ids as baselines; a number would say either an id or what all tokens' vectors hold."""
     try:
-        if isinstance(baseline, Tensor):
+        fits = isinstance(baseline, Tensor) and baseline.ndim > 0
+        if fits:
             check_kind("baselines", baseline)
-        start = torch.as_tensor(baseline, device=x.device)
-        whole = not (start.is_floating_point() or start.is_complex() or start.dtype == torch.bool)
-        fits = whole and torch.broadcast_shapes(start.shape, x.shape) == x.shape
+            fits = not (baseline.is_floating_point() or baseline.is_complex())
+            fits = fits and baseline.dtype != torch.bool
+            fits = fits and torch.broadcast_shapes(baseline.shape, x.shape) == x.shape
     except FAILURES:
         fits = False
     if not fits:
         raise OptionError(
-            f"baselines: expected token ids that fit {tuple(x.shape)} in the place of the input's, "
-            f"or a number or tokens (B, n, D) for all of it, got {shown(baseline)}"
+            f"baselines: expected a tensor of token ids that fits {tuple(x.shape)} in the place of "
+            "the input's, or a number or tokens (B, n, D) for all inputs together, got "
+            f"{shown(baseline)}"
         )
-    return start.to(x.dtype).expand(x.shape)
+    return baseline.to(device=x.device, dtype=x.dtype).expand(x.shape)
 
 
 def _start(

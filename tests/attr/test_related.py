@@ -64,7 +64,7 @@ def test_baselines_of_ids_are_the_tokens_that_they_become(method):
     close(alone, of_ids, 1e-6)
     together = explain.attribute(plain_ids, 1, n_steps=4, baselines=(ids,))
     assert torch.equal(together, explain.attribute(plain_ids, 1, n_steps=4, baselines=ids))
-    for wrong in ({"input_ids": 0.5}, {"ids": ids}, {"input_ids": 99999}):
+    for wrong in ({"input_ids": 0}, {"ids": ids}, {"input_ids": ids + 99999}):
         with pytest.raises(OptionError, match="baselines: "):
             explain.attribute(inputs, 1, baselines=wrong)
     for wrong in ((ids[:, :2],), (ids, ids)):
